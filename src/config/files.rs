@@ -1,0 +1,93 @@
+//! The two files with secrets that stand beside the configuration: a server's credentials (`server bootstrap` writes
+//! them) and the daemon's keys. Both are TOML, mode 0600; a file that others can read is refused.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::path::Path;
+
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Deserialize;
+
+use crate::domain::tenant::RoleName;
+
+/// How the daemon logs in to one server.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Credentials {
+    /// Creates databases and roles; never a superuser.
+    pub daemon: RoleLogin,
+    /// Reads everything, bypasses row security, and can do nothing else.
+    pub dump: RoleLogin,
+}
+
+/// A role with its password.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RoleLogin {
+    pub role: RoleName,
+    pub password: SecretString,
+}
+
+/// The daemon's own keys.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Keys {
+    /// 32 bytes in base64: wraps every stored password and key.
+    pub key_encryption_key: SecretString,
+    /// 32 bytes in base64: the Ed25519 seed that signs backup manifests.
+    pub manifest_signing_key: SecretString,
+    /// `age1…`: can open every backup. Its identity belongs off this machine.
+    pub escrow_recipient: String,
+}
+
+impl Credentials {
+    pub fn read(path: &Path) -> Result<Self, String> {
+        read_private(path)
+    }
+
+    /// As [`Credentials::read`] takes it.
+    pub fn to_toml(&self) -> String {
+        let section = |name: &str, login: &RoleLogin| {
+            let (role, password) = (login.role.as_str(), login.password.expose_secret());
+            format!("[{name}]\nrole = {role:?}\npassword = {password:?}\n")
+        };
+        format!("{}\n{}", section("daemon", &self.daemon), section("dump", &self.dump))
+    }
+}
+
+impl Keys {
+    pub fn read(path: &Path) -> Result<Self, String> {
+        read_private(path)
+    }
+
+    /// As [`Keys::read`] takes it.
+    pub fn to_toml(&self) -> String {
+        format!(
+            "key_encryption_key = {:?}\nmanifest_signing_key = {:?}\nescrow_recipient = {:?}\n",
+            self.key_encryption_key.expose_secret(),
+            self.manifest_signing_key.expose_secret(),
+            self.escrow_recipient
+        )
+    }
+}
+
+fn read_private<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, String> {
+    let mode = fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?.permissions().mode();
+    if mode & 0o077 != 0 {
+        return Err(format!("{}: others can read it (mode {:o}); run chmod 600", path.display(), mode & 0o777));
+    }
+    let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    // The parser's message would quote the offending line, and with it a secret.
+    let place = |error: &figment::Error| error.path.join(".");
+    figment::Figment::from(<figment::providers::Toml as figment::providers::Format>::string(&text))
+        .extract()
+        .map_err(|error| format!("{}: not the TOML that is expected here (at {:?})", path.display(), place(&error)))
+}
+
+/// Writes a new file that only its owner can read. An existing file is an error: secrets are never overwritten.
+pub fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
+}

@@ -1,0 +1,324 @@
+//! From a TOML file and the environment (`TENANTD_…`, `__` between levels, as `TENANTD_STORE__BUCKET`) to [`Config`].
+//! Paths in the file are relative to the file.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use figment::Figment;
+use figment::providers::{Env, Format as _, Toml};
+use secrecy::SecretString;
+use serde::Deserialize;
+
+use super::files::{Credentials, Keys};
+use super::validate;
+use super::{
+    BackupConfig, Config, MigratorConfig, OperationsConfig, RouterConfig, ServerConfig, ServerTls, StoreConfig,
+    TlsFiles,
+};
+use crate::domain::tenant::Naming;
+use crate::domain::tier::{self, Tier, Tiers};
+
+/// What is wrong with a configuration: all of it.
+#[derive(Debug, thiserror::Error)]
+#[error("{} is not usable:{}", .path.display(), list(.problems))]
+pub struct Error {
+    pub path: PathBuf,
+    /// Each names the setting, what is wrong with it, and what is allowed.
+    pub problems: Vec<String>,
+}
+
+fn list(problems: &[String]) -> String {
+    problems.iter().map(|problem| format!("\n  - {problem}")).collect()
+}
+
+/// Reads and checks the configuration.
+///
+/// # Errors
+/// Every problem at once.
+pub fn load(path: &Path) -> Result<Config, Error> {
+    let fail = |problems| Error { path: path.to_owned(), problems };
+    if !path.is_file() {
+        return Err(fail(vec!["there is no such file".to_owned()]));
+    }
+    let figment =
+        Figment::from(Toml::file_exact(path)).merge(Env::prefixed("TENANTD_").ignore(&["client_config"]).split("__"));
+    let file: File = figment.extract().map_err(|error| fail(error.into_iter().map(|e| e.to_string()).collect()))?;
+    let base = path.parent().unwrap_or(Path::new("."));
+    let mut problems = Vec::new();
+    let config = file.into_config(base, &mut problems);
+    match config {
+        Some(config) => {
+            validate::check(&config, &mut problems);
+            if problems.is_empty() { Ok(config) } else { Err(fail(problems)) }
+        }
+        None => Err(fail(problems)),
+    }
+}
+
+/// The file as written.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    prefix: String,
+    #[serde(default = "listen_default")]
+    listen: SocketAddr,
+    tls: Option<TlsSection>,
+    spool_dir: PathBuf,
+    tenant_migrations_dir: PathBuf,
+    keys_file: PathBuf,
+    catalog_server: Option<String>,
+    servers: Vec<ServerSection>,
+    store: StoreSection,
+    #[serde(default)]
+    router: RouterSection,
+    #[serde(default)]
+    operations: OperationsSection,
+    #[serde(default)]
+    migrator: MigratorSection,
+    #[serde(default)]
+    backup: BackupSection,
+    #[serde(default)]
+    tiers: Tiers,
+    #[serde(default = "drain_timeout_default", deserialize_with = "duration")]
+    drain_timeout: Duration,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TlsSection {
+    certificate_file: PathBuf,
+    key_file: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ServerSection {
+    name: String,
+    host: String,
+    #[serde(default = "port_default")]
+    port: u16,
+    #[serde(default)]
+    tls: ServerTls,
+    ca_file: Option<PathBuf>,
+    #[serde(default = "connections_max_default")]
+    connections_max: u32,
+    #[serde(default = "connections_reserved_default")]
+    connections_reserved: u32,
+    #[serde(default = "connects_parallel_max_default")]
+    connects_parallel_max: u32,
+    credentials_file: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoreSection {
+    endpoint: Option<String>,
+    #[serde(default = "region_default")]
+    region: String,
+    bucket: String,
+    access_key_id: String,
+    secret_access_key: SecretString,
+    #[serde(default)]
+    path_style: bool,
+    #[serde(default = "part_bytes_min_default")]
+    part_bytes_min: u64,
+    #[serde(default = "parts_max_default")]
+    parts_max: u32,
+    #[serde(default = "request_timeout_default", deserialize_with = "duration")]
+    request_timeout: Duration,
+}
+
+macro_rules! section {
+    ($name:ident { $($field:ident : $type:ty = $default:expr),+ $(,)? } durations { $($duration:ident = $value:expr),* $(,)? }) => {
+        #[derive(Debug, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        struct $name {
+            $($field: $type,)+
+            $(#[serde(deserialize_with = "duration")] $duration: Duration,)*
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: $default,)+ $($duration: $value,)* }
+            }
+        }
+    };
+}
+
+section!(RouterSection {
+    pools_max: usize = 10_000,
+} durations {
+    acquire_timeout = Duration::from_secs(10),
+    connect_timeout = Duration::from_secs(5),
+    statement_timeout = Duration::from_secs(30),
+    connection_idle_timeout = Duration::from_secs(60),
+    pool_idle_timeout = Duration::from_secs(300),
+    pause_wait_max = Duration::from_secs(10),
+    route_age_max = Duration::from_secs(1),
+    slow_statement_threshold = Duration::from_secs(1),
+});
+
+section!(OperationsSection {
+    concurrency_max: usize = 8,
+} durations {
+    lease = Duration::from_secs(15),
+    poll_interval = Duration::from_secs(1),
+});
+
+section!(MigratorSection {
+    concurrency_max: usize = 8,
+} durations {
+    lock_timeout = Duration::from_secs(3),
+    statement_timeout = Duration::from_secs(600),
+    advisory_lock_wait_max = Duration::from_secs(10),
+});
+
+section!(BackupSection {
+    zstd_level: i32 = 3,
+    concurrency_max: usize = 2,
+} durations {
+    stall_timeout = Duration::from_secs(60),
+    pause_drain_max = Duration::from_secs(5),
+});
+
+fn listen_default() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 7432))
+}
+fn port_default() -> u16 {
+    5432
+}
+fn connections_max_default() -> u32 {
+    80
+}
+fn connections_reserved_default() -> u32 {
+    20
+}
+fn connects_parallel_max_default() -> u32 {
+    4
+}
+fn region_default() -> String {
+    "us-east-1".to_owned()
+}
+fn part_bytes_min_default() -> u64 {
+    8 << 20
+}
+fn parts_max_default() -> u32 {
+    10_000
+}
+fn request_timeout_default() -> Duration {
+    Duration::from_secs(60)
+}
+fn drain_timeout_default() -> Duration {
+    Duration::from_secs(30)
+}
+
+/// As `30s`, `5m`, `500ms`.
+fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    humantime::parse_duration(&text)
+        .map_err(|error| serde::de::Error::custom(format!("{text:?} is no duration (as \"30s\"): {error}")))
+}
+
+impl File {
+    fn into_config(self, base: &Path, problems: &mut Vec<String>) -> Option<Config> {
+        let naming = Naming::new(&self.prefix).map_err(|error| problems.push(format!("prefix: {error}"))).ok();
+        let keys =
+            Keys::read(&base.join(&self.keys_file)).map_err(|error| problems.push(format!("keys_file: {error}"))).ok();
+        let count = self.servers.len();
+        let servers: Vec<ServerConfig> =
+            self.servers.into_iter().filter_map(|server| server.into_config(base, problems)).collect();
+        let first = servers.first().map(|server| server.name.clone());
+        let complete = servers.len() == count;
+        if count == 0 {
+            problems.push("servers: at least one is needed".to_owned());
+        }
+        let tiers: Vec<(String, Tier)> = tier::defaults().into_iter().chain(self.tiers).collect();
+        let (naming, keys, first) = (naming?, keys?, first.filter(|_| complete)?);
+        Some(Config {
+            naming,
+            listen: self.listen,
+            tls: self.tls.map(|tls| TlsFiles {
+                certificate_file: base.join(tls.certificate_file),
+                key_file: base.join(tls.key_file),
+            }),
+            spool_dir: base.join(self.spool_dir),
+            tenant_migrations_dir: base.join(self.tenant_migrations_dir),
+            keys,
+            catalog_server: self.catalog_server.unwrap_or(first),
+            servers,
+            store: self.store.into_config(),
+            router: self.router.into_config(),
+            operations: OperationsConfig {
+                lease: self.operations.lease,
+                concurrency_max: self.operations.concurrency_max,
+                poll_interval: self.operations.poll_interval,
+            },
+            migrator: MigratorConfig {
+                concurrency_max: self.migrator.concurrency_max,
+                lock_timeout: self.migrator.lock_timeout,
+                statement_timeout: self.migrator.statement_timeout,
+                advisory_lock_wait_max: self.migrator.advisory_lock_wait_max,
+            },
+            backup: BackupConfig {
+                zstd_level: self.backup.zstd_level,
+                concurrency_max: self.backup.concurrency_max,
+                stall_timeout: self.backup.stall_timeout,
+                pause_drain_max: self.backup.pause_drain_max,
+            },
+            tiers: tiers.into_iter().collect(),
+            drain_timeout: self.drain_timeout,
+        })
+    }
+}
+
+impl ServerSection {
+    fn into_config(self, base: &Path, problems: &mut Vec<String>) -> Option<ServerConfig> {
+        let credentials = Credentials::read(&base.join(&self.credentials_file))
+            .map_err(|error| problems.push(format!("servers.{}.credentials_file: {error}", self.name)))
+            .ok()?;
+        Some(ServerConfig {
+            name: self.name,
+            host: self.host,
+            port: self.port,
+            tls: self.tls,
+            ca_file: self.ca_file.map(|file| base.join(file)),
+            connections_max: self.connections_max,
+            connections_reserved: self.connections_reserved,
+            connects_parallel_max: self.connects_parallel_max,
+            credentials,
+        })
+    }
+}
+
+impl StoreSection {
+    fn into_config(self) -> StoreConfig {
+        StoreConfig {
+            endpoint: self.endpoint,
+            region: self.region,
+            bucket: self.bucket,
+            access_key_id: self.access_key_id,
+            secret_access_key: self.secret_access_key,
+            path_style: self.path_style,
+            part_bytes_min: self.part_bytes_min,
+            parts_max: self.parts_max,
+            request_timeout: self.request_timeout,
+        }
+    }
+}
+
+impl RouterSection {
+    fn into_config(self) -> RouterConfig {
+        RouterConfig {
+            acquire_timeout: self.acquire_timeout,
+            connect_timeout: self.connect_timeout,
+            statement_timeout: self.statement_timeout,
+            connection_idle_timeout: self.connection_idle_timeout,
+            pool_idle_timeout: self.pool_idle_timeout,
+            pools_max: self.pools_max,
+            pause_wait_max: self.pause_wait_max,
+            route_age_max: self.route_age_max,
+            slow_statement_threshold: self.slow_statement_threshold,
+        }
+    }
+}

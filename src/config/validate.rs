@@ -1,0 +1,123 @@
+//! What a configuration must hold beyond its types. Every rule reports; none stops the others.
+
+use std::collections::BTreeSet;
+
+use super::{Config, ServerTls};
+use crate::domain::tier::TIER_DEFAULT;
+
+/// The smallest part that S3 takes, except for the last.
+const PART_BYTES_MIN: u64 = 5 << 20;
+
+pub(super) fn check(config: &Config, problems: &mut Vec<String>) {
+    listener(config, problems);
+    servers(config, problems);
+    store(config, problems);
+    numbers(config, problems);
+    if !config.tiers.contains_key(TIER_DEFAULT) {
+        problems.push(format!("tiers: {TIER_DEFAULT:?} is missing"));
+    }
+    if !config.tenant_migrations_dir.is_dir() {
+        problems.push(format!("tenant_migrations_dir: {} is no directory", config.tenant_migrations_dir.display()));
+    }
+}
+
+fn listener(config: &Config, problems: &mut Vec<String>) {
+    if !config.listen.ip().is_loopback() && config.tls.is_none() {
+        problems.push(format!(
+            "listen: {} can be reached from outside, and there is no [tls]; name certificate_file and key_file, or listen on a loopback address",
+            config.listen
+        ));
+    }
+    for file in config.tls.iter().flat_map(|tls| [&tls.certificate_file, &tls.key_file]) {
+        if !file.is_file() {
+            problems.push(format!("tls: {} is no file", file.display()));
+        }
+    }
+}
+
+fn servers(config: &Config, problems: &mut Vec<String>) {
+    let mut names = BTreeSet::new();
+    for server in &config.servers {
+        let name = &server.name;
+        if !names.insert(name) {
+            problems.push(format!("servers.{name}: the name is there twice"));
+        }
+        if server.connections_reserved < 4 {
+            problems.push(format!(
+                "servers.{name}.connections_reserved: at least 4 (catalog, administration, migrations, backups)"
+            ));
+        }
+        if server.connections_max <= server.connections_reserved {
+            problems.push(format!(
+                "servers.{name}.connections_max: {} leaves nothing for tenants beside the {} reserved",
+                server.connections_max, server.connections_reserved
+            ));
+        }
+        if server.connects_parallel_max == 0 {
+            problems.push(format!("servers.{name}.connects_parallel_max: at least 1"));
+        }
+        let local = server.host.starts_with('/')
+            || server.host == "localhost"
+            || server.host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        if server.tls == ServerTls::Disable && !local {
+            problems.push(format!(
+                "servers.{name}.tls: \"disable\" sends passwords and data in clear to {}; use \"verify_full\"",
+                server.host
+            ));
+        }
+    }
+    if !names.contains(&config.catalog_server) {
+        problems.push(format!("catalog_server: {:?} is none of the servers", config.catalog_server));
+    }
+}
+
+fn store(config: &Config, problems: &mut Vec<String>) {
+    let store = &config.store;
+    if store.bucket.is_empty() {
+        problems.push("store.bucket: may not be empty".to_owned());
+    }
+    if store.part_bytes_min < PART_BYTES_MIN {
+        problems
+            .push(format!("store.part_bytes_min: {} is less than S3 takes ({PART_BYTES_MIN})", store.part_bytes_min));
+    }
+    if !(1..=10_000).contains(&store.parts_max) {
+        problems.push(format!("store.parts_max: {} is not between 1 and 10000", store.parts_max));
+    }
+    if let Some(endpoint) = &store.endpoint
+        && !(endpoint.starts_with("http://") || endpoint.starts_with("https://"))
+    {
+        problems.push(format!("store.endpoint: {endpoint:?} must begin with http:// or https://"));
+    }
+}
+
+fn numbers(config: &Config, problems: &mut Vec<String>) {
+    if !(1..=19).contains(&config.backup.zstd_level) {
+        problems.push(format!("backup.zstd_level: {} is not between 1 and 19", config.backup.zstd_level));
+    }
+    let counts = [
+        ("operations.concurrency_max", config.operations.concurrency_max),
+        ("migrator.concurrency_max", config.migrator.concurrency_max),
+        ("backup.concurrency_max", config.backup.concurrency_max),
+        ("router.pools_max", config.router.pools_max),
+    ];
+    for (name, count) in counts {
+        if count == 0 {
+            problems.push(format!("{name}: at least 1"));
+        }
+    }
+    let times = [
+        ("operations.lease", config.operations.lease),
+        ("operations.poll_interval", config.operations.poll_interval),
+        ("router.acquire_timeout", config.router.acquire_timeout),
+        ("router.connect_timeout", config.router.connect_timeout),
+        ("router.statement_timeout", config.router.statement_timeout),
+        ("migrator.lock_timeout", config.migrator.lock_timeout),
+        ("migrator.statement_timeout", config.migrator.statement_timeout),
+        ("backup.stall_timeout", config.backup.stall_timeout),
+    ];
+    for (name, time) in times {
+        if time.is_zero() {
+            problems.push(format!("{name}: may not be zero"));
+        }
+    }
+}

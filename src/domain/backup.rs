@@ -1,0 +1,187 @@
+//! A backup as a value: its manifest, where its objects lie, and when a restored database equals it.
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::tenant::{DatabaseName, TenantCode, TenantId};
+
+/// The version of the manifest's format that this daemon writes.
+pub const MANIFEST_FORMAT: u32 = 1;
+
+/// What a backup is, taken in the very snapshot that was dumped. Written last and signed: an archive without a
+/// manifest is no backup.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub format: u32,
+    pub backup_id: Uuid,
+    pub operation_id: Uuid,
+    pub catalog_id: Uuid,
+    pub tenant_id: TenantId,
+    pub tenant_code: TenantCode,
+    pub database: DatabaseName,
+    #[serde(with = "time::serde::rfc3339")]
+    pub snapshot_time: OffsetDateTime,
+    /// As `15.18 (Debian 15.18-0+deb12u1)`, and as 150018.
+    pub server_version: String,
+    pub server_version_num: i32,
+    pub dump_version: String,
+    pub schema_version: i64,
+    /// Over the whole schema; comparable within one major version of PostgreSQL.
+    pub schema_fingerprint: String,
+    pub encoding: String,
+    pub collate: String,
+    pub ctype: String,
+    pub extensions: Vec<Extension>,
+    pub tables: Vec<TableDigest>,
+    pub sequences: Vec<SequenceRange>,
+    pub archive: Archive,
+}
+
+/// The archive as it lies in the bucket: `pg_dump --format=custom` → zstd → age.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Archive {
+    pub key: String,
+    pub bytes: u64,
+    /// Lower-case hexadecimal, of the bytes in the bucket.
+    pub sha256: String,
+    /// As `pg_dump` gave it.
+    pub dump_bytes: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extension {
+    pub name: String,
+    pub version: String,
+    pub schema: String,
+}
+
+/// A table's rows, counted and digested independently of their order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableDigest {
+    pub schema: String,
+    pub name: String,
+    pub row_count: i64,
+    pub digest: String,
+}
+
+/// A sequence's last value, read before the dump began and after it had ended: sequences are not transactional,
+/// so the restored value lies between the two.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SequenceRange {
+    pub schema: String,
+    pub name: String,
+    pub low: Option<i64>,
+    pub high: Option<i64>,
+}
+
+/// Where the objects of one backup lie. Each backup has names of its own, so nothing is ever overwritten.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackupKeys {
+    pub archive: String,
+    pub manifest: String,
+}
+
+impl BackupKeys {
+    pub fn new(tenant: TenantId, backup: Uuid) -> Self {
+        let folder = format!("tenants/{tenant}/{backup}");
+        Self { archive: format!("{folder}/archive.dump.zst.age"), manifest: format!("{folder}/manifest.json") }
+    }
+}
+
+/// One way in which a restored database is not what its manifest says.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Difference {
+    #[error("the table {schema}.{name} is missing")]
+    TableMissing { schema: String, name: String },
+    #[error("the table {schema}.{name} is not in the manifest")]
+    TableUnexpected { schema: String, name: String },
+    #[error("the table {schema}.{name} has {found} rows instead of {expected}")]
+    RowCount { schema: String, name: String, expected: i64, found: i64 },
+    #[error("the table {schema}.{name} has as many rows, but not the same ones")]
+    Digest { schema: String, name: String },
+    #[error("the sequence {schema}.{name} stands at {found:?}, outside of {low:?} to {high:?}")]
+    Sequence { schema: String, name: String, found: Option<i64>, low: Option<i64>, high: Option<i64> },
+    #[error("the schema's fingerprint is {found} instead of {expected}")]
+    Schema { expected: String, found: String },
+}
+
+/// Every difference between the tables that were dumped and those found.
+pub fn table_differences(expected: &[TableDigest], found: &[TableDigest]) -> Vec<Difference> {
+    let same = |a: &TableDigest, b: &TableDigest| a.schema == b.schema && a.name == b.name;
+    let mut differences = Vec::new();
+    for table in expected {
+        let (schema, name) = (table.schema.clone(), table.name.clone());
+        match found.iter().find(|other| same(table, other)) {
+            None => differences.push(Difference::TableMissing { schema, name }),
+            Some(other) if other.row_count != table.row_count => differences.push(Difference::RowCount {
+                schema,
+                name,
+                expected: table.row_count,
+                found: other.row_count,
+            }),
+            Some(other) if other.digest != table.digest => differences.push(Difference::Digest { schema, name }),
+            Some(_) => {}
+        }
+    }
+    for table in found.iter().filter(|table| !expected.iter().any(|other| same(table, other))) {
+        differences.push(Difference::TableUnexpected { schema: table.schema.clone(), name: table.name.clone() });
+    }
+    differences
+}
+
+/// Every sequence that stands outside of its range.
+pub fn sequence_differences(expected: &[SequenceRange], found: &[SequenceRange]) -> Vec<Difference> {
+    let outside = |range: &SequenceRange| {
+        let value = found
+            .iter()
+            .find(|other| other.schema == range.schema && other.name == range.name)
+            .and_then(|other| other.high);
+        // A sequence may run downwards, so the two ends are only two ends.
+        let (low, high) = (range.low.min(range.high), range.low.max(range.high));
+        (value < low || value > high).then(|| Difference::Sequence {
+            schema: range.schema.clone(),
+            name: range.name.clone(),
+            found: value,
+            low,
+            high,
+        })
+    };
+    expected.iter().filter_map(outside).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(name: &str, row_count: i64, digest: &str) -> TableDigest {
+        TableDigest { schema: "public".to_owned(), name: name.to_owned(), row_count, digest: digest.to_owned() }
+    }
+
+    #[test]
+    fn each_kind_of_difference_is_named() {
+        let expected = [table("a", 1, "x"), table("b", 2, "y"), table("c", 3, "z")];
+        let found = [table("b", 1, "y"), table("c", 3, "other"), table("d", 0, "")];
+        let texts: Vec<_> = table_differences(&expected, &found).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            [
+                "the table public.a is missing",
+                "the table public.b has 1 rows instead of 2",
+                "the table public.c has as many rows, but not the same ones",
+                "the table public.d is not in the manifest",
+            ]
+        );
+        assert!(table_differences(&expected, &expected).is_empty());
+    }
+
+    #[test]
+    fn a_sequence_may_stand_anywhere_in_its_range() {
+        let range = |low, high| SequenceRange { schema: "public".into(), name: "s".into(), low, high };
+        let expected = [range(Some(5), Some(9))];
+        assert!(sequence_differences(&expected, &[range(None, Some(7))]).is_empty());
+        assert_eq!(sequence_differences(&expected, &[range(None, Some(4))]).len(), 1);
+        assert_eq!(sequence_differences(&expected, &[]).len(), 1);
+        assert!(sequence_differences(&[range(None, None)], &[range(None, None)]).is_empty());
+    }
+}

@@ -1,0 +1,13 @@
+//! What the daemon is about, as values: names, states, tables of what may follow what.
+//! Pure: no task, no socket, no SQL, no clock and no environment; `now` is always a parameter.
+
+pub mod backup;
+pub mod lifecycle;
+pub mod migration;
+pub mod named;
+pub mod operation;
+pub mod permission;
+pub mod principal;
+pub mod route;
+pub mod tenant;
+pub mod tier;

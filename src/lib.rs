@@ -1,0 +1,9 @@
+//! tenantd: one daemon for fleets in which every customer has its own PostgreSQL database.
+//!
+//! Imports go strictly downwards; `tests/architecture.rs` holds the table of ranks. This file re-exports nothing.
+
+pub mod config;
+pub mod domain;
+pub mod proto;
+pub mod shutdown;
+pub mod telemetry;

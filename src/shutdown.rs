@@ -1,0 +1,140 @@
+//! Tasks with names, and the way down. Every task of a daemon is spawned through one [`Tasks`], inside the daemon's
+//! root span (so that each log line is charged to its daemon), hears the one token, and is joined at the end.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument as _, Span};
+
+/// Spawns, names, and joins a daemon's tasks. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Tasks {
+    tracker: TaskTracker,
+    token: CancellationToken,
+    span: Span,
+    alive: Arc<Mutex<BTreeMap<&'static str, usize>>>,
+}
+
+impl Tasks {
+    /// `span` is the root of everything that the tasks log.
+    pub fn new(span: Span) -> Self {
+        Self { tracker: TaskTracker::new(), token: CancellationToken::new(), span, alive: Arc::default() }
+    }
+
+    /// The span that the daemon's tasks run in.
+    pub fn span(&self) -> &Span {
+        &self.span
+    }
+
+    /// Cancelled when the daemon goes down; tasks end soon after.
+    pub fn token(&self) -> &CancellationToken {
+        &self.token
+    }
+
+    /// Runs `task` under its name, inside the daemon's span.
+    pub fn spawn<F>(&self, name: &'static str, task: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let guard = Alive::new(name, Arc::clone(&self.alive));
+        let span = tracing::info_span!(parent: &self.span, "task", name);
+        #[expect(clippy::disallowed_methods, reason = "the one place where tasks are spawned")]
+        let handle = tokio::spawn(
+            self.tracker.track_future(
+                async move {
+                    let _guard = guard;
+                    task.await
+                }
+                .instrument(span),
+            ),
+        );
+        handle
+    }
+
+    /// Runs blocking work (compression, hashing) on a thread of its own, under its name, inside the daemon's span.
+    pub fn spawn_blocking<F, T>(&self, name: &'static str, work: F) -> JoinHandle<T>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        let guard = Alive::new(name, Arc::clone(&self.alive));
+        let span = tracing::info_span!(parent: &self.span, "blocking", name);
+        #[expect(clippy::disallowed_methods, reason = "the one place where blocking work is spawned")]
+        self.tracker.spawn_blocking(move || {
+            let _guard = guard;
+            span.in_scope(work)
+        })
+    }
+
+    /// Tells every task to end, and waits for them. Answers with the names of those that did not end in time.
+    pub async fn end(&self, timeout: Duration) -> Vec<&'static str> {
+        self.token.cancel();
+        self.tracker.close();
+        match tokio::time::timeout(timeout, self.tracker.wait()).await {
+            Ok(()) => Vec::new(),
+            Err(_elapsed) => self.alive.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect(),
+        }
+    }
+}
+
+/// Counts a task as alive from before it is spawned until it is dropped.
+struct Alive {
+    name: &'static str,
+    alive: Arc<Mutex<BTreeMap<&'static str, usize>>>,
+}
+
+impl Alive {
+    fn new(name: &'static str, alive: Arc<Mutex<BTreeMap<&'static str, usize>>>) -> Self {
+        *alive.lock().unwrap_or_else(PoisonError::into_inner).entry(name).or_default() += 1;
+        Self { name, alive }
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        let mut alive = self.alive.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = alive.get_mut(self.name) {
+            *count -= 1;
+            if *count == 0 {
+                alive.remove(self.name);
+            }
+        }
+    }
+}
+
+/// Resolves at the first SIGTERM or SIGINT.
+///
+/// # Errors
+/// When the process may not listen to signals.
+pub async fn signal() -> std::io::Result<&'static str> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn every_task_is_joined_and_a_stubborn_one_is_named() {
+        let tasks = Tasks::new(Span::none());
+        let token = tasks.token().clone();
+        tasks.spawn("obedient", async move { token.cancelled().await });
+        assert!(tasks.end(Duration::from_secs(10)).await.is_empty());
+
+        let tasks = Tasks::new(Span::none());
+        tasks.spawn("stubborn", std::future::pending::<()>());
+        assert_eq!(tasks.end(Duration::from_millis(20)).await, ["stubborn"]);
+    }
+}

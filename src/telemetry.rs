@@ -1,0 +1,45 @@
+//! Logs: plain lines on a terminal, JSON lines elsewhere when asked for; filtered by a directive as `tenantd=info`.
+//! Knows nothing of what is logged; nobody logs a password, a token, a key or a connection string.
+
+use std::io::IsTerminal as _;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    #[default]
+    Text,
+    Json,
+}
+
+/// What of others' logs is worth a line by default.
+pub const FILTER_DEFAULT: &str = "info,aws=warn,h2=warn,hyper=warn,s3s=error,s3s_fs=error,tower=warn";
+
+/// Sends the process's logs to standard error.
+///
+/// # Errors
+/// When `filter` is no filter directive, or a subscriber is set already.
+pub fn init(filter: &str, format: LogFormat) -> Result<(), Error> {
+    let filter = EnvFilter::try_new(filter).map_err(|source| Error::Filter { filter: filter.to_owned(), source })?;
+    let registry = tracing_subscriber::registry().with(filter);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    match format {
+        LogFormat::Json => registry.with(lines.json()).try_init()?,
+        LogFormat::Text => {
+            registry.with(lines.with_ansi(std::io::stderr().is_terminal()).with_target(false)).try_init()?
+        }
+    }
+    Ok(())
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{filter:?} is no log filter (as \"info,tenantd=debug\"): {source}")]
+    Filter { filter: String, source: tracing_subscriber::filter::ParseError },
+    #[error("logs are set up already: {0}")]
+    Twice(#[from] tracing_subscriber::util::TryInitError),
+}
