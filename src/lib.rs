@@ -4,6 +4,8 @@
 
 pub mod config;
 pub mod domain;
+pub mod postgres;
 pub mod proto;
+pub mod secrets;
 pub mod shutdown;
 pub mod telemetry;
