@@ -1,1 +1,1 @@
-fn main() {}
+//! The one integration binary: a file per topic, over the harness.
