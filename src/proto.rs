@@ -1,5 +1,5 @@
 //! The generated protobuf and gRPC types of `proto/`, and their descriptors (for reflection and for JSON).
-#![expect(clippy::pedantic, clippy::unwrap_used, reason = "generated code follows its generator's taste")]
+#![expect(clippy::pedantic, reason = "generated code follows its generator's taste")]
 
 pub mod v1 {
     //! Package `tenantd.v1`.

@@ -30,7 +30,7 @@ pub fn init(filter: &str, format: LogFormat) -> Result<(), Error> {
     match format {
         LogFormat::Json => registry.with(lines.json()).try_init()?,
         LogFormat::Text => {
-            registry.with(lines.with_ansi(std::io::stderr().is_terminal()).with_target(false)).try_init()?
+            registry.with(lines.with_ansi(std::io::stderr().is_terminal()).with_target(false)).try_init()?;
         }
     }
     Ok(())

@@ -29,7 +29,7 @@ pub struct Error {
 }
 
 fn list(problems: &[String]) -> String {
-    problems.iter().map(|problem| format!("\n  - {problem}")).collect()
+    problems.iter().fold(String::new(), |text, problem| text + "\n  - " + problem)
 }
 
 /// Reads and checks the configuration.
@@ -59,6 +59,7 @@ pub fn load(path: &Path) -> Result<Config, Error> {
 /// The file as written.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_field_names, reason = "the fields are the file's own names")]
 struct File {
     prefix: String,
     #[serde(default = "listen_default")]
@@ -152,8 +153,8 @@ section!(RouterSection {
     acquire_timeout = Duration::from_secs(10),
     connect_timeout = Duration::from_secs(5),
     statement_timeout = Duration::from_secs(30),
-    connection_idle_timeout = Duration::from_secs(60),
-    pool_idle_timeout = Duration::from_secs(300),
+    connection_idle_timeout = Duration::from_mins(1),
+    pool_idle_timeout = Duration::from_mins(5),
     pause_wait_max = Duration::from_secs(10),
     route_age_max = Duration::from_secs(1),
     slow_statement_threshold = Duration::from_secs(1),
@@ -170,7 +171,7 @@ section!(MigratorSection {
     concurrency_max: usize = 8,
 } durations {
     lock_timeout = Duration::from_secs(3),
-    statement_timeout = Duration::from_secs(600),
+    statement_timeout = Duration::from_mins(10),
     advisory_lock_wait_max = Duration::from_secs(10),
 });
 
@@ -178,7 +179,7 @@ section!(BackupSection {
     zstd_level: i32 = 3,
     concurrency_max: usize = 2,
 } durations {
-    stall_timeout = Duration::from_secs(60),
+    stall_timeout = Duration::from_mins(1),
     pause_drain_max = Duration::from_secs(5),
 });
 
@@ -207,7 +208,7 @@ fn parts_max_default() -> u32 {
     10_000
 }
 fn request_timeout_default() -> Duration {
-    Duration::from_secs(60)
+    Duration::from_mins(1)
 }
 fn drain_timeout_default() -> Duration {
     Duration::from_secs(30)

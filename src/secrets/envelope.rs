@@ -9,7 +9,8 @@ use secrecy::SecretString;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use super::{Error, KEY_BYTES, key_decode};
+use super::key_text::key_decode;
+use super::{Error, KEY_BYTES};
 
 /// The first byte of everything sealed, so that another algorithm can follow.
 const FORMAT: u8 = 1;

@@ -7,14 +7,10 @@
 mod api_key;
 mod backup_identity;
 mod envelope;
+mod key_text;
 mod keys;
 mod password;
 mod signature;
-
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use secrecy::{ExposeSecret as _, SecretString};
-use zeroize::Zeroizing;
 
 pub use api_key::{ApiKeyHash, ApiKeySecret};
 pub use backup_identity::BackupIdentity;
@@ -40,12 +36,4 @@ pub enum Error {
     Signature,
     #[error("the backup identity cannot be read: {reason}")]
     BackupIdentity { reason: &'static str },
-}
-
-/// Decodes a key that is 32 bytes in base64.
-fn key_decode(what: &'static str, text: &SecretString) -> Result<Zeroizing<[u8; KEY_BYTES]>, Error> {
-    let format = Error::KeyFormat { what };
-    let Ok(bytes) = STANDARD.decode(text.expose_secret().trim()).map(Zeroizing::new) else { return Err(format) };
-    let key: [u8; KEY_BYTES] = bytes.as_slice().try_into().map_err(|_length| format)?;
-    Ok(Zeroizing::new(key))
 }

@@ -5,7 +5,8 @@ use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::{Signature, Signer as _, SigningKey};
 use secrecy::SecretString;
 
-use super::{Error, key_decode};
+use super::Error;
+use super::key_text::key_decode;
 
 /// Signs, and checks its own signatures.
 pub struct ManifestSigner {
