@@ -4,8 +4,10 @@
 
 pub mod config;
 pub mod domain;
+pub mod embedded;
 pub mod postgres;
 pub mod proto;
 pub mod secrets;
 pub mod shutdown;
+pub mod store;
 pub mod telemetry;

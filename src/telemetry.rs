@@ -16,8 +16,8 @@ pub enum LogFormat {
     Json,
 }
 
-/// What of others' logs is worth a line by default.
-pub const FILTER_DEFAULT: &str = "info,aws=warn,h2=warn,hyper=warn,s3s=error,s3s_fs=error,tower=warn";
+/// What of others' logs is worth a line by default. s3s calls every refusal and every missing key an ERROR.
+pub const FILTER_DEFAULT: &str = "info,aws=warn,h2=warn,hyper=warn,s3s=off,s3s::service=error,tower=warn";
 
 /// Sends the process's logs to standard error.
 ///

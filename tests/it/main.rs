@@ -1,1 +1,3 @@
 //! The one integration binary: a file per topic, over the harness.
+
+mod store;
