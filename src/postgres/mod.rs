@@ -1,1 +1,20 @@
-//! Speaks to any PostgreSQL server.
+//! Speaks to any PostgreSQL server: sessions under one budget per server, databases, roles, identity rows, locks,
+//! fingerprints, and PostgreSQL's own programs.
+//!
+//! Knows nothing of the catalog: what it creates and drops is told by its callers, by name. No SQL here holds a
+//! caller's text: names are quoted types, and everything else is a parameter.
+
+pub mod admin;
+pub mod budget;
+pub mod connect;
+pub mod errors;
+pub mod identity;
+pub mod locks;
+pub mod roles;
+pub mod server;
+mod socket;
+
+pub use budget::{Budget, Lane, Permit};
+pub use connect::{ConnectRequest, Connection, SessionOptions};
+pub use errors::{Error, Kind};
+pub use server::Server;

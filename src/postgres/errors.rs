@@ -1,0 +1,240 @@
+//! What can go wrong with a server, told apart by SQLSTATE, in words. `tokio_postgres` hides the server's message
+//! behind "db error"; nothing here does.
+//!
+//! A message never quotes the server's DETAIL: it holds rows' values.
+
+use std::fmt::Write as _;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio_postgres::error::{DbError, SqlState};
+
+use super::budget::Lane;
+
+/// Causes that callers treat differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// 3D000: there is no such database.
+    DatabaseMissing,
+    /// 28P01, 28000: wrong password, unknown role, or a role that may not log in.
+    Authentication,
+    /// 42501: the role may not do that, as entering a database.
+    Permission,
+    /// 53300 or the daemon's own budget: no connection is left on the server.
+    ServerFull,
+    /// 53300 by the role's or the database's own limit.
+    LimitReached,
+    /// 55P03.
+    LockTimeout,
+    /// 40P01.
+    Deadlock,
+    /// 40001.
+    Serialization,
+    /// 57P01, 57P02, 57P03: the session was ended, or the server is going down or coming up.
+    Shutdown,
+    /// 57014: cancelled, or the statement took too long.
+    Cancelled,
+    /// 55006, 55000: somebody uses the object, or it takes no sessions at the moment.
+    InUse,
+    /// 42P04, 42710, 42P06, 23505: there is one already.
+    Duplicate,
+    /// The server cannot be reached, or the session broke off.
+    Unreachable,
+    /// Anything else.
+    Other,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(
+        "no connection to the server {server} is free for {lane}: its budget of {connections_max} is used up; try again, or raise servers.{server}.connections_max"
+    )]
+    BudgetExhausted { server: String, lane: Lane, connections_max: u32 },
+    #[error("the server {server} did not open a session in the database {database} in time; try again")]
+    ConnectTimeout { server: String, database: String },
+    #[error("the server {server} cannot be reached at {address}: {cause}; check that it runs there")]
+    Unreachable { server: String, address: String, cause: io::Error },
+    #[error("the server {server} refuses the role {role} a session in the database {database}: {}", describe(.cause))]
+    Connect { server: String, database: String, role: String, cause: tokio_postgres::Error },
+    #[error("TLS towards the server {server} cannot be set up: {reason}")]
+    Tls { server: String, reason: String },
+    #[error("{}", describe(.0))]
+    Sql(tokio_postgres::Error),
+    #[error("the database {database} is not there")]
+    DatabaseMissing { database: String },
+    #[error(
+        "the database {database} still has {count} sessions after {waited:?}, although they were ended; see pg_stat_activity"
+    )]
+    SessionsRemain { database: String, count: i64, waited: Duration },
+    #[error("{count} sessions of the ended daemon {instance} are still there after {waited:?}; see pg_stat_activity")]
+    InstanceRemains { instance: String, count: i64, waited: Duration },
+    #[error(
+        "the database has no identity row of this daemon: it is no tenant's database, or not yet, or somebody changed the schema tenantd in it"
+    )]
+    IdentityMissing,
+    #[error("the role {role} is there already, and it is no role of this fleet's daemon: {reason}; it was left alone")]
+    ForeignRole { role: String, reason: String },
+    #[error(
+        "the programs of PostgreSQL {major} or newer are not on this machine (looked in {}); install the package postgresql-{major} or postgresql-client-{major}",
+        .looked.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    )]
+    ProgramsMissing { major: i32, looked: Vec<PathBuf> },
+    #[error("{program} cannot be started: {cause}")]
+    ProgramStart { program: String, cause: io::Error },
+    #[error("{program} {ending}{}", said(.stderr))]
+    ProgramFailed { program: String, ending: String, stderr: String },
+    #[error("{what}: {cause}")]
+    File { what: String, cause: io::Error },
+}
+
+impl From<tokio_postgres::Error> for Error {
+    fn from(cause: tokio_postgres::Error) -> Self {
+        Self::Sql(cause)
+    }
+}
+
+impl Error {
+    /// The server's error, when it is one.
+    pub fn as_db_error(&self) -> Option<&DbError> {
+        match self {
+            Self::Connect { cause, .. } | Self::Sql(cause) => cause.as_db_error(),
+            _ => None,
+        }
+    }
+
+    /// The SQLSTATE, when the server gave one.
+    pub fn code(&self) -> Option<&SqlState> {
+        self.as_db_error().map(DbError::code)
+    }
+
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Connect { cause, .. } | Self::Sql(cause) => kind(cause),
+            Self::BudgetExhausted { .. } => Kind::ServerFull,
+            Self::ConnectTimeout { .. } | Self::Unreachable { .. } => Kind::Unreachable,
+            Self::DatabaseMissing { .. } => Kind::DatabaseMissing,
+            Self::SessionsRemain { .. } | Self::InstanceRemains { .. } => Kind::InUse,
+            _ => Kind::Other,
+        }
+    }
+
+    /// Whether the same call may succeed later without anybody's help.
+    pub fn is_transient(&self) -> bool {
+        self.kind().is_transient()
+    }
+}
+
+impl Kind {
+    pub fn is_transient(self) -> bool {
+        matches!(
+            self,
+            Self::ServerFull
+                | Self::LimitReached
+                | Self::LockTimeout
+                | Self::Deadlock
+                | Self::Serialization
+                | Self::Shutdown
+                | Self::InUse
+                | Self::Unreachable
+        )
+    }
+}
+
+/// The cause of a raw client error.
+pub fn kind(error: &tokio_postgres::Error) -> Kind {
+    let Some(db) = error.as_db_error() else {
+        let broken = error.is_closed()
+            || std::error::Error::source(error).is_some_and(|source| source.downcast_ref::<io::Error>().is_some());
+        return if broken { Kind::Unreachable } else { Kind::Other };
+    };
+    kind_of(db.code(), db.routine())
+}
+
+fn kind_of(code: &SqlState, routine: Option<&str>) -> Kind {
+    match code.code() {
+        "3D000" => Kind::DatabaseMissing,
+        "28P01" | "28000" => Kind::Authentication,
+        "42501" => Kind::Permission,
+        // The same code for a full server and for a limit of the role or the database: only the routine differs.
+        "53300" => match routine {
+            Some("InitializeSessionUserId" | "CheckMyDatabase") => Kind::LimitReached,
+            _ => Kind::ServerFull,
+        },
+        "55P03" => Kind::LockTimeout,
+        "40P01" => Kind::Deadlock,
+        "40001" => Kind::Serialization,
+        "57P01" | "57P02" | "57P03" => Kind::Shutdown,
+        "57014" => Kind::Cancelled,
+        "55006" | "55000" => Kind::InUse,
+        "42P04" | "42710" | "42P06" | "23505" => Kind::Duplicate,
+        code if code.starts_with("08") => Kind::Unreachable,
+        _ => Kind::Other,
+    }
+}
+
+/// A raw client error in words: the server's message with SQLSTATE and hint, or the chain of causes.
+pub fn describe(error: &tokio_postgres::Error) -> String {
+    if let Some(db) = error.as_db_error() {
+        let mut text = format!("{} (SQLSTATE {})", db.message(), db.code().code());
+        if let Some(hint) = db.hint() {
+            let _infallible = write!(text, "; {hint}");
+        }
+        return text;
+    }
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            let _infallible = write!(text, ": {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+fn said(stderr: &str) -> String {
+    let text = stderr.trim();
+    if text.is_empty() { String::new() } else { format!(": {text}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_server_is_told_from_a_role_at_its_limit() {
+        let full = |routine| kind_of(&SqlState::TOO_MANY_CONNECTIONS, routine);
+        assert_eq!(full(Some("InitProcess")), Kind::ServerFull);
+        assert_eq!(full(None), Kind::ServerFull);
+        assert_eq!(full(Some("InitializeSessionUserId")), Kind::LimitReached);
+        assert_eq!(full(Some("CheckMyDatabase")), Kind::LimitReached);
+    }
+
+    #[test]
+    fn what_time_heals_is_transient_and_nothing_else() {
+        let transient = |code: &str| kind_of(&SqlState::from_code(code), None).is_transient();
+        for code in ["53300", "55P03", "40P01", "40001", "57P01", "57P03", "08006"] {
+            assert!(transient(code), "{code}");
+        }
+        for code in ["3D000", "28P01", "42501", "57014", "42601", "23505"] {
+            assert!(!transient(code), "{code}");
+        }
+    }
+
+    #[test]
+    fn an_error_says_what_to_do() {
+        let error = Error::ProgramsMissing { major: 17, looked: vec!["/usr/lib/postgresql/15/bin".into()] };
+        assert_eq!(
+            error.to_string(),
+            "the programs of PostgreSQL 17 or newer are not on this machine (looked in /usr/lib/postgresql/15/bin); install the package postgresql-17 or postgresql-client-17"
+        );
+        let error = Error::ProgramFailed {
+            program: "pg_dump".into(),
+            ending: "was killed by signal 9".into(),
+            stderr: "\n".into(),
+        };
+        assert_eq!(error.to_string(), "pg_dump was killed by signal 9");
+    }
+}
