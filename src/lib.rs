@@ -2,6 +2,7 @@
 //!
 //! Imports go strictly downwards; `tests/architecture.rs` holds the table of ranks. This file re-exports nothing.
 
+pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod embedded;
