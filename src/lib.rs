@@ -2,7 +2,7 @@
 //!
 //! Imports go strictly downwards; `tests/architecture.rs` holds the table of ranks. This file re-exports nothing.
 
-pub mod cli;
+pub mod catalog;
 pub mod config;
 pub mod domain;
 pub mod embedded;

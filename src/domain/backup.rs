@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::named::named;
 use super::tenant::{DatabaseName, TenantCode, TenantId};
 
 /// The version of the manifest's format that this daemon writes.
@@ -36,6 +37,14 @@ pub struct Manifest {
     pub tables: Vec<TableDigest>,
     pub sequences: Vec<SequenceRange>,
     pub archive: Archive,
+}
+
+named! {
+    /// Where a backup stands. Only a complete one is a backup.
+    BackupState, "backup state", {
+        Running => "RUNNING",
+        Complete => "COMPLETE",
+    }
 }
 
 /// The archive as it lies in the bucket: `pg_dump --format=custom` → zstd → age.

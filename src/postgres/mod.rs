@@ -7,12 +7,15 @@
 pub mod admin;
 pub mod budget;
 pub mod connect;
+pub mod embedded_migrations;
 pub mod errors;
 pub mod identity;
 pub mod locks;
 pub mod roles;
 pub mod server;
+pub mod sessions;
 mod socket;
+pub mod statement;
 
 pub use budget::{Budget, Lane, Permit};
 pub use connect::{ConnectRequest, Connection, SessionOptions};

@@ -1,0 +1,359 @@
+//! Operations: created once per request id, one at a time per tenant, claimed by one daemon at a time.
+//!
+//! A claim is a lease and a fence. The fence grows with every claim, and whoever writes for an operation names the
+//! fence of its claim: with an old one nothing is written, and the answer is [`Error::ClaimLost`].
+
+use std::time::Duration;
+
+use sea_query::{
+    Asterisk, Expr, ExprTrait as _, LockBehavior, LockType, OnConflict, Order, Query, SelectStatement, UpdateStatement,
+};
+use serde_json::Value;
+use time::OffsetDateTime;
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::errors::Error;
+use super::fence::claimed;
+use super::page::{Page, Paged};
+use super::read::Reader;
+use super::steps::{self, OperationStep};
+use super::{Catalog, Txn};
+use crate::domain::operation::{OperationId, OperationKind, OperationState};
+use crate::domain::tenant::{TenantCode, TenantId};
+use crate::postgres::statement::{self, Run};
+
+/// The channel on which the id of each new operation is announced.
+pub const OPERATIONS_CHANNEL: &str = "tenantd_operations";
+
+/// An operation's row with its steps.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Operation {
+    pub id: OperationId,
+    pub kind: OperationKind,
+    pub tenant: Option<TenantId>,
+    pub tenant_code: Option<TenantCode>,
+    pub request_id: Uuid,
+    pub created_by: String,
+    pub input: Value,
+    pub state: OperationState,
+    pub result: Option<Value>,
+    pub error: Option<Value>,
+    pub fence: i64,
+    pub created_at: OffsetDateTime,
+    pub updated_at: OffsetDateTime,
+    pub ended_at: Option<OffsetDateTime>,
+    /// In order; empty in lists.
+    pub steps: Vec<OperationStep>,
+}
+
+/// An operation to create.
+#[derive(Debug, Clone)]
+pub struct NewOperation<'a> {
+    /// A UUID of version 7.
+    pub id: OperationId,
+    pub kind: OperationKind,
+    /// Operations on one tenant exclude each other.
+    pub tenant: Option<TenantId>,
+    pub tenant_code: Option<TenantCode>,
+    /// The client's idempotency key.
+    pub request_id: Uuid,
+    /// Tells a repeated request from another one under the same key.
+    pub request_hash: &'a [u8],
+    pub created_by: &'a str,
+    pub input: Value,
+    pub steps: &'a [&'a str],
+}
+
+/// What became of a creation.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Created {
+    New(Operation),
+    /// The same request was made before; nothing was written.
+    Earlier(Operation),
+}
+
+impl Created {
+    pub fn into_operation(self) -> Operation {
+        match self {
+            Self::New(operation) | Self::Earlier(operation) => operation,
+        }
+    }
+}
+
+/// An operation in this daemon's hands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClaimedOperation {
+    pub operation: Operation,
+    /// To be named in every write.
+    pub fence: i64,
+    /// The daemon whose lease ran out: its sessions must be gone from the servers before anything is done.
+    pub owner_before: Option<Uuid>,
+}
+
+/// How an operation ends.
+#[derive(Debug, Clone)]
+pub struct OperationEnd {
+    pub state: OperationState,
+    pub result: Option<Value>,
+    pub error: Option<Value>,
+}
+
+/// Which operations to list.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OperationFilter {
+    pub tenant: Option<TenantId>,
+    pub kind: Option<OperationKind>,
+    pub state: Option<OperationState>,
+}
+
+impl Catalog {
+    /// Creates an operation with its steps, or finds the one that the same request created.
+    ///
+    /// Of two that meet, the second waits until the first's transaction has ended.
+    pub async fn operation_create_in_txn(&self, txn: &Txn, new: &NewOperation<'_>) -> Result<Created, Error> {
+        // A holder may end between the refused insertion and the look-up; then the insertion is worth another try.
+        for _attempt in 0..5 {
+            if let Some(earlier) = earlier(txn, new).await? {
+                return Ok(Created::Earlier(earlier));
+            }
+            if let Some(row) = statement::row(txn, &insertion(new)).await? {
+                let mut operation = read(&row)?;
+                if !new.steps.is_empty() {
+                    statement::execute(txn, &steps::insertion(new.id, new.steps)).await?;
+                    operation.steps = steps::of(txn, new.id).await?;
+                }
+                return Ok(Created::New(operation));
+            }
+            if let Some(holder) = holder(txn, new.tenant).await? {
+                return Err(Error::OperationConflict { id: holder.id, kind: holder.kind });
+            }
+        }
+        Err(Error::OperationContended { request_id: new.request_id })
+    }
+
+    /// Claims the oldest operation that nobody drives: a new one, one that was released, or one whose lease ran out.
+    pub async fn operation_claim(&self, instance: Uuid, lease: Duration) -> Result<Option<ClaimedOperation>, Error> {
+        let due = Query::select()
+            .column("id")
+            .from("operations")
+            .and_where(due())
+            .order_by("created_at", Order::Asc)
+            .limit(1)
+            .lock_with_behavior(LockType::Update, LockBehavior::SkipLocked)
+            .take();
+        let update = Query::update()
+            .table("operations")
+            .value("state", OperationState::Running.name())
+            // The right-hand sides are the old row's values.
+            .value("lease_owner_before", Expr::col("lease_owner"))
+            .value("lease_owner", instance)
+            .value("lease_until", lease_end(lease))
+            .value("fence", Expr::col("fence").add(1_i64))
+            .value("updated_at", Expr::current_timestamp())
+            .and_where(Expr::col("id").eq(due))
+            .returning_all()
+            .take();
+        let txn = self.begin().await?;
+        let Some(row) = statement::row(&txn, &update).await? else { return Ok(None) };
+        let mut operation = read(&row)?;
+        operation.steps = steps::of(&txn, operation.id).await?;
+        txn.commit().await?;
+        let owner_before: Option<Uuid> = Reader::new("operations", &row).get("lease_owner_before")?;
+        let owner_before = owner_before.filter(|owner| *owner != instance);
+        Ok(Some(ClaimedOperation { fence: operation.fence, operation, owner_before }))
+    }
+
+    /// Daemons whose lease ran out while they drove something. Their sessions may still hold locks that keep an
+    /// operation from being claimed, so they are ended before [`Catalog::operation_claim`].
+    pub async fn operation_owners_expired(&self) -> Result<Vec<Uuid>, Error> {
+        let select = Query::select()
+            .distinct()
+            .column("lease_owner")
+            .from("operations")
+            .and_where(due())
+            .and_where(Expr::col("lease_owner").is_not_null())
+            .take();
+        let rows = statement::rows(&self.session().await?, &select).await?;
+        Ok(rows.iter().map(|row| row.try_get("lease_owner")).collect::<Result<_, _>>()?)
+    }
+
+    /// Renews the lease. False when the claim was lost.
+    pub async fn operation_heartbeat(&self, id: OperationId, fence: i64, lease: Duration) -> Result<bool, Error> {
+        let update = fenced(id, fence).value("lease_until", lease_end(lease)).take();
+        Ok(statement::execute(&self.session().await?, &update).await? > 0)
+    }
+
+    /// Gives the claim back, so that another daemon takes over at once. The fence stays, and the next claim raises it.
+    pub async fn operation_release(&self, id: OperationId, fence: i64) -> Result<(), Error> {
+        let update = fenced(id, fence)
+            .value("lease_owner", Option::<Uuid>::None)
+            .value("lease_until", Option::<OffsetDateTime>::None)
+            .take();
+        claimed(statement::execute(&self.session().await?, &update).await?, id)
+    }
+
+    /// Ends the operation, and with it the claim. One statement.
+    pub async fn operation_end(&self, id: OperationId, fence: i64, end: &OperationEnd) -> Result<(), Error> {
+        claimed(statement::execute(&self.session().await?, &ending(id, fence, end)).await?, id)
+    }
+
+    /// As [`Catalog::operation_end`], together with what else the last step writes.
+    pub async fn operation_end_in_txn(
+        &self,
+        txn: &Txn,
+        id: OperationId,
+        fence: i64,
+        end: &OperationEnd,
+    ) -> Result<(), Error> {
+        claimed(statement::execute(txn, &ending(id, fence, end)).await?, id)
+    }
+
+    /// Fails unless the claim still holds; its row is locked, so that no other claim begins before the transaction ends.
+    pub async fn operation_claim_check_in_txn(&self, txn: &Txn, id: OperationId, fence: i64) -> Result<(), Error> {
+        let select = Query::select()
+            .column("id")
+            .from("operations")
+            .and_where(Expr::col("id").eq(id.0))
+            .and_where(Expr::col("fence").eq(fence))
+            .lock_exclusive()
+            .take();
+        claimed(statement::rows(txn, &select).await?.len() as u64, id)
+    }
+
+    /// One operation with its steps.
+    pub async fn operation_get(&self, id: OperationId) -> Result<Operation, Error> {
+        let session = self.session().await?;
+        let select = select().and_where(Expr::col("id").eq(id.0)).take();
+        let row = statement::row(&session, &select).await?.ok_or(Error::OperationUnknown { id })?;
+        Ok(Operation { steps: steps::of(&session, id).await?, ..read(&row)? })
+    }
+
+    /// Operations without their steps, newest first.
+    pub async fn operation_list(&self, page: &Page, filter: &OperationFilter) -> Result<Paged<Operation>, Error> {
+        let select = select()
+            .and_where_option(filter.tenant.map(|tenant| Expr::col("tenant_id").eq(tenant.0)))
+            .and_where_option(filter.kind.map(|kind| Expr::col("kind").eq(kind.name())))
+            .and_where_option(filter.state.map(|state| Expr::col("state").eq(state.name())))
+            .and_where_option(page.after_id()?.map(|id| Expr::col("id").lt(id)))
+            .order_by("id", Order::Desc)
+            .limit(page.limit())
+            .take();
+        let rows = statement::rows(&self.session().await?, &select).await?;
+        let operations = rows.iter().map(read).collect::<Result<_, _>>()?;
+        Ok(page.cut(operations, |last| last.id.to_string()))
+    }
+
+    /// Operations that have not ended, those that are stuck left out.
+    pub async fn operations_active_count(&self) -> Result<i64, Error> {
+        let active = [OperationState::Pending.name(), OperationState::Running.name()];
+        let select = Query::select()
+            .expr(Expr::col("id").count())
+            .from("operations")
+            .and_where(Expr::col("state").is_in(active))
+            .take();
+        let row = statement::row(&self.session().await?, &select).await?;
+        Ok(row.map_or(Ok(0), |row| row.try_get(0))?)
+    }
+}
+
+fn fenced(id: OperationId, fence: i64) -> UpdateStatement {
+    Query::update()
+        .table("operations")
+        .value("updated_at", Expr::current_timestamp())
+        .and_where(Expr::col("id").eq(id.0))
+        .and_where(Expr::col("fence").eq(fence))
+        .and_where(Expr::col("state").eq(OperationState::Running.name()))
+        .take()
+}
+
+fn ending(id: OperationId, fence: i64, end: &OperationEnd) -> UpdateStatement {
+    fenced(id, fence)
+        .value("state", end.state.name())
+        .value("result", end.result.clone())
+        .value("error", end.error.clone())
+        .value("lease_owner", Option::<Uuid>::None)
+        .value("lease_until", Option::<OffsetDateTime>::None)
+        .value("ended_at", Expr::current_timestamp())
+        .take()
+}
+
+/// Nobody drives it: new, released, or its lease ran out.
+fn due() -> Expr {
+    let lapsed = Expr::col("lease_until").is_null().or(Expr::col("lease_until").lt(Expr::current_timestamp()));
+    let state = |state: OperationState| Expr::col("state").eq(state.name());
+    state(OperationState::Pending).or(state(OperationState::Running).and(lapsed))
+}
+
+fn lease_end(lease: Duration) -> Expr {
+    Expr::cust_with_values("now() + make_interval(secs => $1)", [lease.as_secs_f64()])
+}
+
+fn select() -> SelectStatement {
+    Query::select().column(Asterisk).from("operations").take()
+}
+
+fn insertion(new: &NewOperation<'_>) -> sea_query::InsertStatement {
+    statement::insert(
+        "operations",
+        [
+            ("id", new.id.0.into()),
+            ("kind", new.kind.name().into()),
+            ("tenant_id", new.tenant.map(|tenant| tenant.0).into()),
+            ("tenant_code", new.tenant_code.as_ref().map(TenantCode::as_str).into()),
+            ("request_id", new.request_id.into()),
+            ("request_hash", new.request_hash.into()),
+            ("created_by", new.created_by.into()),
+            ("input", new.input.clone().into()),
+        ],
+    )
+    .on_conflict(OnConflict::new().do_nothing().to_owned())
+    .returning(
+        Query::returning()
+            .exprs([Expr::col(Asterisk), Expr::cust_with_values("pg_notify($1, id::text)", [OPERATIONS_CHANNEL])]),
+    )
+    .take()
+}
+
+/// The operation that the same request created.
+async fn earlier(txn: &Txn, new: &NewOperation<'_>) -> Result<Option<Operation>, Error> {
+    let select = select().and_where(Expr::col("request_id").eq(new.request_id)).take();
+    let Some(row) = statement::row(txn, &select).await? else { return Ok(None) };
+    if Reader::new("operations", &row).get::<&[u8]>("request_hash")? != new.request_hash {
+        return Err(Error::RequestIdReused { request_id: new.request_id });
+    }
+    let operation = read(&row)?;
+    Ok(Some(Operation { steps: steps::of(txn, operation.id).await?, ..operation }))
+}
+
+/// The operation that keeps others from the tenant.
+async fn holder(on: &impl Run, tenant: Option<TenantId>) -> Result<Option<Operation>, Error> {
+    let Some(tenant) = tenant else { return Ok(None) };
+    let states = [OperationState::Pending, OperationState::Running, OperationState::Stuck];
+    let select = select()
+        .and_where(Expr::col("tenant_id").eq(tenant.0))
+        .and_where(Expr::col("state").is_in(states.map(OperationState::name)))
+        .take();
+    statement::row(on, &select).await?.as_ref().map(read).transpose()
+}
+
+fn read(row: &Row) -> Result<Operation, Error> {
+    let reader = Reader::new("operations", row);
+    Ok(Operation {
+        id: OperationId(reader.get("id")?),
+        kind: reader.parse("kind")?,
+        tenant: reader.get::<Option<Uuid>>("tenant_id")?.map(TenantId),
+        tenant_code: reader.parse_option("tenant_code")?,
+        request_id: reader.get("request_id")?,
+        created_by: reader.get("created_by")?,
+        input: reader.get("input")?,
+        state: reader.parse("state")?,
+        result: reader.get("result")?,
+        error: reader.get("error")?,
+        fence: reader.get("fence")?,
+        created_at: reader.get("created_at")?,
+        updated_at: reader.get("updated_at")?,
+        ended_at: reader.get("ended_at")?,
+        steps: Vec::new(),
+    })
+}

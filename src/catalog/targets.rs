@@ -1,0 +1,186 @@
+//! One tenant in one rollout. Each change is one UPDATE of one row, and nothing is written without the claim's fence.
+
+use std::collections::BTreeMap;
+
+use sea_query::{Asterisk, Expr, ExprTrait as _, InsertStatement, Order, Query, UpdateStatement};
+use time::OffsetDateTime;
+use tokio_postgres::Row;
+
+use super::Catalog;
+use super::errors::Error;
+use super::fence::{claimed, fence_holds};
+use super::read::Reader;
+use crate::domain::migration::TargetState;
+use crate::domain::operation::OperationId;
+use crate::domain::tenant::{TenantCode, TenantId};
+use crate::postgres::statement;
+
+/// Rows of one INSERT: five values each, far from the protocol's 65,535.
+pub(super) const CHUNK: usize = 1_000;
+
+/// One tenant's row in a rollout.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RolloutTarget {
+    pub tenant: TenantId,
+    pub code: TenantCode,
+    pub state: TargetState,
+    pub from_version: i64,
+    pub to_version: Option<i64>,
+    /// Migrations that this rollout applied.
+    pub applied: i32,
+    pub error: Option<String>,
+    pub sqlstate: Option<String>,
+    pub started_at: Option<OffsetDateTime>,
+    pub ended_at: Option<OffsetDateTime>,
+}
+
+/// A target to create; PENDING, CURRENT or AHEAD as the catalog knows the tenant.
+#[derive(Debug, Clone)]
+pub struct NewTarget {
+    pub tenant: TenantId,
+    pub code: TenantCode,
+    pub state: TargetState,
+    pub from_version: i64,
+}
+
+/// What became of a target.
+#[derive(Debug, Clone, Default)]
+pub struct TargetOutcome {
+    pub to_version: Option<i64>,
+    pub applied: i32,
+    pub error: Option<String>,
+    pub sqlstate: Option<String>,
+}
+
+impl Catalog {
+    /// The tenant's migration is about to begin.
+    pub async fn target_begin(&self, rollout: OperationId, fence: i64, tenant: TenantId) -> Result<(), Error> {
+        let update = one(rollout, fence, tenant, TargetState::Running)
+            .value("started_at", Expr::current_timestamp())
+            .value("ended_at", Option::<OffsetDateTime>::None)
+            .take();
+        claimed(statement::execute(&self.session().await?, &update).await?, rollout)
+    }
+
+    /// The tenant's migration has ended.
+    pub async fn target_end(
+        &self,
+        rollout: OperationId,
+        fence: i64,
+        tenant: TenantId,
+        state: TargetState,
+        outcome: &TargetOutcome,
+    ) -> Result<(), Error> {
+        let update = one(rollout, fence, tenant, state)
+            .value("to_version", outcome.to_version)
+            .value("applied", outcome.applied)
+            .value("error", outcome.error.as_deref())
+            .value("sqlstate", outcome.sqlstate.as_deref())
+            .value("ended_at", Expr::current_timestamp())
+            .take();
+        claimed(statement::execute(&self.session().await?, &update).await?, rollout)
+    }
+
+    /// Targets that have not ended, by code. Those that a daemon left behind in the middle are first: what they hold
+    /// is known to be begun.
+    pub async fn targets_next(&self, rollout: OperationId, count_max: u64) -> Result<Vec<RolloutTarget>, Error> {
+        let open = [TargetState::Pending, TargetState::Running].map(TargetState::name);
+        let select = Query::select()
+            .column(Asterisk)
+            .from("rollout_targets")
+            .and_where(Expr::col("rollout_id").eq(rollout.0))
+            .and_where(Expr::col("state").is_in(open))
+            // "RUNNING" after "PENDING" in the alphabet.
+            .order_by("state", Order::Desc)
+            .order_by("code", Order::Asc)
+            .limit(count_max)
+            .take();
+        statement::rows(&self.session().await?, &select).await?.iter().map(read).collect()
+    }
+
+    /// Ends every target that has not begun, and says how many those were.
+    pub async fn targets_skip(&self, rollout: OperationId, fence: i64, reason: &str) -> Result<u64, Error> {
+        let update = Query::update()
+            .table("rollout_targets")
+            .value("state", TargetState::Skipped.name())
+            .value("error", reason)
+            .value("ended_at", Expr::current_timestamp())
+            .and_where(Expr::col("rollout_id").eq(rollout.0))
+            .and_where(Expr::col("state").eq(TargetState::Pending.name()))
+            .and_where(fence_holds(rollout, fence))
+            .take();
+        Ok(statement::execute(&self.session().await?, &update).await?)
+    }
+
+    /// All targets of a rollout, by code.
+    pub async fn targets_list(&self, rollout: OperationId) -> Result<Vec<RolloutTarget>, Error> {
+        let select = Query::select()
+            .column(Asterisk)
+            .from("rollout_targets")
+            .and_where(Expr::col("rollout_id").eq(rollout.0))
+            .order_by("code", Order::Asc)
+            .take();
+        statement::rows(&self.session().await?, &select).await?.iter().map(read).collect()
+    }
+
+    /// How many targets are in each state, as `domain::migration::rollout_outcome` takes it.
+    pub async fn targets_count(&self, rollout: OperationId) -> Result<BTreeMap<&'static str, i64>, Error> {
+        let select = Query::select()
+            .column("rollout_id")
+            .column("state")
+            .expr_as(Expr::col("tenant_id").count(), "count")
+            .from("rollout_targets")
+            .and_where(Expr::col("rollout_id").eq(rollout.0))
+            .group_by_columns(["rollout_id", "state"])
+            .take();
+        let rows = statement::rows(&self.session().await?, &select).await?;
+        rows.iter()
+            .map(|row| {
+                let reader = Reader { table: "rollout_targets", key: "rollout_id", row };
+                Ok((reader.parse::<TargetState>("state")?.name(), reader.get("count")?))
+            })
+            .collect()
+    }
+}
+
+fn one(rollout: OperationId, fence: i64, tenant: TenantId, state: TargetState) -> UpdateStatement {
+    Query::update()
+        .table("rollout_targets")
+        .value("state", state.name())
+        .and_where(Expr::col("rollout_id").eq(rollout.0))
+        .and_where(Expr::col("tenant_id").eq(tenant.0))
+        .and_where(fence_holds(rollout, fence))
+        .take()
+}
+
+/// The rows of a new rollout's targets.
+pub(super) fn insertion(rollout: OperationId, targets: &[NewTarget]) -> InsertStatement {
+    let columns = ["rollout_id", "tenant_id", "code", "state", "from_version"];
+    let mut insert = Query::insert().into_table("rollout_targets").columns(columns).take();
+    for target in targets {
+        insert.values_panic([
+            rollout.0.into(),
+            target.tenant.0.into(),
+            target.code.as_str().into(),
+            target.state.name().into(),
+            target.from_version.into(),
+        ]);
+    }
+    insert
+}
+
+fn read(row: &Row) -> Result<RolloutTarget, Error> {
+    let reader = Reader { table: "rollout_targets", key: "rollout_id", row };
+    Ok(RolloutTarget {
+        tenant: TenantId(reader.get("tenant_id")?),
+        code: reader.parse("code")?,
+        state: reader.parse("state")?,
+        from_version: reader.get("from_version")?,
+        to_version: reader.get("to_version")?,
+        applied: reader.get("applied")?,
+        error: reader.get("error")?,
+        sqlstate: reader.get("sqlstate")?,
+        started_at: reader.get("started_at")?,
+        ended_at: reader.get("ended_at")?,
+    })
+}

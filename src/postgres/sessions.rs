@@ -1,0 +1,201 @@
+//! A small pool of sessions on one of the daemon's own databases, and transactions on them. Must not know any table.
+//!
+//! A session that was dropped in the middle of a statement (its future was cancelled) is closed instead of being given
+//! to the next caller; a transaction that was not committed is rolled back, however it ended.
+
+use std::time::Duration;
+
+use deadpool::Runtime;
+use deadpool::managed::{self, Metrics, Object, Pool, PoolError, RecycleError, RecycleResult};
+use futures_util::FutureExt as _;
+use tokio::time::Instant;
+use tokio_postgres::Client;
+
+use super::budget::Lane;
+use super::connect::{ConnectRequest, Connection, SessionOptions};
+use super::errors;
+use super::server::Server;
+use super::statement::{self, Flags, Run};
+use crate::domain::tenant::DatabaseName;
+
+/// How long a caller waits for a session, and a session for its server.
+const WAIT_MAX: Duration = Duration::from_secs(10);
+/// The daemon's own statements touch single rows; one that takes longer waits for a lock that somebody has left behind.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A cheap handle on the pool.
+#[derive(Debug, Clone)]
+pub struct Sessions {
+    pool: Pool<Opener>,
+}
+
+/// Why there is no session, or no commit.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("no session on the daemon's own database was free within {} s: all are in use; try again", WAIT_MAX.as_secs())]
+    Timeout,
+    #[error("the daemon's own database: {0}")]
+    Connect(#[source] errors::Error),
+    #[error("a transaction on the daemon's own database may or may not have been committed: {0}")]
+    Commit(#[source] errors::Error),
+    #[error("a statement of the transaction had failed, so that it was rolled back instead of committed")]
+    Failed,
+    #[error("the daemon is going down")]
+    Closed,
+    #[error("the pool of sessions on the daemon's own database failed: {0}")]
+    Pool(String),
+}
+
+impl Error {
+    /// Whether the same call may succeed later. A commit of unknown outcome may only be repeated by who can tell.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Timeout => true,
+            Self::Connect(error) => error.is_transient(),
+            Self::Commit(_) | Self::Failed | Self::Closed | Self::Pool(_) => false,
+        }
+    }
+}
+
+/// Opens sessions as the daemon's role, for the pool.
+#[derive(Debug)]
+struct Opener {
+    server: Server,
+    database: DatabaseName,
+    name: String,
+}
+
+impl managed::Manager for Opener {
+    type Type = Connection;
+    type Error = errors::Error;
+
+    async fn create(&self) -> Result<Connection, errors::Error> {
+        // A backend whose daemon was killed notices within this time, even while it waits for a lock.
+        let client_check = ("client_connection_check_interval", "1000".to_owned());
+        let request = ConnectRequest {
+            lane: Lane::Catalog,
+            login: self.server.daemon(),
+            database: &self.database,
+            application_name: &self.name,
+            options: SessionOptions {
+                statement_timeout: Some(STATEMENT_TIMEOUT),
+                settings: vec![client_check],
+                ..SessionOptions::default()
+            },
+            deadline: Instant::now() + WAIT_MAX,
+        };
+        self.server.connect(&request).await
+    }
+
+    async fn recycle(&self, connection: &mut Connection, _metrics: &Metrics) -> RecycleResult<errors::Error> {
+        // Sessions come back clean by construction, so no query is spent on checking them.
+        if connection.is_closed() { Err(RecycleError::message("the server has closed the session")) } else { Ok(()) }
+    }
+}
+
+impl Sessions {
+    /// At most `sessions_max` sessions, opened when they are needed; `purpose` is part of their name.
+    pub fn new(server: &Server, database: &DatabaseName, purpose: &str, sessions_max: usize) -> Result<Self, Error> {
+        let opener = Opener { server: server.clone(), database: database.clone(), name: server.session_name(purpose) };
+        let pool = Pool::builder(opener)
+            .max_size(sessions_max)
+            .wait_timeout(Some(WAIT_MAX))
+            .runtime(Runtime::Tokio1)
+            .build()
+            .map_err(|error| Error::Pool(error.to_string()))?;
+        Ok(Self { pool })
+    }
+
+    pub async fn session(&self) -> Result<Session, Error> {
+        let object = self.pool.get().await.map_err(|error| match error {
+            PoolError::Timeout(_) => Error::Timeout,
+            PoolError::Backend(source) => Error::Connect(source),
+            PoolError::Closed => Error::Closed,
+            other => Error::Pool(other.to_string()),
+        })?;
+        Ok(Session { object: Some(object), flags: Flags::default() })
+    }
+
+    /// A transaction of its own session, at READ COMMITTED.
+    pub async fn begin(&self) -> Result<Txn, Error> {
+        let session = self.session().await?;
+        statement::batch(&session, "BEGIN").await.map_err(Error::Connect)?;
+        Ok(Txn { session, open: true })
+    }
+
+    /// Closes the pool: sessions in use are closed when they come back.
+    pub fn close(&self) {
+        self.pool.close();
+    }
+}
+
+/// One session, back in the pool when dropped.
+#[derive(Debug)]
+pub struct Session {
+    /// `None` only inside of drop.
+    object: Option<Object<Opener>>,
+    flags: Flags,
+}
+
+impl Run for Session {
+    fn client(&self) -> &Client {
+        match &self.object {
+            Some(object) => object,
+            None => unreachable!("only drop takes the session out"),
+        }
+    }
+
+    fn flags(&self) -> &Flags {
+        &self.flags
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.flags.is_busy()
+            && let Some(object) = self.object.take()
+        {
+            drop(Object::take(object));
+        }
+    }
+}
+
+/// A transaction that owns its session. Dropped without [`Txn::commit`], it is rolled back.
+#[derive(Debug)]
+pub struct Txn {
+    session: Session,
+    open: bool,
+}
+
+impl Txn {
+    /// # Errors
+    /// Also when a statement of the transaction has failed: PostgreSQL would answer such a COMMIT with a silent rollback.
+    pub async fn commit(mut self) -> Result<(), Error> {
+        if self.session.flags.has_failed() {
+            return Err(Error::Failed);
+        }
+        statement::batch(&self.session, "COMMIT").await.map_err(Error::Commit)?;
+        self.open = false;
+        Ok(())
+    }
+}
+
+impl Run for Txn {
+    fn client(&self) -> &Client {
+        self.session.client()
+    }
+
+    fn flags(&self) -> &Flags {
+        self.session.flags()
+    }
+}
+
+impl Drop for Txn {
+    fn drop(&mut self) {
+        // The first poll queues the statement ahead of whatever the session's next user sends, and nobody needs the
+        // answer. A busy session is closed instead, which rolls back as well.
+        if self.open && !self.session.flags.is_busy() {
+            let _queued = self.client().batch_execute("ROLLBACK").now_or_never();
+        }
+    }
+}
