@@ -18,6 +18,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(&files, [root])?;
     let out: PathBuf = std::env::var("OUT_DIR")?.into();
     std::fs::write(out.join("tenantd_descriptor.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    // Messages know their full names, by which the JSON mapping finds their descriptors.
+    let mut prost = tonic_prost_build::Config::new();
+    prost.enable_type_names();
+    tonic_prost_build::configure().compile_fds_with_config(descriptors, prost)?;
     Ok(())
 }

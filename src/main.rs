@@ -1,3 +1,16 @@
-//! The process: reads its arguments, does what they say, and ends with a documented code.
+//! The process: parses the command line, makes the runtime, and ends with the command's exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+use tenantd::cli;
+
+fn main() -> ExitCode {
+    let command_line = match cli::parse(std::env::args_os()) {
+        Ok(command_line) => command_line,
+        Err(code) => return code.into(),
+    };
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(cli::run(command_line)).into(),
+        Err(error) => cli::fail(&error).into(),
+    }
+}

@@ -72,7 +72,7 @@ impl Keys {
     }
 }
 
-fn read_private<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, String> {
+pub(super) fn read_private<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, String> {
     let mode = fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?.permissions().mode();
     if mode & 0o077 != 0 {
         return Err(format!("{}: others can read it (mode {:o}); run chmod 600", path.display(), mode & 0o777));

@@ -1,6 +1,7 @@
 //! The daemon's configuration: an immutable value, read once from a file and the environment, checked as a whole
 //! (every problem is named at once), and passed down. Nobody else reads the environment.
 
+pub mod client;
 mod files;
 mod load;
 mod validate;

@@ -1,0 +1,167 @@
+//! Why a command did not do what it was asked: as lines for people, as JSON for scripts, and as an exit code.
+
+use std::error::Error as StdError;
+use std::io;
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use super::exit_code::ExitCode;
+use super::{human, json as protobuf_json};
+use crate::config::client;
+use crate::proto::v1::Operation;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Client(#[from] client::Error),
+    #[error("{0}")]
+    Usage(String),
+    #[error("cannot read {}: {source}", .path.display())]
+    Input { path: PathBuf, source: io::Error },
+    #[error(
+        "the daemon at {endpoint} does not answer: {cause}. Start it with \"tenantd dev\" or \"tenantd serve\", or name another with --endpoint"
+    )]
+    Unreachable { endpoint: String, cause: String },
+    #[error("{}", human::printable(.0.message()))]
+    Refused(Box<Status>),
+    #[error("{} {}{}", .0.kind, ended(.0), failure(.0))]
+    Operation(Box<Operation>),
+    #[error("interrupted; operation {0} goes on in the daemon: tenantd operation watch {0}")]
+    Interrupted(String),
+    #[error("the daemon's answer has no {0}; is it of another version than this program?")]
+    Incomplete(&'static str),
+    #[error("the daemon keeps ending the stream; try again later")]
+    Silent,
+    #[error(transparent)]
+    Json(#[from] protobuf_json::Error),
+    #[error("cannot write the result: {0}")]
+    Output(io::Error),
+}
+
+impl From<Status> for Error {
+    fn from(status: Status) -> Self {
+        Self::Refused(Box::new(status))
+    }
+}
+
+fn ended(operation: &Operation) -> String {
+    human::state(operation.state().as_str_name(), "OPERATION_STATE_").to_lowercase()
+}
+
+fn failure(operation: &Operation) -> String {
+    let Some(error) = &operation.error else { return String::new() };
+    let step = if error.step.is_empty() { String::new() } else { format!(" at the step {}", error.step) };
+    format!("{step}: {}", human::printable(&error.message))
+}
+
+impl Error {
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Client(_) | Self::Usage(_) | Self::Input { .. } => ExitCode::Usage,
+            Self::Unreachable { .. } | Self::Silent => ExitCode::Unavailable,
+            Self::Interrupted(_) => ExitCode::Interrupted,
+            Self::Refused(status) => exit_code_of(status),
+            Self::Operation(operation) => match operation.error.as_ref().map(|error| error.reason.as_str()) {
+                Some("MIGRATION_DIRECTORY_INVALID") => ExitCode::Usage,
+                _ => ExitCode::Failed,
+            },
+            Self::Incomplete(_) | Self::Json(_) | Self::Output(_) => ExitCode::Failed,
+        }
+    }
+
+    /// Some lines: what happened, then each detail.
+    pub fn text(&self) -> String {
+        let mut lines = vec![format!("error: {self}")];
+        match self {
+            Self::Refused(status) => lines.extend(details_lines(status)),
+            Self::Operation(operation) => {
+                lines.push(format!("  operation: {}", operation.operation_id));
+                if let Some(error) = operation.error.as_ref().filter(|error| !error.reason.is_empty()) {
+                    lines.push(format!("  reason: {}", error.reason));
+                }
+            }
+            _ => {}
+        }
+        lines.join("\n")
+    }
+
+    /// `{"error": {…}}`.
+    pub fn json(&self) -> Value {
+        let mut error = json!({ "message": self.to_string(), "exitCode": self.exit_code().number() });
+        match self {
+            Self::Refused(status) => details_json(status, &mut error),
+            Self::Operation(operation) => {
+                error["operation"] = protobuf_json::value(operation.as_ref()).unwrap_or_default();
+            }
+            _ => {}
+        }
+        json!({ "error": error })
+    }
+}
+
+fn exit_code_of(status: &Status) -> ExitCode {
+    let details = status.get_error_details();
+    let reason = details.error_info().map_or("", |info| info.reason.as_str());
+    match (status.code(), reason) {
+        (_, "SQL") => ExitCode::Failed,
+        (Code::InvalidArgument, _) | (_, "MIGRATION_DIRECTORY_INVALID") => ExitCode::Usage,
+        (Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted, _) => ExitCode::Unavailable,
+        (Code::Unauthenticated | Code::PermissionDenied, _) => ExitCode::Denied,
+        _ => ExitCode::Failed,
+    }
+}
+
+fn details_lines(status: &Status) -> Vec<String> {
+    let details = status.get_error_details();
+    let mut lines = Vec::new();
+    for violation in details.bad_request().into_iter().flat_map(|bad| &bad.field_violations) {
+        lines.push(format!("  {}: {}", violation.field, human::printable(&violation.description)));
+    }
+    for violation in details.precondition_failure().into_iter().flat_map(|failure| &failure.violations) {
+        lines.push(format!("  {}: {}", violation.subject, human::printable(&violation.description)));
+    }
+    if let Some(info) = details.error_info() {
+        let mut metadata: Vec<_> = info.metadata.iter().collect();
+        metadata.sort();
+        lines.extend(metadata.iter().map(|(name, value)| {
+            let value = human::printable(value).replace('\n', "\n    ");
+            format!("  {}: {value}", name.replace('_', " "))
+        }));
+        lines.push(format!("  reason: {}", info.reason));
+    } else {
+        // Not the daemon's own refusal: the connection's, which keeps its cause in its sources.
+        lines.extend(sources(status).map(|source| format!("  because: {source}")));
+    }
+    if let Some(delay) = retry_delay(&details) {
+        lines.push(format!("  try again in: {}", human::duration(delay)));
+    }
+    lines
+}
+
+fn details_json(status: &Status, error: &mut Value) {
+    let details = status.get_error_details();
+    error["code"] = json!(format!("{:?}", status.code()));
+    if let Some(info) = details.error_info() {
+        error["reason"] = json!(info.reason);
+        error["metadata"] = json!(info.metadata);
+    }
+    if let Some(bad) = details.bad_request() {
+        let pair = |v: &tonic_types::FieldViolation| json!({"field": v.field, "description": v.description});
+        error["fieldViolations"] = bad.field_violations.iter().map(pair).collect();
+    }
+    if let Some(delay) = retry_delay(&details) {
+        error["retryDelay"] = json!(format!("{}s", delay.as_secs_f64()));
+    }
+}
+
+fn retry_delay(details: &ErrorDetails) -> Option<std::time::Duration> {
+    details.retry_info().and_then(|info| info.retry_delay)
+}
+
+/// The causes of an error, outermost first.
+pub fn sources(error: &dyn StdError) -> impl Iterator<Item = String> {
+    std::iter::successors(error.source(), |error| (*error).source()).map(ToString::to_string)
+}

@@ -1,0 +1,303 @@
+//! `tenantd migrate-all`: the fleet to the newest version, as a job for CI. Its exit code tells how it went.
+
+use std::collections::BTreeMap;
+
+use tonic::{Status, Streaming};
+
+use super::connection::{Connection, request};
+use super::error::Error;
+use super::exit_code::ExitCode;
+use super::mutation::Mutation;
+use super::output::Output;
+use super::progress::Progress;
+use super::settle::Wait;
+use super::table::{Column, list};
+use super::wait::Reconnect;
+use super::{Context, human};
+use crate::proto::v1::{
+    CreateRolloutRequest, GetRolloutRequest, GetRolloutResponse, Rollout, RolloutState, RolloutTarget,
+    RolloutTargetState, WatchRolloutRequest, WatchRolloutResponse,
+};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit codes: 0 every tenant is at the target version, 2 some tenants failed within --max-failures,
+3 halted because more failed, 64 the migration directory or the command line is not usable.
+
+With --output jsonl there is one line for each tenant when it has ended, and the rollout as the last line.")]
+pub struct Arguments {
+    /// How many tenants may fail before no further one is begun; 0 halts at the first.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..))]
+    max_failures: i32,
+    /// Ask every database for its version, instead of trusting the catalog.
+    #[arg(long)]
+    verify: bool,
+    /// Only this tenant (id or code); may be repeated.
+    #[arg(long = "tenant", value_name = "TENANT")]
+    tenants: Vec<String>,
+    #[command(flatten)]
+    mutation: Mutation,
+    #[command(flatten)]
+    wait: Wait,
+}
+
+pub async fn run(arguments: Arguments, context: &Context) -> Result<ExitCode, Error> {
+    let connection = context.connect().await?;
+    let validate_only = arguments.mutation.validate_only;
+    let message = CreateRolloutRequest {
+        request_id: arguments.mutation.request_id(),
+        validate_only,
+        max_failures: arguments.max_failures,
+        tenants: arguments.tenants,
+        verify: arguments.verify,
+    };
+    let answer = connection.migrations().create_rollout(request(message)).await?.into_inner();
+    let begun = answer.rollout.ok_or(Error::Incomplete("rollout"))?;
+    if validate_only || arguments.wait.no_wait {
+        let answer = GetRolloutResponse { rollout: Some(begun.clone()) };
+        context.output.answer(&answer, || begun_text(&begun, validate_only))?;
+        return Ok(ExitCode::Done);
+    }
+    let id = begun.rollout_id.clone();
+    let mut view = View::new(context.output, &begun);
+    tokio::select! {
+        ended = follow(&connection, &id, &mut view) => ended?,
+        _ = tokio::signal::ctrl_c() => return Err(Error::Interrupted(id)),
+    }
+    drop(view);
+    report(context.output, rollout_get(&connection, id).await?)
+}
+
+/// Watches until the rollout has ended, and begins again when the stream breaks.
+async fn follow(connection: &Connection, id: &str, view: &mut View) -> Result<(), Error> {
+    let mut reconnect = Reconnect::default();
+    while view.state == RolloutState::Running {
+        let request = WatchRolloutRequest { rollout_id: id.to_owned() };
+        let broken = match connection.migrations().watch_rollout(request).await {
+            Ok(stream) => read(stream.into_inner(), view, &mut reconnect).await?,
+            Err(status) => Some(status),
+        };
+        if view.state == RolloutState::Running {
+            reconnect.pause(broken, |text| view.progress.line(text)).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads one stream to its end. Answers with what broke it, if something did.
+async fn read(
+    mut stream: Streaming<WatchRolloutResponse>,
+    view: &mut View,
+    reconnect: &mut Reconnect,
+) -> Result<Option<Status>, Error> {
+    loop {
+        match stream.message().await {
+            Ok(Some(update)) => {
+                reconnect.reset();
+                view.show(&update.rollout.ok_or(Error::Incomplete("rollout"))?)?;
+            }
+            Ok(None) => return Ok(None),
+            Err(status) => return Ok(Some(status)),
+        }
+    }
+}
+
+async fn rollout_get(connection: &Connection, rollout_id: String) -> Result<Rollout, Error> {
+    let response = connection.migrations().get_rollout(request(GetRolloutRequest { rollout_id })).await?.into_inner();
+    response.rollout.ok_or(Error::Incomplete("rollout"))
+}
+
+/// What was shown of a rollout so far.
+struct View {
+    output: Output,
+    progress: Progress,
+    state: RolloutState,
+    /// The state in which each tenant was last seen.
+    seen: BTreeMap<String, RolloutTargetState>,
+}
+
+impl View {
+    fn new(output: Output, rollout: &Rollout) -> Self {
+        output.note(&format!("migrate-all to version {} (rollout {})", rollout.target_version, rollout.rollout_id));
+        Self { output, progress: Progress::new(output), state: RolloutState::Running, seen: BTreeMap::new() }
+    }
+
+    fn show(&mut self, rollout: &Rollout) -> Result<(), Error> {
+        self.state = rollout.state();
+        let mut now = "";
+        for target in &rollout.targets {
+            let state = target.state();
+            if state == RolloutTargetState::Running {
+                now = &target.code;
+            }
+            if self.seen.insert(target.tenant_id.clone(), state) == Some(state) {
+                continue;
+            }
+            if has_ended(state) {
+                self.output.event(target)?;
+            }
+            if let Some(line) = target_line(target) {
+                self.progress.line(&line);
+            }
+        }
+        let done = self.seen.values().filter(|state| has_ended(**state)).count();
+        self.progress.at(done, self.seen.len(), now);
+        Ok(())
+    }
+}
+
+fn has_ended(state: RolloutTargetState) -> bool {
+    !matches!(state, RolloutTargetState::Pending | RolloutTargetState::Running | RolloutTargetState::Unspecified)
+}
+
+/// What there is to say when a tenant has come to this state.
+fn target_line(target: &RolloutTarget) -> Option<String> {
+    let (code, took) = (&target.code, human::elapsed(target.start_time.as_ref(), target.end_time.as_ref()));
+    match target.state() {
+        RolloutTargetState::Migrated => {
+            Some(format!("  ✓ {code:<24} {took:>10}  {} → {}", target.from_version, target.to_version))
+        }
+        RolloutTargetState::Failed => Some(format!("  ✗ {code:<24} {took:>10}  {}", failure(target))),
+        _ => None,
+    }
+}
+
+fn failure(target: &RolloutTarget) -> String {
+    let sqlstate = if target.sqlstate.is_empty() { String::new() } else { format!(" ({})", target.sqlstate) };
+    format!("{}{sqlstate}", human::printable(&target.error))
+}
+
+/// Prints how it ended.
+fn report(output: Output, rollout: Rollout) -> Result<ExitCode, Error> {
+    let code = match rollout.state() {
+        RolloutState::Succeeded => ExitCode::Done,
+        RolloutState::Partial => ExitCode::Partial,
+        RolloutState::Halted => ExitCode::Halted,
+        RolloutState::Failed | RolloutState::Running | RolloutState::Unspecified => ExitCode::Failed,
+    };
+    let text = || report_text(&rollout);
+    if output.format() == super::Format::Jsonl {
+        output.event(&Rollout { targets: Vec::new(), ..rollout })?;
+    } else {
+        output.answer(&GetRolloutResponse { rollout: Some(rollout.clone()) }, text)?;
+    }
+    Ok(code)
+}
+
+fn begun_text(rollout: &Rollout, validate_only: bool) -> String {
+    if validate_only {
+        let pending = rollout.counts.unwrap_or_default().pending;
+        return format!(
+            "The directory is in order (version {}); {} would be migrated. Nothing was changed.\n",
+            rollout.target_version,
+            human::plural(i64::from(pending), "tenant")
+        );
+    }
+    format!("Rollout {0} has begun.\n\nFollow it: tenantd operation watch {0}\n", rollout.rollout_id)
+}
+
+fn report_text(rollout: &Rollout) -> String {
+    let counts = rollout.counts.unwrap_or_default();
+    let version = rollout.target_version;
+    let tenants = human::plural(i64::try_from(rollout.targets.len()).unwrap_or(i64::MAX), "tenant");
+    if rollout.state() == RolloutState::Succeeded && counts.migrated == 0 && counts.ahead == 0 {
+        return format!("Nothing to do: {tenants} at version {version} already.\n");
+    }
+    let changed = |target: &&RolloutTarget| target.state() != RolloutTargetState::Current;
+    let columns = [
+        Column::Text("TENANT"),
+        Column::State("STATE"),
+        Column::Number("FROM"),
+        Column::Number("TO"),
+        Column::Number("APPLIED"),
+        Column::Number("TOOK"),
+        Column::Text("ERROR"),
+    ];
+    let table = list(&columns, rollout.targets.iter().filter(changed).map(row));
+    let took = human::elapsed(rollout.create_time.as_ref(), rollout.end_time.as_ref());
+    let took = if took.is_empty() { took } else { format!(" in {took}") };
+    let error =
+        if rollout.error.is_empty() { String::new() } else { format!("\n{}", human::printable(&rollout.error)) };
+    let state = human::state(rollout.state().as_str_name(), "ROLLOUT_STATE_");
+    format!("{table}\n{state}{took}: version {version}, {}.{error}\n", counted(&counts))
+}
+
+fn row(target: &RolloutTarget) -> Vec<String> {
+    vec![
+        target.code.clone(),
+        human::state(target.state().as_str_name(), "ROLLOUT_TARGET_STATE_"),
+        target.from_version.to_string(),
+        target.to_version.to_string(),
+        target.applied.to_string(),
+        human::elapsed(target.start_time.as_ref(), target.end_time.as_ref()),
+        failure(target),
+    ]
+}
+
+fn counted(counts: &crate::proto::v1::RolloutCounts) -> String {
+    let parts = [
+        (counts.migrated, "migrated"),
+        (counts.failed, "failed"),
+        (counts.skipped, "not begun"),
+        (counts.pending, "pending"),
+        (counts.ahead, "ahead of the directory"),
+        (counts.current, "up to date before"),
+    ];
+    let parts = parts.iter().filter(|(count, _)| *count > 0);
+    parts.map(|(count, what)| format!("{} {what}", human::count(i64::from(*count)))).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::v1::RolloutCounts;
+
+    fn target(code: &str, state: RolloutTargetState, error: &str) -> RolloutTarget {
+        let failed = state == RolloutTargetState::Failed;
+        RolloutTarget {
+            tenant_id: code.to_owned(),
+            code: code.to_owned(),
+            state: state.into(),
+            from_version: 3,
+            to_version: if failed { 3 } else { 4 },
+            applied: i32::from(!failed),
+            error: error.to_owned(),
+            sqlstate: if failed { "42P01".to_owned() } else { String::new() },
+            ..RolloutTarget::default()
+        }
+    }
+
+    #[test]
+    fn the_report_names_who_failed_and_why() {
+        let rollout = Rollout {
+            state: RolloutState::Partial.into(),
+            target_version: 4,
+            counts: Some(RolloutCounts { migrated: 1, failed: 1, current: 1, ..RolloutCounts::default() }),
+            targets: vec![
+                target("acme", RolloutTargetState::Migrated, ""),
+                target("globex", RolloutTargetState::Failed, "V4__x.sql: relation \"y\" does not exist"),
+                target("initech", RolloutTargetState::Current, ""),
+            ],
+            ..Rollout::default()
+        };
+        insta::assert_snapshot!(report_text(&rollout), @r#"
+        TENANT  STATE     FROM  TO  APPLIED  TOOK  ERROR
+        acme    MIGRATED     3   4        1     -  -
+        globex  FAILED       3   3        0     -  V4__x.sql: relation "y" does not exist (42P01)
+
+        PARTIAL: version 4, 1 migrated, 1 failed, 1 up to date before.
+        "#);
+    }
+
+    #[test]
+    fn a_second_run_has_nothing_to_do() {
+        let rollout = Rollout {
+            state: RolloutState::Succeeded.into(),
+            target_version: 4,
+            counts: Some(RolloutCounts { current: 1, ..RolloutCounts::default() }),
+            targets: vec![target("acme", RolloutTargetState::Current, "")],
+            ..Rollout::default()
+        };
+        assert_eq!(report_text(&rollout), "Nothing to do: 1 tenant at version 4 already.\n");
+    }
+}

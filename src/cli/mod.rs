@@ -1,0 +1,193 @@
+//! The command line: a client of the daemon. One file for each noun, named as the command is. Only the commands that
+//! are no client's (serving, checking a configuration, preparing a server) may know more of the daemon than its API.
+
+mod backup;
+mod completions;
+mod connection;
+mod error;
+mod exit_code;
+mod human;
+mod json;
+mod key;
+mod migrate_all;
+mod mutation;
+mod operation;
+mod output;
+mod pages;
+mod progress;
+mod resolve;
+mod restore;
+mod settle;
+mod sql;
+mod table;
+mod tenant;
+mod wait;
+mod whoami;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{CommandFactory as _, FromArgMatches as _};
+
+pub use exit_code::ExitCode;
+
+use crate::config::client::{ClientConfig, ClientFlags};
+use connection::Connection;
+use error::Error;
+use output::{Format, Output};
+
+/// One daemon for fleets in which every customer has its own PostgreSQL database.
+#[derive(Debug, clap::Parser)]
+#[command(name = "tenantd", version, after_help = exit_code::HELP, max_term_width = 110)]
+pub struct CommandLine {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Global options")]
+struct Global {
+    /// The daemon's URL, as https://db.example.com:7432; needs --key-file.
+    #[arg(long, global = true, value_name = "URL")]
+    endpoint: Option<String>,
+    /// A file with an API key in it.
+    #[arg(long, global = true, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// A file with endpoint and key, instead of ./.tenantd/client.toml or ~/.config/tenantd/client.toml.
+    #[arg(long, global = true, value_name = "FILE", env = "TENANTD_CLIENT_CONFIG")]
+    client_config: Option<PathBuf>,
+    /// How results are written.
+    #[arg(long, short, global = true, value_name = "FORMAT", default_value = "table")]
+    output: Format,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Create, show, suspend and resume tenants.
+    #[command(subcommand)]
+    Tenant(tenant::Command),
+    /// Show where a tenant is.
+    Resolve(resolve::Arguments),
+    /// Run one SQL statement in a tenant's database.
+    Sql(sql::Arguments),
+    /// Bring every tenant to the newest version of the daemon's migration directory.
+    MigrateAll(migrate_all::Arguments),
+    /// Make, show and verify backups.
+    #[command(subcommand)]
+    Backup(backup::Command),
+    /// Restore a backup, over its tenant or as a new one.
+    Restore(restore::Arguments),
+    /// Show and follow operations.
+    #[command(subcommand)]
+    Operation(operation::Command),
+    /// Make, show and revoke API keys.
+    #[command(subcommand)]
+    Key(key::Command),
+    /// Show who you are to the daemon.
+    Whoami,
+    /// Print completions for a shell.
+    Completions(completions::Arguments),
+}
+
+/// What every command gets.
+#[derive(Debug)]
+struct Context {
+    output: Output,
+    flags: ClientFlags,
+}
+
+impl Context {
+    async fn connect(&self) -> Result<Connection, Error> {
+        Connection::open(&ClientConfig::find(&self.flags)?).await
+    }
+}
+
+/// Parses the command line. Prints help, or what is wrong with the arguments, and answers with the code to end with.
+pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<CommandLine, ExitCode> {
+    CommandLine::command()
+        .try_get_matches_from(arguments)
+        .and_then(|matches| CommandLine::from_arg_matches(&matches))
+        .map_err(|error| output::usage(&error))
+}
+
+/// Runs the command, and prints why it failed if it did.
+pub async fn run(command_line: CommandLine) -> ExitCode {
+    let CommandLine { global, command } = command_line;
+    let output = Output::new(global.output);
+    let flags = ClientFlags { endpoint: global.endpoint, key_file: global.key_file, file: global.client_config };
+    match command.run(&Context { output, flags }).await {
+        Ok(code) => code,
+        Err(error) => {
+            output.error(&error);
+            error.exit_code()
+        }
+    }
+}
+
+/// Reports that the process could not even begin.
+pub fn fail(error: &std::io::Error) -> ExitCode {
+    output::note(&format!("error: the process cannot start: {error}"));
+    ExitCode::Failed
+}
+
+impl Command {
+    async fn run(self, context: &Context) -> Result<ExitCode, Error> {
+        match self {
+            Self::Tenant(command) => command.run(context).await?,
+            Self::Resolve(arguments) => resolve::run(arguments, context).await?,
+            Self::Sql(arguments) => sql::run(arguments, context).await?,
+            Self::MigrateAll(arguments) => return migrate_all::run(arguments, context).await,
+            Self::Backup(command) => command.run(context).await?,
+            Self::Restore(arguments) => restore::run(arguments, context).await?,
+            Self::Operation(command) => command.run(context).await?,
+            Self::Key(command) => command.run(context).await?,
+            Self::Whoami => whoami::run(context).await?,
+            Self::Completions(arguments) => completions::run(&arguments)?,
+        }
+        Ok(ExitCode::Done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn code(line: &str) -> Option<u8> {
+        let arguments = line.split_whitespace().map(OsString::from);
+        parse(arguments).err().map(ExitCode::number)
+    }
+
+    #[test]
+    fn the_tree_of_commands_is_sound() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn usage_errors_end_with_64_and_help_with_0() {
+        assert_eq!(code("tenantd frobnicate"), Some(64));
+        assert_eq!(code("tenantd tenant create"), Some(64));
+        assert_eq!(code("tenantd restore x --in-place --as y"), Some(64));
+        assert_eq!(code("tenantd restore x"), Some(64));
+        assert_eq!(code("tenantd migrate-all --max-failures many"), Some(64));
+        assert_eq!(code("tenantd --help"), Some(0));
+        assert_eq!(code("tenantd --version"), Some(0));
+    }
+
+    #[test]
+    fn the_commands_of_the_manual_parse() {
+        for line in [
+            "tenantd tenant create acme --name Acme --tier standard --sample-data",
+            "tenantd resolve acme --output json",
+            "tenantd sql acme -c select",
+            "tenantd migrate-all",
+            "tenantd backup create acme",
+            "tenantd backup verify 0193",
+            "tenantd restore 0193 --in-place",
+            "tenantd restore 0193 --as acme_copy",
+        ] {
+            assert_eq!(code(line), None, "{line}");
+        }
+    }
+}
