@@ -2,11 +2,8 @@
 //!
 //! Imports go strictly downwards; `tests/architecture.rs` holds the table of ranks. This file re-exports nothing.
 
-<<<<<<< 996af40
-pub mod cli;
-=======
 pub mod catalog;
->>>>>>> 5bc76a0
+pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod embedded;
