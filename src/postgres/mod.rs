@@ -11,6 +11,7 @@ pub mod embedded_migrations;
 pub mod errors;
 pub mod identity;
 pub mod locks;
+pub mod programs;
 pub mod roles;
 pub mod server;
 pub mod sessions;

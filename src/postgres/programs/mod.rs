@@ -1,0 +1,156 @@
+//! PostgreSQL's own programs: where they are, and the only place that starts child processes.
+//!
+//! No password is ever an argument or an environment variable of a child.
+
+mod child;
+pub mod cluster;
+mod os_user;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use os_user::OsUser;
+
+/// The oldest PostgreSQL that the daemon works with (`SET ON PARAMETER` came with 15).
+pub const MAJOR_MIN: u32 = 15;
+
+/// Where packages put a major version's programs, before and after its number.
+const PLACES: [(&str, &str, &str); 3] =
+    [("/usr/lib/postgresql", "", "bin"), ("/usr", "pgsql-", "bin"), ("/opt/homebrew/opt", "postgresql@", "bin")];
+/// What somebody wants to do with the programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Run a cluster.
+    Cluster,
+    /// Dump and restore.
+    Archive,
+}
+
+/// One major version's programs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Programs {
+    pub major: u32,
+    bin: PathBuf,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(
+        "PostgreSQL's {programs} of {wanted} are not installed ({found}); install them, on Debian or Ubuntu with: apt-get install {package}"
+    )]
+    Missing { programs: String, wanted: String, found: String, package: String },
+    #[error("{program} could not be started: {source}")]
+    Start { program: String, source: io::Error },
+    #[error("{program} failed ({status}): {output}")]
+    Failed { program: String, status: String, output: String },
+    #[error("{program} did not end within {seconds} s and was stopped")]
+    Timeout { program: String, seconds: u64 },
+    #[error("{what}: {source}")]
+    File { what: String, source: io::Error },
+}
+
+impl Purpose {
+    fn programs(self) -> &'static [&'static str] {
+        match self {
+            Self::Cluster => &["initdb", "postgres"],
+            Self::Archive => &["pg_dump", "pg_restore"],
+        }
+    }
+
+    fn package(self) -> &'static str {
+        match self {
+            Self::Cluster => "postgresql",
+            Self::Archive => "postgresql-client",
+        }
+    }
+}
+
+impl Programs {
+    /// The newest that is installed, at least [`MAJOR_MIN`].
+    pub fn newest(purpose: Purpose) -> Result<Self, Error> {
+        let found = installed(purpose);
+        match found.last() {
+            Some(newest) if newest.major >= MAJOR_MIN => Ok(newest.clone()),
+            _ => Err(missing(purpose, &format!("version {MAJOR_MIN} or newer"), purpose.package(), &found)),
+        }
+    }
+
+    /// Exactly this major version: a cluster's files are of one.
+    pub fn of_major(major: u32, purpose: Purpose) -> Result<Self, Error> {
+        let found = installed(purpose);
+        let exact = found.iter().find(|programs| programs.major == major).cloned();
+        let package = format!("{}-{major}", purpose.package());
+        exact.ok_or_else(|| missing(purpose, &format!("version {major}"), &package, &found))
+    }
+
+    /// For dumps of a server with this `server_version_num`: its own major version, or else the next newer one that
+    /// is installed (`pg_dump` refuses servers newer than itself).
+    pub fn for_server(version_num: u32) -> Result<Self, Error> {
+        let (major, purpose) = (version_num / 10_000, Purpose::Archive);
+        let found = installed(purpose);
+        let fitting = found.iter().find(|programs| programs.major >= major).cloned();
+        let package = format!("{}-{major}", purpose.package());
+        fitting.ok_or_else(|| missing(purpose, &format!("version {major} or newer"), &package, &found))
+    }
+
+    /// The path of one of them.
+    pub fn path(&self, program: &str) -> PathBuf {
+        self.bin.join(program)
+    }
+}
+
+/// Every version that has all the programs, the oldest first.
+fn installed(purpose: Purpose) -> Vec<Programs> {
+    let mut found: Vec<Programs> = PLACES
+        .into_iter()
+        .flat_map(|(parent, prefix, below)| versions(Path::new(parent), prefix, below))
+        .filter(|version| purpose.programs().iter().all(|program| version.path(program).is_file()))
+        .collect();
+    found.sort_by_key(|version| version.major);
+    found
+}
+
+fn versions(parent: &Path, prefix: &str, below: &str) -> Vec<Programs> {
+    let Ok(entries) = std::fs::read_dir(parent) else { return Vec::new() };
+    let version = |entry: std::fs::DirEntry| {
+        let major = entry.file_name().to_str()?.strip_prefix(prefix)?.parse().ok()?;
+        Some(Programs { major, bin: entry.path().join(below) })
+    };
+    entries.filter_map(Result::ok).filter_map(version).collect()
+}
+
+fn missing(purpose: Purpose, wanted: &str, package: &str, found: &[Programs]) -> Error {
+    let list: Vec<String> =
+        found.iter().map(|version| format!("{} in {}", version.major, version.bin.display())).collect();
+    let found = if list.is_empty() { "none are there".to_owned() } else { format!("there is {}", list.join(", ")) };
+    Error::Missing {
+        programs: purpose.programs().join(" and "),
+        wanted: wanted.to_owned(),
+        found,
+        package: package.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_from_the_folders_names() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["pgsql-15", "pgsql-9.6", "pgsql-", "share", "pgsql-17"] {
+            std::fs::create_dir_all(dir.path().join(name).join("bin")).unwrap();
+        }
+        let mut majors: Vec<u32> =
+            versions(dir.path(), "pgsql-", "bin").into_iter().map(|version| version.major).collect();
+        majors.sort_unstable();
+        assert_eq!(majors, [15, 17]);
+    }
+
+    #[test]
+    fn what_is_missing_is_named_with_what_is_there_and_how_to_get_it() {
+        let old = [Programs { major: 13, bin: PathBuf::from("/usr/lib/postgresql/13/bin") }];
+        insta::assert_snapshot!(missing(Purpose::Cluster, "version 15 or newer", "postgresql", &old), @"PostgreSQL's initdb and postgres of version 15 or newer are not installed (there is 13 in /usr/lib/postgresql/13/bin); install them, on Debian or Ubuntu with: apt-get install postgresql");
+        insta::assert_snapshot!(missing(Purpose::Archive, "version 16 or newer", "postgresql-client-16", &[]), @"PostgreSQL's pg_dump and pg_restore of version 16 or newer are not installed (none are there); install them, on Debian or Ubuntu with: apt-get install postgresql-client-16");
+    }
+}
