@@ -7,23 +7,28 @@
 use std::future::poll_fn;
 use std::io;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_postgres::config::SslMode;
 use tokio_postgres::tls::{TlsConnect, TlsStream};
 use tokio_postgres::{AsyncMessage, CancelToken, Client, Config, Notification};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use super::budget::{Lane, Permit};
+use super::budget::Permit;
 use super::errors::Error;
+use super::lane::Lane;
 use super::server::{Server, Tls};
 use super::socket::{self, Lent, lend};
 use crate::config::RoleLogin;
 use crate::domain::tenant::DatabaseName;
 
+/// How long administration waits for a session.
+pub const ADMIN_CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a backend may take to go away after its session has ended, before its permit is given out regardless.
 const BACKEND_END_MAX: Duration = Duration::from_secs(30);
 /// A statement that is still running so long after its caller went away is cancelled, and then again and again.
@@ -114,6 +119,77 @@ pub(super) struct Opened {
 impl From<Opened> for Connection {
     fn from(opened: Opened) -> Self {
         Self { client: opened.client, notifications: Some(opened.notifications), _held: opened.held }
+    }
+}
+
+/// Opening sessions.
+impl Server {
+    /// Opens a session within the budget.
+    pub async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Connection, Error> {
+        Ok(self.open(None, request).await?.into())
+    }
+
+    /// Opens a session with a permit that the caller got from [`Server::budget`], as after an eviction.
+    pub async fn connect_with(&self, permit: Permit, request: &ConnectRequest<'_>) -> Result<Connection, Error> {
+        Ok(self.open(Some(permit), request).await?.into())
+    }
+
+    /// As [`Server::connect`], in the parts that deadpool wants. The pool aborts the handle when it drops the client; it
+    /// is only a sign that the client has gone, and the task that drives the session goes on to its proper end.
+    pub async fn connect_raw(
+        &self,
+        permit: Option<Permit>,
+        request: &ConnectRequest<'_>,
+    ) -> Result<(Client, JoinHandle<()>), Error> {
+        let opened = self.open(permit, request).await?;
+        let (held, down) = (opened.held, self.tasks().token().clone());
+        let sign = self.tasks().spawn("pooled client", async move {
+            let _held = held;
+            down.cancelled().await;
+        });
+        Ok((opened.client, sign))
+    }
+
+    /// Opens a session of the daemon's role for administration. Its search path holds nothing that a tenant can fill.
+    pub async fn connect_admin(&self, database: &DatabaseName) -> Result<Connection, Error> {
+        self.connect(&ConnectRequest {
+            lane: Lane::Administration,
+            login: self.daemon(),
+            database,
+            application_name: &self.session_name("administration"),
+            options: SessionOptions {
+                settings: vec![("search_path", "pg_catalog,pg_temp".to_owned())],
+                ..SessionOptions::default()
+            },
+            deadline: Instant::now() + ADMIN_CONNECT_TIMEOUT,
+        })
+        .await
+    }
+
+    async fn open(&self, permit: Option<Permit>, request: &ConnectRequest<'_>) -> Result<Opened, Error> {
+        let [gate, opening] = self.gates(request.lane);
+        let gate = self.pass(gate, request).await?;
+        let permit = match permit {
+            Some(permit) => permit,
+            None => self.budget().acquire(request.lane, request.deadline).await?,
+        };
+        let opening = self.pass(opening, request).await?;
+        let (answer, answered) = oneshot::channel();
+        // The gates go with the task: a caller that gives up does not let another connect begin before its own ended.
+        let order = Order::new(self, request);
+        self.tasks().spawn("postgres session", order.run(permit, (gate, opening), answer));
+        answered.await.unwrap_or_else(|_dropped| Err(self.too_slow(request)))
+    }
+
+    async fn pass(&self, gate: &Arc<Semaphore>, request: &ConnectRequest<'_>) -> Result<OwnedSemaphorePermit, Error> {
+        match timeout_at(request.deadline, Arc::clone(gate).acquire_owned()).await {
+            Ok(Ok(pass)) => Ok(pass),
+            Ok(Err(_)) | Err(_) => Err(self.too_slow(request)),
+        }
+    }
+
+    fn too_slow(&self, request: &ConnectRequest<'_>) -> Error {
+        Error::ConnectTimeout { server: self.name().to_owned(), database: request.database.to_string() }
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio_postgres::error::{DbError, SqlState};
 
-use super::budget::Lane;
+use super::lane::Lane;
 
 /// Causes that callers treat differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

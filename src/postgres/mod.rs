@@ -10,6 +10,7 @@ pub mod connect;
 pub mod embedded_migrations;
 pub mod errors;
 pub mod identity;
+pub mod lane;
 pub mod locks;
 pub mod programs;
 pub mod roles;
@@ -18,7 +19,8 @@ pub mod sessions;
 mod socket;
 pub mod statement;
 
-pub use budget::{Budget, Lane, Permit};
+pub use budget::{Budget, Permit};
 pub use connect::{ConnectRequest, Connection, SessionOptions};
 pub use errors::{Error, Kind};
+pub use lane::Lane;
 pub use server::Server;

@@ -1,4 +1,5 @@
-//! One server, as a cheap handle: where it is, how to log in, its budget and the gates in front of it.
+//! One server, as a cheap handle: where it is, how to log in, its budget and the gates in front of it. Opening
+//! sessions on it is [`super::connect`]'s.
 
 use std::fs;
 use std::sync::Arc;
@@ -7,24 +8,21 @@ use std::time::Duration;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use tokio_postgres::tls::MakeTlsConnect;
-use tokio_postgres::{CancelToken, Client, NoTls};
+use tokio_postgres::{CancelToken, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use uuid::Uuid;
 
-use super::budget::{Budget, Lane, Permit};
-use super::connect::{ConnectRequest, Connection, Opened, Order, SessionOptions};
+use super::budget::Budget;
 use super::errors::Error;
+use super::lane::Lane;
 use super::socket::{self, Lent, lend};
 use crate::config::{RoleLogin, ServerConfig, ServerTls};
 use crate::domain::tenant::DatabaseName;
 use crate::shutdown::Tasks;
 
-/// How long administration waits for a session.
-pub const ADMIN_CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a cancel request may take.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Where sessions go that belong to no database in particular.
@@ -127,48 +125,6 @@ impl Server {
         format!("{} {purpose}", instance_prefix(self.0.instance))
     }
 
-    /// Opens a session within the budget.
-    pub async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Connection, Error> {
-        Ok(self.open(None, request).await?.into())
-    }
-
-    /// Opens a session with a permit that the caller got from [`Server::budget`], as after an eviction.
-    pub async fn connect_with(&self, permit: Permit, request: &ConnectRequest<'_>) -> Result<Connection, Error> {
-        Ok(self.open(Some(permit), request).await?.into())
-    }
-
-    /// As [`Server::connect`], in the parts that deadpool wants. The pool aborts the handle when it drops the client; it
-    /// is only a sign that the client has gone, and the task that drives the session goes on to its proper end.
-    pub async fn connect_raw(
-        &self,
-        permit: Option<Permit>,
-        request: &ConnectRequest<'_>,
-    ) -> Result<(Client, JoinHandle<()>), Error> {
-        let opened = self.open(permit, request).await?;
-        let (held, down) = (opened.held, self.0.tasks.token().clone());
-        let sign = self.0.tasks.spawn("pooled client", async move {
-            let _held = held;
-            down.cancelled().await;
-        });
-        Ok((opened.client, sign))
-    }
-
-    /// Opens a session of the daemon's role for administration. Its search path holds nothing that a tenant can fill.
-    pub async fn connect_admin(&self, database: &DatabaseName) -> Result<Connection, Error> {
-        self.connect(&ConnectRequest {
-            lane: Lane::Administration,
-            login: self.daemon(),
-            database,
-            application_name: &self.session_name("administration"),
-            options: SessionOptions {
-                settings: vec![("search_path", "pg_catalog,pg_temp".to_owned())],
-                ..SessionOptions::default()
-            },
-            deadline: Instant::now() + ADMIN_CONNECT_TIMEOUT,
-        })
-        .await
-    }
-
     /// Asks the server to cancel what a session is running. That it was heard is not known.
     ///
     /// (A session's own `cancel_query` cannot find the server, because the socket was ours.)
@@ -198,29 +154,10 @@ impl Server {
         self.0.tls.as_ref()
     }
 
-    async fn open(&self, permit: Option<Permit>, request: &ConnectRequest<'_>) -> Result<Opened, Error> {
-        let gate = self.pass(&self.0.gates[request.lane as usize], request).await?;
-        let permit = match permit {
-            Some(permit) => permit,
-            None => self.0.budget.acquire(request.lane, request.deadline).await?,
-        };
-        let opening = self.pass(&self.0.opening, request).await?;
-        let (answer, answered) = oneshot::channel();
-        // The gates go with the task: a caller that gives up does not let another connect begin before its own ended.
-        let order = Order::new(self, request);
-        self.0.tasks.spawn("postgres session", order.run(permit, (gate, opening), answer));
-        answered.await.unwrap_or_else(|_dropped| Err(self.too_slow(request)))
-    }
-
-    async fn pass(&self, gate: &Arc<Semaphore>, request: &ConnectRequest<'_>) -> Result<OwnedSemaphorePermit, Error> {
-        match timeout_at(request.deadline, Arc::clone(gate).acquire_owned()).await {
-            Ok(Ok(pass)) => Ok(pass),
-            Ok(Err(_)) | Err(_) => Err(self.too_slow(request)),
-        }
-    }
-
-    fn too_slow(&self, request: &ConnectRequest<'_>) -> Error {
-        Error::ConnectTimeout { server: self.name().to_owned(), database: request.database.to_string() }
+    /// What a session passes on its way to being open, in this order: the lane's gate, then (with its permit) the
+    /// server's.
+    pub(super) fn gates(&self, lane: Lane) -> [&Arc<Semaphore>; 2] {
+        [&self.0.gates[lane as usize], &self.0.opening]
     }
 }
 
