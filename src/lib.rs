@@ -2,6 +2,7 @@
 //!
 //! Imports go strictly downwards; `tests/architecture.rs` holds the table of ranks. This file re-exports nothing.
 
+pub mod access;
 pub mod catalog;
 pub mod cli;
 pub mod config;
@@ -9,6 +10,8 @@ pub mod domain;
 pub mod embedded;
 pub mod postgres;
 pub mod proto;
+pub mod query;
+pub mod router;
 pub mod secrets;
 pub mod shutdown;
 pub mod store;

@@ -1,0 +1,37 @@
+//! Closes connections and pools that nobody has used for their time. One task for all tenants; what is not due is not
+//! looked at.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::Inner;
+
+const INTERVAL_MIN: Duration = Duration::from_millis(50);
+const INTERVAL_MAX: Duration = Duration::from_secs(5);
+
+/// Runs until the daemon goes down, and closes every pool then.
+pub(super) async fn run(inner: Arc<Inner>) {
+    let shared = &inner.shared;
+    let config = &shared.config;
+    let shortest = config.connection_idle_timeout.min(config.pool_idle_timeout);
+    let interval = (shortest / 4).clamp(INTERVAL_MIN, INTERVAL_MAX);
+    loop {
+        tokio::select! {
+            () = shared.tasks.token().cancelled() => break,
+            () = sleep(interval) => {}
+        }
+        let now = Instant::now();
+        if let Some(then) = now.checked_sub(config.connection_idle_timeout) {
+            for place in shared.servers.values() {
+                place.idle.close_before(then);
+            }
+        }
+        if let Some(then) = now.checked_sub(config.pool_idle_timeout) {
+            inner.slots.close_before(then);
+        }
+        inner.routes.sweep();
+    }
+    inner.slots.close_all();
+}

@@ -1,0 +1,316 @@
+//! The tenants that have a pool. A slot is one tenant's pool for one epoch of its route; whoever uses it holds a ticket,
+//! and a slot is closed only by whoever has taken it out of the table under the lock.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lru::LruCache;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_postgres::CancelToken;
+
+use super::error::Error;
+use super::idle::{Keeper, Key};
+use super::pool::{TenantPool, pool};
+use super::routes::{Fresh, Routes};
+use super::{Place, Shared};
+use crate::domain::route::Route;
+use crate::domain::tenant::TenantId;
+
+/// One tenant's pool.
+#[derive(Debug)]
+pub(super) struct Slot {
+    route: Arc<Route>,
+    pool: TenantPool,
+    leases: Arc<Leases>,
+}
+
+impl Slot {
+    pub(super) fn route(&self) -> &Arc<Route> {
+        &self.route
+    }
+
+    pub(super) fn pool(&self) -> &TenantPool {
+        &self.pool
+    }
+
+    pub(super) fn place(&self) -> &Place {
+        self.pool.manager().place()
+    }
+
+    /// Whether the pool's connections lead to where `route` says.
+    fn fits(&self, route: &Route) -> bool {
+        let place = |route: &Route| {
+            (route.epoch, route.generation, route.tier.clone(), route.database.clone(), route.server.clone())
+        };
+        place(&self.route) == place(route)
+    }
+}
+
+impl Keeper for Slot {
+    fn tenant(&self) -> TenantId {
+        self.route.tenant
+    }
+
+    fn idle_close(&self, key: Key) -> bool {
+        !self.pool.retain(|pooled, _| pooled.idle != Some(key)).removed.is_empty()
+    }
+}
+
+/// Who holds connections of one tenant, over all of its slots: an old epoch's may outlive their slot.
+#[derive(Default)]
+pub(super) struct Leases {
+    held: Mutex<BTreeMap<u64, Option<CancelToken>>>,
+    next: AtomicU64,
+    ended: Notify,
+}
+
+impl std::fmt::Debug for Leases {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Leases").field("held", &self.held().len()).finish_non_exhaustive()
+    }
+}
+
+impl Leases {
+    fn held(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Option<CancelToken>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.held().is_empty()
+    }
+
+    /// Resolves when nobody holds one.
+    pub(super) async fn none(&self) {
+        loop {
+            let ended = self.ended.notified();
+            if self.is_empty() {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    /// What would cancel the statements that run.
+    pub(super) fn cancel_tokens(&self) -> Vec<CancelToken> {
+        self.held().values().flatten().cloned().collect()
+    }
+}
+
+/// The right to use a slot.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    slot: Arc<Slot>,
+    id: u64,
+}
+
+impl Ticket {
+    fn new(slot: Arc<Slot>) -> Self {
+        let id = slot.leases.next.fetch_add(1, Ordering::Relaxed);
+        slot.leases.held().insert(id, None);
+        Self { slot, id }
+    }
+
+    pub(super) fn slot(&self) -> &Arc<Slot> {
+        &self.slot
+    }
+
+    /// From now on the holder can be cancelled.
+    pub(super) fn connected(&self, cancel: CancelToken) {
+        self.slot.leases.held().insert(self.id, Some(cancel));
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.slot.leases.held().remove(&self.id);
+        self.slot.leases.ended.notify_waiters();
+    }
+}
+
+/// Why there is no ticket.
+#[derive(Debug)]
+pub(super) enum Refused {
+    /// The route is older than the slot.
+    Stale,
+    /// The route was read before somebody said to forget it.
+    Forgotten,
+    /// The tenant is being drained.
+    Draining,
+    Server(Error),
+}
+
+/// All slots, the least recently used last.
+#[derive(Debug)]
+pub(super) struct Slots {
+    table: Mutex<Table>,
+}
+
+#[derive(Debug)]
+struct Table {
+    slots: LruCache<TenantId, Used>,
+    /// Leases of tenants whose slot was replaced or drained while they were held.
+    orphans: HashMap<TenantId, Arc<Leases>>,
+    draining: HashSet<TenantId>,
+}
+
+#[derive(Debug)]
+struct Used {
+    slot: Arc<Slot>,
+    at: Instant,
+}
+
+impl Default for Slots {
+    fn default() -> Self {
+        let table = Table { slots: LruCache::unbounded(), orphans: HashMap::new(), draining: HashSet::new() };
+        Self { table: Mutex::new(table) }
+    }
+}
+
+impl Slots {
+    fn table(&self) -> std::sync::MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A ticket for the tenant's slot, which is made when there is none or it is of an older epoch.
+    pub(super) fn ticket(&self, shared: &Arc<Shared>, routes: &Routes, fresh: &Fresh) -> Result<Ticket, Refused> {
+        let route = &fresh.route;
+        let mut closing = Vec::new();
+        let ticket = {
+            let mut table = self.table();
+            // Under the table's lock: a drain that begins after this sees the ticket.
+            if !routes.is_valid(fresh) {
+                return Err(Refused::Forgotten);
+            }
+            table.ticket(shared, route, &mut closing)
+        };
+        // Outside the lock: closing a pool drops its connections.
+        for slot in closing {
+            slot.pool.close();
+        }
+        ticket
+    }
+
+    /// From now on nobody gets a ticket, until the guard is dropped. The pool is closed, and its leases are returned.
+    pub(super) fn drain(&self, tenant: TenantId) -> Draining<'_> {
+        let (slot, leases, is_first) = {
+            let mut table = self.table();
+            let is_first = table.draining.insert(tenant);
+            let slot = table.slots.pop(&tenant);
+            let leases = slot.as_ref().map(|used| Arc::clone(&used.slot.leases));
+            let leases = leases.or_else(|| table.orphans.get(&tenant).cloned()).unwrap_or_default();
+            table.orphans.insert(tenant, Arc::clone(&leases));
+            (slot, leases, is_first)
+        };
+        if let Some(used) = slot {
+            used.slot.pool.close();
+        }
+        Draining { slots: self, tenant, leases, is_first }
+    }
+
+    /// Closes the pools that nobody has used since before `then`.
+    pub(super) fn close_before(&self, then: Instant) {
+        let mut closing = Vec::new();
+        {
+            let mut table = self.table();
+            while let Some((tenant, used)) = table.slots.peek_lru()
+                && used.at < then
+            {
+                let tenant = *tenant;
+                if used.slot.leases.is_empty() {
+                    closing.extend(table.slots.pop(&tenant));
+                } else if let Some(used) = table.slots.get_mut(&tenant) {
+                    // In use all the time since.
+                    used.at = Instant::now();
+                }
+            }
+            table.orphans.retain(|_, leases| !leases.is_empty());
+        }
+        for used in closing {
+            used.slot.pool.close();
+        }
+    }
+
+    /// Closes every pool.
+    pub(super) fn close_all(&self) {
+        let slots: Vec<_> = {
+            let mut table = self.table();
+            std::iter::from_fn(|| table.slots.pop_lru()).map(|(_, used)| used.slot).collect()
+        };
+        for slot in slots {
+            slot.pool.close();
+        }
+    }
+
+    /// Pools, and connections in them.
+    pub(super) fn count(&self) -> (usize, usize) {
+        let table = self.table();
+        (table.slots.len(), table.slots.iter().map(|(_, used)| used.slot.pool.status().size).sum())
+    }
+}
+
+impl Table {
+    fn ticket(
+        &mut self,
+        shared: &Arc<Shared>,
+        route: &Arc<Route>,
+        closing: &mut Vec<Arc<Slot>>,
+    ) -> Result<Ticket, Refused> {
+        if self.draining.contains(&route.tenant) {
+            return Err(Refused::Draining);
+        }
+        if let Some(used) = self.slots.get_mut(&route.tenant) {
+            if used.slot.fits(route) {
+                used.at = Instant::now();
+                return Ok(Ticket::new(Arc::clone(&used.slot)));
+            }
+            if used.slot.route.epoch > route.epoch {
+                return Err(Refused::Stale);
+            }
+        }
+        let place = shared.place(route).map_err(Refused::Server)?;
+        let former = self.slots.pop(&route.tenant).map(|used| used.slot);
+        let leases = former.as_ref().map(|slot| Arc::clone(&slot.leases));
+        let leases = leases.or_else(|| self.orphans.remove(&route.tenant)).unwrap_or_default();
+        closing.extend(former);
+        self.make_room(shared.config.pools_max, closing);
+        let slot = Arc::new(Slot { route: Arc::clone(route), pool: pool(shared, place, route), leases });
+        let ticket = Ticket::new(Arc::clone(&slot));
+        self.slots.put(route.tenant, Used { slot, at: Instant::now() });
+        Ok(ticket)
+    }
+
+    /// Takes out the least recently used pools without leases. More than `pools_max` are kept only while all are in
+    /// use, because nobody is refused for that.
+    fn make_room(&mut self, pools_max: usize, closing: &mut Vec<Arc<Slot>>) {
+        while self.slots.len() >= pools_max.max(1) {
+            let unused = self.slots.iter().rev().find(|(_, used)| used.slot.leases.is_empty()).map(|(id, _)| *id);
+            let Some(used) = unused.and_then(|tenant| self.slots.pop(&tenant)) else { return };
+            closing.push(used.slot);
+        }
+    }
+}
+
+/// A tenant without a pool, as long as this lives.
+#[derive(Debug)]
+pub(super) struct Draining<'a> {
+    slots: &'a Slots,
+    tenant: TenantId,
+    leases: Arc<Leases>,
+    is_first: bool,
+}
+
+impl Draining<'_> {
+    pub(super) fn leases(&self) -> &Leases {
+        &self.leases
+    }
+}
+
+impl Drop for Draining<'_> {
+    fn drop(&mut self) {
+        if self.is_first {
+            self.slots.table().draining.remove(&self.tenant);
+        }
+    }
+}
