@@ -3,6 +3,7 @@
 //! Imports go strictly downwards; `tests/architecture.rs` holds the table of ranks. This file re-exports nothing.
 
 pub mod access;
+pub mod accounts;
 pub mod catalog;
 pub mod cli;
 pub mod config;

@@ -7,12 +7,12 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::errors::Error;
-use super::page::{Page, Paged};
-use super::read::Reader;
 use super::{Catalog, Txn};
 use crate::domain::backup::{BackupKeys, BackupState, Manifest};
 use crate::domain::operation::OperationId;
+use crate::domain::page::{Page, Paged};
 use crate::domain::tenant::{DatabaseName, TenantCode, TenantId};
+use crate::postgres::read::{Corrupt, Reader};
 use crate::postgres::statement;
 
 /// A backup's row.
@@ -81,7 +81,7 @@ impl Catalog {
 
     /// The manifest lies in the bucket: from here on it is a backup.
     pub async fn backup_complete_in_txn(&self, txn: &Txn, id: Uuid, manifest: &Manifest) -> Result<(), Error> {
-        let manifest = serde_json::to_value(manifest).map_err(|error| Error::Corrupt {
+        let manifest = serde_json::to_value(manifest).map_err(|error| Corrupt {
             table: "backups",
             column: "manifest",
             id: id.to_string(),

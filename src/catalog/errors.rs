@@ -4,7 +4,9 @@ use uuid::Uuid;
 
 use crate::domain::lifecycle::{IllegalTransition, TenantState};
 use crate::domain::operation::{OperationId, OperationKind};
+use crate::domain::page::BadToken;
 use crate::domain::tenant::{TenantCode, TenantId};
+use crate::postgres::read::Corrupt;
 use crate::postgres::{self, embedded_migrations, sessions};
 
 #[derive(Debug, thiserror::Error)]
@@ -43,11 +45,11 @@ pub enum Error {
     RolloutUnknown { id: OperationId },
     #[error("there is no backup {id}")]
     BackupUnknown { id: Uuid },
-    #[error("the page token {token:?} is none of this list's")]
-    PageToken { token: String },
+    #[error(transparent)]
+    PageToken(#[from] BadToken),
 
-    #[error("the catalog's {table}.{column} of {id} is damaged: {problem}")]
-    Corrupt { table: &'static str, column: &'static str, id: String, problem: String },
+    #[error("the catalog's {0}")]
+    Corrupt(#[from] Corrupt),
     #[error("the catalog: {0}")]
     Statement(#[from] postgres::Error),
     #[error("the catalog: {0}")]

@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::errors::Error;
 use super::{CHANNEL, Catalog, Txn};
+use crate::postgres::read::Corrupt;
 use crate::postgres::statement;
 
 impl Catalog {
@@ -44,8 +45,8 @@ pub(super) async fn revision_next(txn: &Txn) -> Result<i64, Error> {
     Ok(meta(statement::row(txn, &update).await?)?.try_get(0)?)
 }
 
-fn meta(row: Option<tokio_postgres::Row>) -> Result<tokio_postgres::Row, Error> {
-    row.ok_or_else(|| Error::Corrupt {
+fn meta(row: Option<tokio_postgres::Row>) -> Result<tokio_postgres::Row, Corrupt> {
+    row.ok_or_else(|| Corrupt {
         table: "catalog_meta",
         column: "singleton",
         id: "the only row".to_owned(),

@@ -11,8 +11,6 @@ mod errors;
 mod fence;
 mod meta;
 mod operations;
-mod page;
-mod read;
 mod rollouts;
 mod steps;
 mod targets;
@@ -25,12 +23,12 @@ pub use errors::Error;
 pub use operations::{
     ClaimedOperation, Created, NewOperation, OPERATIONS_CHANNEL, Operation, OperationEnd, OperationFilter,
 };
-pub use page::{Page, Paged};
 pub use rollouts::{NewRollout, Rollout};
 pub use steps::OperationStep;
 pub use targets::{NewTarget, RolloutTarget, TargetOutcome};
 pub use tenants::{NewLicense, NewTenant, Tenant, TenantFilter, TenantRef};
 
+pub use crate::domain::page::{Page, Paged};
 use crate::domain::tenant::DatabaseName;
 use crate::postgres::Server;
 use crate::postgres::embedded_migrations::migrate;

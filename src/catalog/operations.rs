@@ -15,12 +15,12 @@ use uuid::Uuid;
 
 use super::errors::Error;
 use super::fence::claimed;
-use super::page::{Page, Paged};
-use super::read::Reader;
 use super::steps::{self, OperationStep};
 use super::{Catalog, Txn};
 use crate::domain::operation::{OperationId, OperationKind, OperationState};
+use crate::domain::page::{Page, Paged};
 use crate::domain::tenant::{TenantCode, TenantId};
+use crate::postgres::read::Reader;
 use crate::postgres::statement::{self, Run};
 
 /// The channel on which the id of each new operation is announced.

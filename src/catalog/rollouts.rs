@@ -7,12 +7,12 @@ use tokio_postgres::Row;
 
 use super::errors::Error;
 use super::fence::{claimed, fence_holds};
-use super::page::{Page, Paged};
-use super::read::Reader;
 use super::targets::{self, NewTarget};
 use super::{Catalog, Txn};
 use crate::domain::migration::{MigrationFile, RolloutState};
 use crate::domain::operation::OperationId;
+use crate::domain::page::{Page, Paged};
+use crate::postgres::read::{Corrupt, Reader};
 use crate::postgres::statement;
 
 /// A rollout's row, without its files' texts.
@@ -46,7 +46,7 @@ const COLUMNS: [&str; 8] =
 
 impl Catalog {
     pub async fn rollout_create_in_txn(&self, txn: &Txn, new: &NewRollout<'_>) -> Result<(), Error> {
-        let files = serde_json::to_value(new.files).map_err(|error| Error::Corrupt {
+        let files = serde_json::to_value(new.files).map_err(|error| Corrupt {
             table: "rollouts",
             column: "files",
             id: new.id.to_string(),
@@ -77,7 +77,7 @@ impl Catalog {
         let select =
             Query::select().columns(["id", "files"]).from("rollouts").and_where(Expr::col("id").eq(id.0)).take();
         let row = statement::row(&self.session().await?, &select).await?.ok_or(Error::RolloutUnknown { id })?;
-        Reader::new("rollouts", &row).json("files")
+        Ok(Reader::new("rollouts", &row).json("files")?)
     }
 
     /// Rollouts, newest first.

@@ -7,8 +7,8 @@ use time::OffsetDateTime;
 use super::Catalog;
 use super::errors::Error;
 use super::fence::{claimed, fence_holds};
-use super::read::Reader;
 use crate::domain::operation::{OperationId, StepState};
+use crate::postgres::read::Reader;
 use crate::postgres::statement::{self, Run};
 
 /// One persisted step.

@@ -9,10 +9,10 @@ use tokio_postgres::Row;
 use super::Catalog;
 use super::errors::Error;
 use super::fence::{claimed, fence_holds};
-use super::read::Reader;
 use crate::domain::migration::TargetState;
 use crate::domain::operation::OperationId;
 use crate::domain::tenant::{TenantCode, TenantId};
+use crate::postgres::read::Reader;
 use crate::postgres::statement;
 
 /// Rows of one INSERT: five values each, far from the protocol's 65,535.

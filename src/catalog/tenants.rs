@@ -8,11 +8,11 @@ use uuid::Uuid;
 
 use super::Catalog;
 use super::errors::Error;
-use super::page::{Page, Paged};
-use super::read::Reader;
 use crate::domain::lifecycle::TenantState;
+use crate::domain::page::{BadToken, Page, Paged};
 use crate::domain::route::{Gate, Route};
 use crate::domain::tenant::{DatabaseName, TenantCode, TenantId};
+use crate::postgres::read::{Corrupt, Reader};
 use crate::postgres::statement::{self, Run};
 
 /// A tenant's row, with its hosts.
@@ -140,7 +140,7 @@ impl Catalog {
             .limit(page.limit())
             .take();
         if let Some(token) = &page.after {
-            let bad = || Error::PageToken { token: token.clone() };
+            let bad = || BadToken(token.clone());
             let (code, id) = token.split_once('.').ok_or_else(bad)?;
             let id: Uuid = id.parse().map_err(|_| bad())?;
             let key = Expr::tuple([Expr::col("code"), Expr::col("id")]);
@@ -221,7 +221,7 @@ pub(super) fn read(row: &Row) -> Result<Tenant, Error> {
     })
 }
 
-fn gate(reader: &Reader<'_>) -> Result<Gate, Error> {
+fn gate(reader: &Reader<'_>) -> Result<Gate, Corrupt> {
     let operation: Option<Uuid> = reader.get("gate_operation")?;
     match (reader.get::<&str>("gate")?, operation) {
         ("OPEN", None) => Ok(Gate::Open),

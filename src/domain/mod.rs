@@ -6,6 +6,7 @@ pub mod lifecycle;
 pub mod migration;
 pub mod named;
 pub mod operation;
+pub mod page;
 pub mod permission;
 pub mod principal;
 pub mod route;

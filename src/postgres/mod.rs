@@ -13,6 +13,7 @@ pub mod identity;
 pub mod lane;
 pub mod locks;
 pub mod programs;
+pub mod read;
 pub mod roles;
 pub mod server;
 pub mod sessions;

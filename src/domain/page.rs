@@ -2,8 +2,6 @@
 
 use uuid::Uuid;
 
-use super::errors::Error;
-
 /// The most rows of one page.
 const SIZE_MAX: i64 = 1_000;
 const SIZE_DEFAULT: i64 = 100;
@@ -24,6 +22,11 @@ pub struct Paged<T> {
     pub next: Option<String>,
 }
 
+/// A page token that this list never gave out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the page token {0:?} is none of this list's")]
+pub struct BadToken(pub String);
+
 impl Page {
     fn size(&self) -> usize {
         let size = if self.size <= 0 { SIZE_DEFAULT } else { self.size.min(SIZE_MAX) };
@@ -31,18 +34,18 @@ impl Page {
     }
 
     /// One row more than the page has, which says whether there is a next page.
-    pub(super) fn limit(&self) -> u64 {
+    pub fn limit(&self) -> u64 {
         u64::try_from(self.size()).unwrap_or(u64::MAX).saturating_add(1)
     }
 
     /// The id that the page begins after.
-    pub(super) fn after_id(&self) -> Result<Option<Uuid>, Error> {
-        let parse = |token: &String| token.parse().map_err(|_| Error::PageToken { token: token.clone() });
+    pub fn after_id(&self) -> Result<Option<Uuid>, BadToken> {
+        let parse = |token: &String| token.parse().map_err(|_| BadToken(token.clone()));
         self.after.as_ref().map(parse).transpose()
     }
 
     /// Cuts off the row that was read in excess.
-    pub(super) fn cut<T>(&self, mut rows: Vec<T>, token: impl FnOnce(&T) -> String) -> Paged<T> {
+    pub fn cut<T>(&self, mut rows: Vec<T>, token: impl FnOnce(&T) -> String) -> Paged<T> {
         let more = rows.len() > self.size();
         rows.truncate(self.size());
         let next = if more { rows.last().map(token) } else { None };
@@ -67,6 +70,6 @@ mod tests {
     #[test]
     fn a_token_of_another_list_is_refused() {
         let page = Page { size: 1, after: Some("acme".into()) };
-        assert!(matches!(page.after_id(), Err(Error::PageToken { .. })));
+        assert!(matches!(page.after_id(), Err(BadToken(_))));
     }
 }

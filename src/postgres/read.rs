@@ -8,28 +8,38 @@ use serde_json::Value;
 use tokio_postgres::Row;
 use tokio_postgres::types::FromSql;
 
-use super::errors::Error;
 use crate::domain::tenant::DatabaseName;
 
+/// A value that the domain refuses: somebody has changed the database by hand, or a newer daemon has written it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{table}.{column} of {id} is damaged: {problem}")]
+pub struct Corrupt {
+    pub table: &'static str,
+    pub column: &'static str,
+    pub id: String,
+    pub problem: String,
+}
+
 /// One row of one table. `key` is the column that names the row in errors.
-pub(super) struct Reader<'a> {
-    pub(super) table: &'static str,
-    pub(super) key: &'static str,
-    pub(super) row: &'a Row,
+#[derive(Debug)]
+pub struct Reader<'a> {
+    pub table: &'static str,
+    pub key: &'static str,
+    pub row: &'a Row,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(table: &'static str, row: &'a Row) -> Self {
+    pub fn new(table: &'static str, row: &'a Row) -> Self {
         Self { table, key: "id", row }
     }
 
     /// A column whose SQL type is all that there is to check.
-    pub(super) fn get<T: FromSql<'a>>(&self, column: &'static str) -> Result<T, Error> {
+    pub fn get<T: FromSql<'a>>(&self, column: &'static str) -> Result<T, Corrupt> {
         self.row.try_get(column).map_err(|error| self.corrupt(column, &error))
     }
 
     /// A text that the domain parses.
-    pub(super) fn parse<T>(&self, column: &'static str) -> Result<T, Error>
+    pub fn parse<T>(&self, column: &'static str) -> Result<T, Corrupt>
     where
         T: FromStr,
         T::Err: Display,
@@ -38,7 +48,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A text that the domain parses, or NULL.
-    pub(super) fn parse_option<T>(&self, column: &'static str) -> Result<Option<T>, Error>
+    pub fn parse_option<T>(&self, column: &'static str) -> Result<Option<T>, Corrupt>
     where
         T: FromStr,
         T::Err: Display,
@@ -47,24 +57,35 @@ impl<'a> Reader<'a> {
         text.map(str::parse).transpose().map_err(|error| self.corrupt(column, &error))
     }
 
-    pub(super) fn database(&self, column: &'static str) -> Result<DatabaseName, Error> {
+    /// An array of texts that the domain parses.
+    pub fn parse_all<T, C>(&self, column: &'static str) -> Result<C, Corrupt>
+    where
+        T: FromStr,
+        T::Err: Display,
+        C: FromIterator<T>,
+    {
+        let texts: Vec<&str> = self.get(column)?;
+        texts.into_iter().map(|text| text.parse().map_err(|error| self.corrupt(column, &error))).collect()
+    }
+
+    pub fn database(&self, column: &'static str) -> Result<DatabaseName, Corrupt> {
         DatabaseName::new(self.get::<String>(column)?).map_err(|error| self.corrupt(column, &error))
     }
 
     /// A JSON document of a known shape.
-    pub(super) fn json<T: DeserializeOwned>(&self, column: &'static str) -> Result<T, Error> {
+    pub fn json<T: DeserializeOwned>(&self, column: &'static str) -> Result<T, Corrupt> {
         let value: Value = self.get(column)?;
         serde_json::from_value(value).map_err(|error| self.corrupt(column, &error))
     }
 
     /// A JSON document of a known shape, or NULL.
-    pub(super) fn json_option<T: DeserializeOwned>(&self, column: &'static str) -> Result<Option<T>, Error> {
+    pub fn json_option<T: DeserializeOwned>(&self, column: &'static str) -> Result<Option<T>, Corrupt> {
         let value: Option<Value> = self.get(column)?;
         value.map(serde_json::from_value).transpose().map_err(|error| self.corrupt(column, &error))
     }
 
-    pub(super) fn corrupt(&self, column: &'static str, problem: &dyn Display) -> Error {
+    pub fn corrupt(&self, column: &'static str, problem: &dyn Display) -> Corrupt {
         let id = self.row.try_get::<_, uuid::Uuid>(self.key).map_or_else(|_| "a row".to_owned(), |id| id.to_string());
-        Error::Corrupt { table: self.table, column, id, problem: problem.to_string() }
+        Corrupt { table: self.table, column, id, problem: problem.to_string() }
     }
 }

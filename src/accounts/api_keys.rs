@@ -1,0 +1,207 @@
+//! API keys: found by the hash of what a caller presents. A revoked key's row stays, for the record.
+
+use std::collections::BTreeSet;
+
+use sea_query::{Asterisk, Expr, ExprTrait as _, Order, Query, ReturningClause, SelectStatement};
+use time::OffsetDateTime;
+use tokio_postgres::Row;
+use uuid::Uuid;
+
+use super::Accounts;
+use super::errors::Error;
+use crate::domain::page::{Page, Paged};
+use crate::domain::permission::Role;
+use crate::domain::principal::Scope;
+use crate::domain::tenant::TenantCode;
+use crate::postgres::read::{Corrupt, Reader};
+use crate::postgres::statement::{self, Run};
+use crate::secrets::ApiKeyHash;
+
+/// A key's row, without its hash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ApiKey {
+    pub id: Uuid,
+    pub name: String,
+    pub roles: BTreeSet<Role>,
+    pub scope: Scope,
+    pub created_by: String,
+    pub created_at: OffsetDateTime,
+    /// `None`: never.
+    pub expires_at: Option<OffsetDateTime>,
+    pub revoked_at: Option<OffsetDateTime>,
+    pub last_used_at: Option<OffsetDateTime>,
+}
+
+/// A key to note.
+#[derive(Debug, Clone)]
+pub struct NewApiKey<'a> {
+    /// A UUID of version 7.
+    pub id: Uuid,
+    pub name: &'a str,
+    pub hash: ApiKeyHash,
+    pub roles: &'a BTreeSet<Role>,
+    pub scope: &'a Scope,
+    pub created_by: &'a str,
+    pub expires_at: Option<OffsetDateTime>,
+}
+
+impl Accounts {
+    pub async fn api_key_insert(&self, key: &NewApiKey<'_>) -> Result<ApiKey, Error> {
+        let txn = self.begin().await?;
+        insert(&txn, key).await?;
+        let inserted = by_id(&txn, key.id).await?;
+        txn.commit().await?;
+        Ok(inserted)
+    }
+
+    /// Inserts an admin's key, unless there is a usable one already. Of two daemons that start at the same moment, one
+    /// gets `None`.
+    pub async fn api_key_insert_first_admin(
+        &self,
+        key: &NewApiKey<'_>,
+        now: OffsetDateTime,
+    ) -> Result<Option<ApiKey>, Error> {
+        let txn = self.begin().await?;
+        // Readers and `touch` go on; whoever else inserts waits.
+        statement::batch(&txn, "LOCK TABLE api_keys IN SHARE ROW EXCLUSIVE MODE").await?;
+        if admin_exists(&txn, now).await? {
+            return Ok(None);
+        }
+        insert(&txn, key).await?;
+        let inserted = by_id(&txn, key.id).await?;
+        txn.commit().await?;
+        Ok(Some(inserted))
+    }
+
+    /// The key that a caller presents, if there is such a one. Expired and revoked keys are found as well.
+    pub async fn api_key_by_hash(&self, hash: &ApiKeyHash) -> Result<Option<ApiKey>, Error> {
+        let select = select().and_where(Expr::col("key_hash").eq(hash.0.as_slice())).take();
+        let row = statement::row(&self.session().await?, &select).await?;
+        Ok(row.as_ref().map(read).transpose()?)
+    }
+
+    pub async fn api_key_get(&self, id: Uuid) -> Result<ApiKey, Error> {
+        by_id(&self.session().await?, id).await
+    }
+
+    /// Keys, newest first, the revoked ones as well.
+    pub async fn api_key_list(&self, page: &Page) -> Result<Paged<ApiKey>, Error> {
+        let select = select()
+            .and_where_option(page.after_id()?.map(|id| Expr::col("id").lt(id)))
+            .order_by("id", Order::Desc)
+            .limit(page.limit())
+            .take();
+        let rows = statement::rows(&self.session().await?, &select).await?;
+        let keys = rows.iter().map(read).collect::<Result<_, _>>()?;
+        Ok(page.cut(keys, |last| last.id.to_string()))
+    }
+
+    /// Ends a key. One that was revoked before keeps its first time.
+    pub async fn api_key_revoke(&self, id: Uuid) -> Result<ApiKey, Error> {
+        let update = Query::update()
+            .table("api_keys")
+            .value("revoked_at", Expr::cust("coalesce(revoked_at, now())"))
+            .and_where(Expr::col("id").eq(id))
+            .returning(returning())
+            .take();
+        let row = statement::row(&self.session().await?, &update).await?;
+        let revoked = row.as_ref().map(read).transpose()?;
+        revoked.ok_or(Error::ApiKeyUnknown { id })
+    }
+
+    /// Notes that the key was used at `now`; an older use never replaces a newer one.
+    pub async fn api_key_touch(&self, id: Uuid, now: OffsetDateTime) -> Result<(), Error> {
+        let older = Expr::col("last_used_at").is_null().or(Expr::col("last_used_at").lt(now));
+        let update = Query::update()
+            .table("api_keys")
+            .value("last_used_at", now)
+            .and_where(Expr::col("id").eq(id))
+            .and_where(older)
+            .take();
+        statement::execute(&self.session().await?, &update).await?;
+        Ok(())
+    }
+
+    /// Whether any key can administrate at `now`.
+    pub async fn admin_key_exists(&self, now: OffsetDateTime) -> Result<bool, Error> {
+        admin_exists(&self.session().await?, now).await
+    }
+}
+
+async fn insert(on: &impl Run, key: &NewApiKey<'_>) -> Result<(), Error> {
+    let row = [
+        ("id", key.id.into()),
+        ("name", key.name.into()),
+        ("key_hash", key.hash.0.as_slice().into()),
+        ("all_tenants", matches!(key.scope, Scope::All).into()),
+        ("created_by", key.created_by.into()),
+        ("expires_at", key.expires_at.into()),
+    ];
+    statement::execute(on, &statement::insert("api_keys", row)).await?;
+    for role in key.roles {
+        let row = [("api_key_id", key.id.into()), ("role", role.name().into())];
+        statement::execute(on, &statement::insert("api_key_roles", row)).await?;
+    }
+    if let Scope::Tenants(tenants) = key.scope {
+        for tenant in tenants {
+            let row = [("api_key_id", key.id.into()), ("tenant_code", tenant.as_str().into())];
+            statement::execute(on, &statement::insert("api_key_tenants", row)).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn by_id(on: &impl Run, id: Uuid) -> Result<ApiKey, Error> {
+    let row = statement::row(on, &select().and_where(Expr::col("id").eq(id)).take()).await?;
+    let found = row.as_ref().map(read).transpose()?;
+    found.ok_or(Error::ApiKeyUnknown { id })
+}
+
+async fn admin_exists(on: &impl Run, now: OffsetDateTime) -> Result<bool, Error> {
+    let admins = Query::select()
+        .column("api_key_id")
+        .from("api_key_roles")
+        .and_where(Expr::col("role").eq(Role::Admin.name()))
+        .take();
+    let select = Query::select()
+        .column("id")
+        .from("api_keys")
+        .and_where(Expr::col("id").in_subquery(admins))
+        .and_where(Expr::col("revoked_at").is_null())
+        .and_where(Expr::col("expires_at").is_null().or(Expr::col("expires_at").gt(now)))
+        .limit(1)
+        .take();
+    Ok(statement::row(on, &select).await?.is_some())
+}
+
+/// A key's roles and tenants, as columns that [`read`] takes.
+const ROLES: &str = "ARRAY(SELECT role FROM api_key_roles AS r WHERE r.api_key_id = api_keys.id) AS roles";
+const TENANTS: &str = "ARRAY(SELECT tenant_code FROM api_key_tenants AS t WHERE t.api_key_id = api_keys.id) AS tenants";
+
+fn select() -> SelectStatement {
+    Query::select().column(Asterisk).expr(Expr::cust(ROLES)).expr(Expr::cust(TENANTS)).from("api_keys").take()
+}
+
+fn returning() -> ReturningClause {
+    Query::returning().exprs([Expr::col(Asterisk), Expr::cust(ROLES), Expr::cust(TENANTS)])
+}
+
+fn read(row: &Row) -> Result<ApiKey, Corrupt> {
+    let reader = Reader::new("api_keys", row);
+    let scope = if reader.get("all_tenants")? {
+        Scope::All
+    } else {
+        Scope::Tenants(reader.parse_all::<TenantCode, _>("tenants")?)
+    };
+    Ok(ApiKey {
+        id: reader.get("id")?,
+        name: reader.get("name")?,
+        roles: reader.parse_all::<Role, _>("roles")?,
+        scope,
+        created_by: reader.get("created_by")?,
+        created_at: reader.get("created_at")?,
+        expires_at: reader.get("expires_at")?,
+        revoked_at: reader.get("revoked_at")?,
+        last_used_at: reader.get("last_used_at")?,
+    })
+}

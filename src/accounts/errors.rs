@@ -1,0 +1,44 @@
+//! What can go wrong between the daemon and the auth database.
+
+use uuid::Uuid;
+
+use crate::domain::page::BadToken;
+use crate::postgres::read::Corrupt;
+use crate::postgres::{self, embedded_migrations, sessions};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("there is no API key {id}")]
+    ApiKeyUnknown { id: Uuid },
+    #[error("there is no role {role:?} for people in tenants")]
+    RoleUnknown { role: &'static str },
+    #[error("{0:?} is no e-mail address")]
+    EmailInvalid(String),
+    #[error(transparent)]
+    PageToken(#[from] BadToken),
+    #[error("the auth database's {0}")]
+    Corrupt(#[from] Corrupt),
+    #[error("the auth database: {0}")]
+    Statement(#[from] postgres::Error),
+    #[error("the auth database: {0}")]
+    Session(#[from] sessions::Error),
+    #[error("the auth database's schema is not up to date: {0}")]
+    Migrate(#[from] embedded_migrations::Error),
+}
+
+impl Error {
+    /// Whether the same call may succeed when it is repeated.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Statement(error) => error.is_transient() || error.kind() == postgres::Kind::Cancelled,
+            Self::Session(error) => error.is_transient(),
+            _ => false,
+        }
+    }
+}
+
+impl From<tokio_postgres::Error> for Error {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Statement(error.into())
+    }
+}
