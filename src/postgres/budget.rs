@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use super::errors::Error;
-pub use super::lane::Lane;
+use super::lane::Lane;
 
 /// One server's budget. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -132,7 +132,7 @@ mod tests {
         );
         assert!(Instant::now() >= deadline);
 
-        let waiting = budget.acquire(Lane::Tenant, Instant::now() + Duration::from_secs(60));
+        let waiting = budget.acquire(Lane::Tenant, Instant::now() + Duration::from_mins(1));
         tokio::pin!(waiting);
         assert!(futures_util::poll!(&mut waiting).is_pending());
         drop(held);

@@ -1,11 +1,6 @@
-//! One session: asked for in a [`ConnectRequest`], opened and driven by a task of its own, which holds the budget's
-//! permit until the backend has closed its end of the socket.
-//!
-//! A caller that goes away in the middle of a statement leaves nothing behind: the statement is cancelled on the
-//! server, and the permit is free when the backend is.
+//! How sessions are asked for. Two gates, then the budget, then a task of its own opens and drives the session; whoever
+//! asked may go away at any moment.
 
-use std::future::poll_fn;
-use std::io;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,31 +8,21 @@ use std::time::Duration;
 use secrecy::ExposeSecret as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_postgres::config::SslMode;
-use tokio_postgres::tls::{TlsConnect, TlsStream};
-use tokio_postgres::{AsyncMessage, CancelToken, Client, Config, Notification};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_postgres::{Client, Config, Notification};
+use tokio_util::sync::DropGuard;
 
 use super::budget::Permit;
 use super::errors::Error;
 use super::lane::Lane;
-use super::server::{Server, Tls};
-use super::socket::{self, Lent, lend};
+use super::server::Server;
+use super::session::{Opened, Order};
 use crate::config::RoleLogin;
 use crate::domain::tenant::DatabaseName;
 
 /// How long administration waits for a session.
 pub const ADMIN_CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long a backend may take to go away after its session has ended, before its permit is given out regardless.
-const BACKEND_END_MAX: Duration = Duration::from_secs(30);
-/// A statement that is still running so long after its caller went away is cancelled, and then again and again.
-const CANCEL_DELAY: Duration = Duration::from_millis(20);
-const CANCEL_INTERVAL: Duration = Duration::from_secs(5);
-/// How long sessions may outlive the daemon's last word.
-const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
-/// Notifications that a slow listener may be behind; at more, its session ends, and it has to read everything anew.
-const NOTIFICATIONS_MAX: usize = 1024;
 
 /// What session is wanted.
 #[derive(Debug, Clone)]
@@ -109,20 +94,12 @@ impl DerefMut for Connection {
     }
 }
 
-/// A client with what belongs to it: when `held` is dropped, the client is taken to be gone.
-pub(super) struct Opened {
-    pub(super) client: Client,
-    pub(super) notifications: mpsc::Receiver<Notification>,
-    pub(super) held: DropGuard,
-}
-
 impl From<Opened> for Connection {
     fn from(opened: Opened) -> Self {
         Self { client: opened.client, notifications: Some(opened.notifications), _held: opened.held }
     }
 }
 
-/// Opening sessions.
 impl Server {
     /// Opens a session within the budget.
     pub async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Connection, Error> {
@@ -167,16 +144,15 @@ impl Server {
     }
 
     async fn open(&self, permit: Option<Permit>, request: &ConnectRequest<'_>) -> Result<Opened, Error> {
-        let [gate, opening] = self.gates(request.lane);
-        let gate = self.pass(gate, request).await?;
+        let gate = self.pass(self.gate(request.lane), request).await?;
         let permit = match permit {
             Some(permit) => permit,
             None => self.budget().acquire(request.lane, request.deadline).await?,
         };
-        let opening = self.pass(opening, request).await?;
+        let opening = self.pass(self.opening(), request).await?;
         let (answer, answered) = oneshot::channel();
         // The gates go with the task: a caller that gives up does not let another connect begin before its own ended.
-        let order = Order::new(self, request);
+        let order = request.order(self);
         self.tasks().spawn("postgres session", order.run(permit, (gate, opening), answer));
         answered.await.unwrap_or_else(|_dropped| Err(self.too_slow(request)))
     }
@@ -193,154 +169,27 @@ impl Server {
     }
 }
 
-type Answer = oneshot::Sender<Result<Opened, Error>>;
-
-/// Everything that the driving task needs.
-pub(super) struct Order {
-    server: Server,
-    config: Config,
-    role: String,
-    database: DatabaseName,
-    deadline: Instant,
-}
-
-impl Order {
-    pub(super) fn new(server: &Server, request: &ConnectRequest<'_>) -> Self {
+impl ConnectRequest<'_> {
+    fn order(&self, server: &Server) -> Order {
         let mut config = Config::new();
         config
-            .user(request.login.role.as_str())
-            .password(request.login.password.expose_secret())
-            .dbname(request.database.as_str())
-            .application_name(request.application_name)
+            .user(self.login.role.as_str())
+            .password(self.login.password.expose_secret())
+            .dbname(self.database.as_str())
+            .application_name(self.application_name)
             .ssl_mode(if server.tls().is_some() { SslMode::Require } else { SslMode::Disable });
-        let options = request.options.text();
+        let options = self.options.text();
         if !options.is_empty() {
             config.options(options);
         }
-        Self {
+        Order {
             server: server.clone(),
             config,
-            role: request.login.role.to_string(),
-            database: request.database.clone(),
-            deadline: request.deadline,
+            role: self.login.role.to_string(),
+            database: self.database.clone(),
+            deadline: self.deadline,
         }
     }
-
-    /// Opens the session, answers, and drives it to its end. Holds `permit` until the backend has gone.
-    /// `gates` are passed once the session is open.
-    pub(super) async fn run<G>(self, permit: Permit, gates: G, answer: Answer) {
-        match self.server.tls().map(Tls::connector) {
-            None => self.run_with(tokio_postgres::NoTls, gates, answer).await,
-            Some(tls) => self.run_with(tls, gates, answer).await,
-        }
-        drop(permit);
-    }
-
-    async fn run_with<T, G>(self, tls: T, gates: G, answer: Answer)
-    where
-        T: TlsConnect<Lent>,
-        T::Stream: TlsStream,
-    {
-        let place = self.server.config();
-        let socket = match timeout_at(self.deadline, socket::open(&place.host, place.port)).await {
-            Ok(Ok(socket)) => socket,
-            Ok(Err(cause)) => return reply(answer, Err(self.unreachable(cause))),
-            Err(_elapsed) => return reply(answer, Err(self.too_slow())),
-        };
-        let (lent, returned) = lend(socket);
-        let opened = timeout_at(self.deadline, self.config.connect_raw(lent, tls)).await;
-        drop(gates);
-        match opened {
-            Ok(Ok((client, connection))) => {
-                let (sender, notifications) = mpsc::channel(NOTIFICATIONS_MAX);
-                let gone = CancellationToken::new();
-                let cancel = client.cancel_token();
-                reply(answer, Ok(Opened { client, notifications, held: gone.clone().drop_guard() }));
-                self.drive(connection, &sender, &gone, &cancel).await;
-            }
-            Ok(Err(cause)) => reply(answer, Err(self.refused(cause))),
-            Err(_elapsed) => reply(answer, Err(self.too_slow())),
-        }
-        // The connection was dropped by now, whatever became of it, so the socket is back.
-        if let Ok(socket) = returned.await
-            && !socket.close(BACKEND_END_MAX).await
-        {
-            tracing::warn!(
-                server = self.server.name(),
-                database = %self.database,
-                "a backend is still there {BACKEND_END_MAX:?} after its session ended; its place in the budget is given out again"
-            );
-        }
-    }
-
-    /// Moves bytes until the session has ended. `gone` says that nobody holds the client any more.
-    async fn drive<S, T>(
-        &self,
-        mut connection: tokio_postgres::Connection<S, T>,
-        notifications: &mpsc::Sender<Notification>,
-        gone: &CancellationToken,
-        cancel: &CancelToken,
-    ) where
-        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-        T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-    {
-        let session = async {
-            loop {
-                match poll_fn(|cx| connection.poll_message(cx)).await {
-                    Some(Ok(AsyncMessage::Notification(notification))) => {
-                        if notifications.try_send(notification).is_err() && !notifications.is_closed() {
-                            return;
-                        }
-                    }
-                    // Notices hold tenants' values, and nobody reads them here.
-                    Some(Ok(_notice)) => {}
-                    // Whoever uses the client gets the error from it.
-                    Some(Err(_)) | None => return,
-                }
-            }
-        };
-        let ended_from_outside = async {
-            tokio::select! {
-                () = gone.cancelled() => {}
-                () = async { self.server.tasks().token().cancelled().await; sleep(SHUTDOWN_GRACE).await; } => return,
-            }
-            sleep(CANCEL_DELAY).await;
-            loop {
-                if let Err(error) = self.server.cancel_query(cancel).await {
-                    tracing::debug!(server = self.server.name(), %error, "an abandoned statement could not be cancelled");
-                }
-                sleep(CANCEL_INTERVAL).await;
-            }
-        };
-        tokio::select! {
-            () = session => {}
-            () = ended_from_outside => {}
-        }
-    }
-
-    fn too_slow(&self) -> Error {
-        Error::ConnectTimeout { server: self.server.name().to_owned(), database: self.database.to_string() }
-    }
-
-    fn unreachable(&self, cause: io::Error) -> Error {
-        let config = self.server.config();
-        let address = socket::address(&config.host, config.port);
-        Error::Unreachable { server: config.name.clone(), address, cause }
-    }
-
-    fn refused(&self, cause: tokio_postgres::Error) -> Error {
-        Error::Connect {
-            server: self.server.name().to_owned(),
-            database: self.database.to_string(),
-            role: self.role.clone(),
-            cause,
-        }
-    }
-}
-
-/// A caller that has gone drops the client, and with it the session.
-fn reply(answer: Answer, result: Result<Opened, Error>) {
-    drop(answer.send(result));
 }
 
 #[cfg(test)]

@@ -5,7 +5,6 @@
 
 use std::fmt::Write as _;
 use std::io;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio_postgres::error::{DbError, SqlState};
@@ -75,17 +74,12 @@ pub enum Error {
     IdentityMissing,
     #[error("the role {role} is there already, and it is no role of this fleet's daemon: {reason}; it was left alone")]
     ForeignRole { role: String, reason: String },
-    #[error(
-        "the programs of PostgreSQL {major} or newer are not on this machine (looked in {}); install the package postgresql-{major} or postgresql-client-{major}",
-        .looked.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
-    )]
-    ProgramsMissing { major: i32, looked: Vec<PathBuf> },
-    #[error("{program} cannot be started: {cause}")]
-    ProgramStart { program: String, cause: io::Error },
-    #[error("{program} {ending}{}", said(.stderr))]
-    ProgramFailed { program: String, ending: String, stderr: String },
-    #[error("{what}: {cause}")]
-    File { what: String, cause: io::Error },
+    #[error("the database {database} is there already, and belongs to {owner}; it was left alone")]
+    ForeignDatabase { database: String, owner: String },
+    #[error("the role {role} cannot prepare this server, because {reason}; log in as a superuser for this once")]
+    NotBootstrapper { role: String, reason: &'static str },
+    #[error("the server runs PostgreSQL {version}, and {major_min} is the oldest that works")]
+    ServerTooOld { version: String, major_min: i32 },
 }
 
 impl From<tokio_postgres::Error> for Error {
@@ -194,11 +188,6 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
     text
 }
 
-fn said(stderr: &str) -> String {
-    let text = stderr.trim();
-    if text.is_empty() { String::new() } else { format!(": {text}") }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -221,20 +210,5 @@ mod tests {
         for code in ["3D000", "28P01", "42501", "57014", "42601", "23505"] {
             assert!(!transient(code), "{code}");
         }
-    }
-
-    #[test]
-    fn an_error_says_what_to_do() {
-        let error = Error::ProgramsMissing { major: 17, looked: vec!["/usr/lib/postgresql/15/bin".into()] };
-        assert_eq!(
-            error.to_string(),
-            "the programs of PostgreSQL 17 or newer are not on this machine (looked in /usr/lib/postgresql/15/bin); install the package postgresql-17 or postgresql-client-17"
-        );
-        let error = Error::ProgramFailed {
-            program: "pg_dump".into(),
-            ending: "was killed by signal 9".into(),
-            stderr: "\n".into(),
-        };
-        assert_eq!(error.to_string(), "pg_dump was killed by signal 9");
     }
 }

@@ -35,18 +35,19 @@ pub async fn identity_write(client: &Client, identity: &Identity, readers: &[Rol
     {
         return Err(Error::IdentityMissing);
     }
-    let mut script = "CREATE SCHEMA IF NOT EXISTS tenantd; \
+    let mut script = vec![
+        "CREATE SCHEMA IF NOT EXISTS tenantd; \
                       CREATE TABLE IF NOT EXISTS tenantd.identity (\
                           only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row), \
                           tenant uuid NOT NULL, catalog uuid NOT NULL, generation bigint NOT NULL); \
                       REVOKE ALL ON SCHEMA tenantd FROM PUBLIC; REVOKE ALL ON tenantd.identity FROM PUBLIC"
-        .to_owned();
+            .to_owned(),
+    ];
     for reader in readers.iter().map(RoleName::quoted) {
-        script.push_str(&format!(
-            "; GRANT USAGE ON SCHEMA tenantd TO {reader}; GRANT SELECT ON tenantd.identity TO {reader}"
-        ));
+        script.push(format!("GRANT USAGE ON SCHEMA tenantd TO {reader}"));
+        script.push(format!("GRANT SELECT ON tenantd.identity TO {reader}"));
     }
-    client.batch_execute(&script).await?;
+    client.batch_execute(&script.join("; ")).await?;
     let upsert = "INSERT INTO tenantd.identity AS i (tenant, catalog, generation) VALUES ($1, $2, $3) \
                   ON CONFLICT (only_row) DO UPDATE \
                   SET tenant = excluded.tenant, catalog = excluded.catalog, generation = excluded.generation";

@@ -5,6 +5,7 @@
 //! caller's text: names are quoted types, and everything else is a parameter.
 
 pub mod admin;
+pub mod bootstrap;
 pub mod budget;
 pub mod connect;
 pub mod embedded_migrations;
@@ -16,9 +17,11 @@ pub mod programs;
 pub mod read;
 pub mod roles;
 pub mod server;
+mod session;
 pub mod sessions;
 mod socket;
 pub mod statement;
+mod tls;
 
 pub use budget::{Budget, Permit};
 pub use connect::{ConnectRequest, Connection, SessionOptions};

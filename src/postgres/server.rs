@@ -1,25 +1,19 @@
-//! One server, as a cheap handle: where it is, how to log in, its budget and the gates in front of it. Opening
-//! sessions on it is [`super::connect`]'s.
+//! One server, as a cheap handle: where it is, how to log in, its budget and the gates in front of it.
 
-use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{CancelToken, NoTls};
-use tokio_postgres_rustls::MakeRustlsConnect;
 use uuid::Uuid;
 
 use super::budget::Budget;
 use super::errors::Error;
 use super::lane::Lane;
-use super::socket::{self, Lent, lend};
-use crate::config::{RoleLogin, ServerConfig, ServerTls};
+use super::socket::{self, lend};
+use super::tls::Tls;
+use crate::config::{RoleLogin, ServerConfig};
 use crate::domain::tenant::DatabaseName;
 use crate::shutdown::Tasks;
 
@@ -47,26 +41,6 @@ struct Inner {
     maintenance_database: DatabaseName,
 }
 
-/// The TLS side of connecting.
-pub(super) struct Tls {
-    make: MakeRustlsConnect,
-    host: String,
-}
-
-impl std::fmt::Debug for Tls {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tls").field("host", &self.host).finish_non_exhaustive()
-    }
-}
-
-impl Tls {
-    pub(super) fn connector(&self) -> <MakeRustlsConnect as MakeTlsConnect<Lent>>::TlsConnect {
-        let mut make = self.make.clone();
-        let Ok(connector) = <MakeRustlsConnect as MakeTlsConnect<Lent>>::make_tls_connect(&mut make, &self.host);
-        connector
-    }
-}
-
 impl Server {
     /// Reads the TLS roots; opens nothing. `instance` is this daemon's, and part of its sessions' names.
     pub fn new(config: &ServerConfig, tasks: &Tasks, instance: Uuid) -> Result<Self, Error> {
@@ -77,7 +51,7 @@ impl Server {
             config: config.clone(),
             instance,
             tasks: tasks.clone(),
-            tls: tls(config)?,
+            tls: Tls::new(config)?,
             budget: Budget::new(&config.name, config.connections_max, config.connections_reserved),
             gates: std::array::from_fn(|_lane| Arc::new(Semaphore::new(connects))),
             opening: Arc::new(Semaphore::new(connects)),
@@ -154,10 +128,14 @@ impl Server {
         self.0.tls.as_ref()
     }
 
-    /// What a session passes on its way to being open, in this order: the lane's gate, then (with its permit) the
-    /// server's.
-    pub(super) fn gates(&self, lane: Lane) -> [&Arc<Semaphore>; 2] {
-        [&self.0.gates[lane as usize], &self.0.opening]
+    /// How many callers of this lane may be on their way to a session.
+    pub(super) fn gate(&self, lane: Lane) -> &Arc<Semaphore> {
+        &self.0.gates[lane as usize]
+    }
+
+    /// How many sessions may be opened at the same moment, over all lanes.
+    pub(super) fn opening(&self) -> &Arc<Semaphore> {
+        &self.0.opening
     }
 }
 
@@ -165,42 +143,6 @@ impl Server {
 pub(super) fn instance_prefix(instance: Uuid) -> String {
     let hex = instance.simple().to_string();
     format!("tenantd {}", &hex[..8])
-}
-
-fn tls(config: &ServerConfig) -> Result<Option<Tls>, Error> {
-    if config.tls == ServerTls::Disable {
-        return Ok(None);
-    }
-    let fail = |reason: String| Error::Tls { server: config.name.clone(), reason };
-    if config.host.starts_with('/') {
-        return Err(fail("a Unix socket has none; set tls = \"disable\" for this server".to_owned()));
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let client = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| fail(error.to_string()))?
-        .with_root_certificates(roots(config).map_err(fail)?)
-        .with_no_client_auth();
-    Ok(Some(Tls { make: MakeRustlsConnect::new(client), host: config.host.clone() }))
-}
-
-fn roots(config: &ServerConfig) -> Result<RootCertStore, String> {
-    let mut roots = RootCertStore::empty();
-    let Some(file) = &config.ca_file else {
-        let (taken, _unusable) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        return if taken > 0 {
-            Ok(roots)
-        } else {
-            Err("this machine has no root certificates; install ca-certificates, or name a ca_file".to_owned())
-        };
-    };
-    let fail = |reason: &dyn std::fmt::Display| format!("ca_file {}: {reason}", file.display());
-    let pem = fs::read(file).map_err(|error| fail(&error))?;
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate = certificate.map_err(|error| fail(&error))?;
-        roots.add(certificate).map_err(|error| fail(&error))?;
-    }
-    if roots.is_empty() { Err(fail(&"no certificate in it")) } else { Ok(roots) }
 }
 
 #[cfg(test)]

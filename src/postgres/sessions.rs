@@ -11,9 +11,9 @@ use futures_util::FutureExt as _;
 use tokio::time::Instant;
 use tokio_postgres::Client;
 
-use super::budget::Lane;
 use super::connect::{ConnectRequest, Connection, SessionOptions};
 use super::errors;
+use super::lane::Lane;
 use super::server::Server;
 use super::statement::{self, Flags, Run};
 use crate::domain::tenant::DatabaseName;

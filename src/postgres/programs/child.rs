@@ -2,6 +2,7 @@
 //! terminal reaches the daemon and nobody else.
 
 use std::ffi::OsStr;
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -12,11 +13,25 @@ use super::Error;
 /// A child knows where the system's programs are, and speaks UTF-8 without translations.
 const ENVIRONMENT: [(&str, &str); 2] = [("PATH", "/usr/local/bin:/usr/bin:/bin"), ("LC_ALL", "C.UTF-8")];
 
+/// From util-linux.
+const SETPRIV: &str = "/usr/bin/setpriv";
+
 /// A child that is about to be started, and is killed when its handle is dropped.
 #[expect(clippy::disallowed_methods, reason = "the one place that starts child processes")]
 pub(super) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.env_clear().envs(ENVIRONMENT).process_group(0).kill_on_drop(true);
+    command
+}
+
+/// A child that the kernel kills when the daemon ends, even by kill -9. The kernel watches the thread that starts it,
+/// so that has to be one of the runtime's own, which live as long as the daemon.
+pub(super) fn mortal_command(program: &Path) -> Command {
+    if !Path::new(SETPRIV).is_file() {
+        return command(program);
+    }
+    let mut command = command(SETPRIV);
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
     command
 }
 

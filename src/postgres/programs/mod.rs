@@ -2,14 +2,18 @@
 //!
 //! No password is ever an argument or an environment variable of a child.
 
+mod archive;
 mod child;
 pub mod cluster;
 mod os_user;
+mod run;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use archive::{PgDump, PgRestore, ProgramSession};
 pub use os_user::OsUser;
+pub use run::Running;
 
 /// The oldest PostgreSQL that the daemon works with (`SET ON PARAMETER` came with 15).
 pub const MAJOR_MIN: u32 = 15;
@@ -41,6 +45,10 @@ pub enum Error {
     Missing { programs: String, wanted: String, found: String, package: String },
     #[error("{program} could not be started: {source}")]
     Start { program: String, source: io::Error },
+    #[error(
+        "this machine has no root certificates to check the server {server} with; install ca-certificates, or name a ca_file"
+    )]
+    NoRoots { server: String },
     #[error("{program} failed ({status}): {output}")]
     Failed { program: String, status: String, output: String },
     #[error("{program} did not end within {seconds} s and was stopped")]
