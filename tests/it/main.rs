@@ -1,4 +1,8 @@
 //! The one integration binary: a file per topic, over the harness.
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on says so")]
+#![expect(clippy::disallowed_methods, reason = "tests start tasks and daemons that no daemon knows of")]
 
 mod cluster;
+mod harness;
 mod store;
+mod the_harness;

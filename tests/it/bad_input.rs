@@ -1,0 +1,273 @@
+//! What people and machines get wrong: each gives a clear error, and nothing is left over.
+
+use tenantd::proto::v1::{Operation, OperationState, VerifyBackupRequest};
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+use uuid::Uuid;
+
+use crate::harness::{Client, Fleet, Machine, Proxy, Spec, machine, reason, signal, until};
+
+/// A refusal with the field that it names and what it says of it.
+fn bad_field(status: &Status) -> (String, String) {
+    assert_eq!((status.code(), reason(status).as_str()), (Code::InvalidArgument, "INVALID_ARGUMENT"), "{status:?}");
+    let details = status.get_error_details();
+    let violation = details.bad_request().expect("BadRequest").field_violations[0].clone();
+    (violation.field, violation.description)
+}
+
+#[tokio::test]
+async fn a_bad_code_is_refused_with_the_reason() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    let before = fleet.inventory().await;
+    let long = "a".repeat(64);
+    let bad = [
+        ("ac'me", "'\\''"),
+        ("ac me", "' '"),
+        ("Acme", "lower-case"),
+        (long.as_str(), "64 bytes"),
+        ("postgres", "reserved"),
+        ("a__b", "underscore"),
+        ("", "empty"),
+        ("acme\"; DROP DATABASE postgres; --", "'\"'"),
+    ];
+    for (code, explanation) in bad {
+        let refusal = daemon.client.tenant_create(Uuid::new_v4(), code).await.unwrap_err();
+        let (field, text) = bad_field(&refusal);
+        assert!(field == "code" && text.contains(explanation), "{code:?}: {field}: {text}");
+    }
+    assert_eq!(fleet.inventory().await, before);
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn a_code_that_is_taken_is_refused() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    daemon.client.tenant("acme").await;
+    let before = fleet.inventory().await;
+    let refusal = daemon.client.tenant_create(Uuid::new_v4(), "acme").await.unwrap_err();
+    assert_eq!((refusal.code(), reason(&refusal).as_str()), (Code::AlreadyExists, "TENANT_ALREADY_EXISTS"));
+    assert!(refusal.message().contains("acme"), "{refusal:?}");
+    assert_eq!(fleet.inventory().await, before);
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_many_who_want_a_code_at_the_same_moment_one_gets_it() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    let wishes = (0..8).map(|_| {
+        let client = daemon.client.clone();
+        tokio::spawn(async move { client.tenant_create(Uuid::new_v4(), "acme").await })
+    });
+    let mut made = Vec::new();
+    for wish in wishes.collect::<Vec<_>>() {
+        match wish.await.unwrap() {
+            Ok(operation) => made.push(operation),
+            Err(refusal) => assert_eq!(reason(&refusal), "TENANT_ALREADY_EXISTS", "{refusal:?}"),
+        }
+    }
+    assert_eq!(made.len(), 1, "{made:#?}");
+    daemon.client.succeeded(&made[0]).await;
+    assert_eq!(daemon.client.sql("acme", "SELECT count(*) FROM things").await, "20");
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn a_repeated_request_is_the_same_operation_and_another_under_its_id_is_refused() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    let request = Uuid::new_v4();
+    let first = daemon.client.tenant_create(request, "acme").await.unwrap();
+    let second = daemon.client.tenant_create(request, "acme").await.unwrap();
+    assert_eq!(first.operation_id, second.operation_id);
+    let refusal = daemon.client.tenant_create(request, "other").await.unwrap_err();
+    assert_eq!(reason(&refusal), "REQUEST_ID_REUSED", "{refusal:?}");
+    daemon.client.succeeded(&first).await;
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn a_bad_migration_directory_is_refused_whole_before_any_tenant_is_touched() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    daemon.client.tenant("acme").await;
+    let before = fleet.inventory().await;
+    let bad = [
+        ("v2_wrong.sql", "SELECT 1;\n", "v2_wrong.sql"),
+        ("V1__again.sql", "SELECT 1;\n", "V1__again.sql"),
+        ("V2__commits.sql", "CREATE TABLE a (b int);\nCOMMIT;\n", "V2__commits.sql:2"),
+    ];
+    for (file, text, place) in bad {
+        fleet.migration("V3__good.sql", "CREATE TABLE good (id int);\n");
+        fleet.migration(file, text);
+        let refusal = daemon.client.rollout_create(Uuid::new_v4(), 0).await.unwrap_err();
+        assert_eq!(reason(&refusal), "MIGRATION_DIRECTORY_INVALID", "{refusal:?}");
+        let all = format!("{refusal:?}");
+        assert!(all.contains(place), "{place} is not named in {all}");
+        assert_eq!(daemon.client.tenant_get("acme").await.unwrap().schema_version, 1);
+        fleet.migration_remove(file);
+    }
+    let left = fleet.inventory().await.since(&before);
+    assert!(left.is_empty(), "{left}");
+    fleet.stop(daemon).await;
+}
+
+/// A tenant with a backup.
+async fn backed_up(client: &Client) -> BackedUp {
+    client.tenant("acme").await;
+    let backup = client.backup("acme").await;
+    BackedUp { id: backup.backup_id, archive: backup.archive_key, manifest: backup.manifest_key }
+}
+
+struct BackedUp {
+    id: String,
+    archive: String,
+    manifest: String,
+}
+
+/// The backup is refused by everything that reads it, and nothing comes of the restores.
+async fn refused_as_corrupt(fleet: &Fleet, client: &Client, backup: &str, what: &str) {
+    let before = fleet.inventory().await;
+    let refusal = client.backups().verify_backup(VerifyBackupRequest { backup_id: backup.to_owned() }).await;
+    let refusal = refusal.expect_err(what);
+    assert_eq!(reason(&refusal), "BACKUP_CORRUPT", "{what}: {refusal:?}");
+    for new in [None, Some("copy")] {
+        let operation = client.restore_create(Uuid::new_v4(), backup, new).await.unwrap();
+        let ended = failed(client, &operation).await;
+        assert_eq!(ended.error.as_ref().unwrap().reason, "BACKUP_CORRUPT", "{what}: {ended:#?}");
+    }
+    let left = fleet.inventory().await.since(&before);
+    assert!(left.is_empty(), "{what}: {left}");
+    assert_eq!(client.sql("acme", "SELECT count(*) FROM things").await, "20", "{what}");
+}
+
+async fn failed(client: &Client, operation: &Operation) -> Operation {
+    let ended = client.ended(&operation.operation_id).await;
+    assert_eq!(ended.state(), OperationState::Failed, "{ended:#?}");
+    ended
+}
+
+#[tokio::test]
+async fn a_truncated_or_flipped_object_is_never_restored() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    let backup = backed_up(&daemon.client).await;
+    let store = fleet.store();
+    for key in [&backup.archive, &backup.manifest] {
+        let good = store.get(key, 64 << 20).await.unwrap();
+        let last = good.len() - 1;
+        let mut damaged: Vec<(String, Vec<u8>)> =
+            [0, 1, last].iter().map(|cut| (format!("{key} cut to {cut}"), good[..*cut].to_vec())).collect();
+        for at in [0, last / 2, last] {
+            let mut flipped = good.to_vec();
+            flipped[at] ^= 1;
+            damaged.push((format!("{key} flipped at {at}"), flipped));
+        }
+        for (what, bytes) in damaged {
+            store.put(key, bytes.into()).await.unwrap();
+            refused_as_corrupt(&fleet, &daemon.client, &backup.id, &what).await;
+        }
+        store.delete(key).await.unwrap();
+        let gone = VerifyBackupRequest { backup_id: backup.id.clone() };
+        daemon.client.backups().verify_backup(gone).await.expect_err("it is gone");
+        store.put(key, good).await.unwrap();
+    }
+    daemon.client.backups().verify_backup(VerifyBackupRequest { backup_id: backup.id.clone() }).await.unwrap();
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn another_backups_objects_are_not_taken_for_these() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    let mine = backed_up(&daemon.client).await;
+    daemon.client.tenant("other").await;
+    let theirs = daemon.client.backup("other").await;
+    let store = fleet.store();
+    for (to, from) in [(&mine.archive, &theirs.archive_key), (&mine.manifest, &theirs.manifest_key)] {
+        let good = store.get(to, 64 << 20).await.unwrap();
+        store.put(to, store.get(from, 64 << 20).await.unwrap()).await.unwrap();
+        refused_as_corrupt(&fleet, &daemon.client, &mine.id, "swapped").await;
+        store.put(to, good).await.unwrap();
+    }
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn a_wrong_s3_secret_is_told_at_the_start() {
+    let fleet = Fleet::new(Spec::default()).await;
+    fleet.configure(&[("[store]", "secret_access_key", "\"not the secret\"".to_owned())]);
+    let refusal = fleet.start_refused().await;
+    assert!(refusal.contains("object store") && refusal.contains("secret"), "{refusal}");
+    assert!(!refusal.contains("not the secret"), "a secret is in {refusal}");
+    fleet.finish().await;
+}
+
+#[tokio::test]
+async fn an_s3_secret_that_turns_wrong_fails_the_backup_and_leaves_nothing() {
+    let proxy = Proxy::start(machine().s3).await;
+    let fleet = Fleet::new(Spec { store: Some(proxy.address), ..Spec::default() }).await;
+    let daemon = fleet.start().await;
+    daemon.client.tenant("acme").await;
+    let before = fleet.inventory().await;
+    proxy.redirect(machine().s3_with_another_secret().await);
+    let operation = daemon.client.backup_create(Uuid::new_v4(), "acme").await.unwrap();
+    let ended = failed(&daemon.client, &operation).await;
+    let error = ended.error.as_ref().unwrap();
+    assert!(error.reason == "OBJECT_STORE" && error.message.contains("secret"), "{error:?}");
+    let left = fleet.inventory().await.since(&before);
+    assert!(left.is_empty(), "{left}");
+    proxy.redirect(machine().s3);
+    daemon.client.backup("acme").await;
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_without_room_refuses_with_the_cause_and_recovers() {
+    let machine = Machine::with_room_for(24);
+    let fleet = Fleet::new(Spec { machine: Some(machine), ..Spec::default() }).await;
+    let daemon = fleet.start().await;
+    daemon.client.tenant("acme").await;
+    let before = fleet.inventory().await;
+    let crowd = machine.crowd().await;
+    let refusal = daemon.client.execute("acme", "SELECT 1").await.unwrap_err();
+    assert_eq!(reason(&refusal), "CONNECTION_UNAVAILABLE", "{refusal:?}");
+    let metadata = refusal.get_error_details().error_info().unwrap().metadata.clone();
+    assert!(metadata.contains_key("server") && metadata.contains_key("cause"), "{metadata:?}");
+    let operation = daemon.client.tenant_create(Uuid::new_v4(), "other").await.unwrap();
+    let ended = daemon.client.ended(&operation.operation_id).await;
+    drop(crowd);
+    if ended.state() == OperationState::Failed {
+        let left = fleet.inventory().await.since(&before);
+        assert!(left.is_empty(), "{left}");
+    } else {
+        assert_eq!(ended.state(), OperationState::Succeeded, "{ended:#?}");
+    }
+    until("the tenant can be reached again", || async { daemon.client.execute("acme", "SELECT 1").await.ok() }).await;
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pg_dump_killed_half_way_fails_the_backup_and_leaves_nothing() {
+    let proxy = Proxy::start(machine().s3).await;
+    let fleet = Fleet::new(Spec { store: Some(proxy.address), ..Spec::default() }).await;
+    let daemon = fleet.spawn();
+    daemon.client.tenant("acme").await;
+    let judge = fleet.judge(&format!("{}_acme", fleet.naming.prefix())).await;
+    judge.batch_execute(crate::kill::BLOBS).await.unwrap();
+    let before = fleet.inventory().await;
+    proxy.stall_after(6 << 20);
+    let operation = daemon.client.backup_create(Uuid::new_v4(), "acme").await.unwrap();
+    proxy.stalled().await;
+    signal("KILL", daemon.child("pg_dump").await);
+    proxy.flow();
+    let ended = failed(&daemon.client, &operation).await;
+    let error = ended.error.as_ref().unwrap();
+    assert!(error.message.contains("pg_dump"), "{error:?}");
+    let left = fleet.inventory().await.since(&before);
+    assert!(left.is_empty(), "{left}");
+    daemon.terminate().await;
+    fleet.finish().await;
+}

@@ -1,0 +1,182 @@
+//! A fleet's daemon: in this process, or as one of its own that can be killed.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use tenantd::app::App;
+use tenantd::shutdown::Tasks;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::client::Client;
+use super::fleet::Fleet;
+use super::logs;
+
+/// How long the daemon may take to listen.
+const START_MAX: Duration = Duration::from_secs(60);
+
+/// A running daemon in this process, on a port of its own.
+#[derive(Debug)]
+pub struct Daemon {
+    pub address: SocketAddr,
+    /// A caller with the admin key.
+    pub client: Client,
+    stop: oneshot::Sender<()>,
+    running: JoinHandle<()>,
+}
+
+/// A daemon in a process of its own.
+#[derive(Debug)]
+pub struct Process {
+    pub address: SocketAddr,
+    pub client: Client,
+    child: Child,
+}
+
+impl Fleet {
+    /// Starts the daemon in this process.
+    pub async fn start(&self) -> Daemon {
+        let tasks = Tasks::new(logs::root_span(self.naming.prefix()));
+        let app = App::build(self.config(), tasks).await.unwrap();
+        let key_file = self.admin_key_file();
+        app.admin_key_init(&key_file).await.unwrap();
+        let address = app.address();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let running = tokio::spawn(async move {
+            app.run(async move { drop(stopped.await) }).await.unwrap();
+        });
+        Daemon { address, client: self.client(address), stop, running }
+    }
+
+    /// Why the daemon does not start in this process.
+    pub async fn start_refused(&self) -> String {
+        let tasks = Tasks::new(logs::root_span(self.naming.prefix()));
+        App::build(self.config(), tasks).await.err().expect("the daemon may not start").to_string()
+    }
+
+    /// Stops the daemon; the fleet is over.
+    pub async fn stop(self, daemon: Daemon) {
+        daemon.stop().await;
+        self.finish().await;
+    }
+
+    /// Starts `tenantd serve` as a process.
+    pub fn spawn(&self) -> Process {
+        let mut child = self
+            .command()
+            .args(["serve", "--config"])
+            .arg(self.config_file())
+            .arg("--init-admin-key-file")
+            .arg(self.admin_key_file())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let (found, address) = mpsc::channel();
+        let fleet = self.naming.prefix().to_owned();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                if let Some(address) = line.split("serving address=").nth(1) {
+                    let address = address.split_whitespace().next().unwrap_or_default();
+                    drop(found.send(address.parse().unwrap()));
+                }
+                let is_problem = [" WARN ", " ERROR ", "panicked at"].iter().any(|mark| line.contains(mark));
+                logs::note(&fleet, is_problem, line);
+            }
+        });
+        let address = address.recv_timeout(START_MAX).unwrap_or_else(|_| {
+            panic!("the daemon does not listen:\n{}", logs::latest(self.naming.prefix()));
+        });
+        Process { address, client: self.client(address), child }
+    }
+
+    /// The binary, in the fleet's folder.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tenantd"));
+        command.current_dir(&self.dir).env("NO_COLOR", "1");
+        command
+    }
+
+    pub fn admin_key_file(&self) -> std::path::PathBuf {
+        self.dir.join("admin.key")
+    }
+
+    fn client(&self, address: SocketAddr) -> Client {
+        Client::new(address, Some(read(&self.admin_key_file()).trim()))
+    }
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap()
+}
+
+impl Daemon {
+    /// Drains and stops; every task must end in time.
+    pub async fn stop(self) {
+        drop(self.stop.send(()));
+        self.running.await.unwrap();
+    }
+}
+
+impl Process {
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The process id of a program that the daemon has started, once it has.
+    pub async fn child(&self, program: &str) -> u32 {
+        super::until("the daemon starts the program", || async { descendant(self.child.id(), program) }).await
+    }
+
+    /// SIGTERM: it drains, and ends without a complaint.
+    pub async fn terminate(mut self) {
+        signal("TERM", self.child.id());
+        let child = std::sync::Mutex::new(&mut self.child);
+        let status = super::until("the daemon ends", || async { child.lock().unwrap().try_wait().unwrap() }).await;
+        assert!(status.success(), "the daemon ended with {status}");
+    }
+
+    /// SIGKILL: nothing in the process hears of it.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+/// Sends a signal to a process that a test has started.
+pub fn signal(name: &str, process: u32) {
+    let sent = Command::new("kill").args(["-s", name]).arg(process.to_string()).status().unwrap();
+    assert!(sent.success(), "no {name} for {process}");
+}
+
+/// A process below `ancestor`, by its name.
+fn descendant(ancestor: u32, program: &str) -> Option<u32> {
+    let mut parents: BTreeMap<u32, u32> = BTreeMap::new();
+    let mut named = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
+        // `pid (name) state parent …`, and a name may have anything in it.
+        let (Some((pid, rest)), Some((_, after))) = (stat.split_once(" ("), stat.rsplit_once(") ")) else { continue };
+        let (Ok(pid), Some(parent)) = (pid.parse(), after.split(' ').nth(1)) else { continue };
+        parents.insert(pid, parent.parse().unwrap());
+        if rest.strip_prefix(program).is_some_and(|end| end.starts_with(')')) {
+            named.push(pid);
+        }
+    }
+    let below = |pid: &u32| std::iter::successors(Some(*pid), |pid| parents.get(pid).copied()).any(|pid| pid == ancestor);
+    named.into_iter().find(below)
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}

@@ -1,0 +1,181 @@
+//! What all tests of one process share: a private PostgreSQL cluster and an S3 server, started by the first test that
+//! asks, on a runtime that no test owns. The cluster's watcher stops it however this process ends.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::sync::mpsc;
+
+use secrecy::{ExposeSecret as _, SecretString};
+use tenantd::config::{Credentials, RoleLogin};
+use tenantd::domain::tenant::{Naming, RoleName};
+use tenantd::embedded::{Cluster, ClusterRequest, S3Server};
+use tenantd::postgres::bootstrap;
+use tenantd::secrets::password_new;
+use tenantd::shutdown::Tasks;
+use tokio::sync::Mutex;
+use tokio_postgres::NoTls;
+
+use super::fleet::Fleet;
+use super::logs;
+
+pub const ACCESS_KEY: &str = "tests";
+/// Room for many fleets.
+const CONNECTIONS_MAX: u32 = 400;
+const MAINTENANCE_DATABASE: &str = "postgres";
+
+/// The shared servers.
+#[derive(Debug)]
+pub struct Machine {
+    pub host: String,
+    pub port: u16,
+    superuser: RoleLogin,
+    pub s3: SocketAddr,
+    pub s3_secret: SecretString,
+    /// The daemon's roles; all fleets of a run have the same.
+    pub credentials: Credentials,
+    /// A folder for this run.
+    pub dir: PathBuf,
+    /// Roles are the server's: whoever changes them at the same moment gets "tuple concurrently updated".
+    bootstrapping: Mutex<()>,
+}
+
+/// The one machine, started now if it was not.
+pub fn machine() -> &'static Machine {
+    static MACHINE: OnceLock<Machine> = OnceLock::new();
+    MACHINE.get_or_init(|| Machine::start("all", CONNECTIONS_MAX))
+}
+
+impl Machine {
+    /// A machine of a test's own, with room for so many sessions. It runs until the process ends.
+    pub fn with_room_for(sessions: u32) -> &'static Self {
+        Box::leak(Box::new(Self::start("small", sessions)))
+    }
+
+    fn start(name: &'static str, connections_max: u32) -> Self {
+        let (started, machine) = mpsc::channel();
+        let run = move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+            runtime.block_on(async {
+                let tasks = Tasks::new(logs::root_span("machine"));
+                let (machine, _cluster) = Self::servers(name, connections_max, &tasks).await;
+                started.send(machine).unwrap();
+                std::future::pending::<()>().await;
+            });
+        };
+        std::thread::Builder::new().name("machine".to_owned()).spawn(run).unwrap();
+        machine.recv().expect("the cluster and the S3 server start")
+    }
+
+    async fn servers(name: &str, connections_max: u32, tasks: &Tasks) -> (Self, Cluster) {
+        let dir = folder().join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        let request = ClusterRequest { max_connections: connections_max, ..ClusterRequest::test(&dir.join("cluster")) };
+        let cluster = Cluster::start(request, tasks).await.unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (s3, s3_secret) = (listener.local_addr().unwrap(), password_new());
+        S3Server::start(listener, &dir.join("objects"), ACCESS_KEY, &s3_secret, &[], tasks).await.unwrap();
+        let login = |role: &str| RoleLogin { role: RoleName::new(role).unwrap(), password: password_new() };
+        let machine = Self {
+            host: cluster.host().to_owned(),
+            port: cluster.port(),
+            superuser: cluster.superuser().clone(),
+            s3,
+            s3_secret,
+            credentials: Credentials { daemon: login("tenantd"), dump: login("tenantd_dump") },
+            dir,
+            bootstrapping: Mutex::default(),
+        };
+        let judge = machine.judge(MAINTENANCE_DATABASE).await;
+        bootstrap::bootstrap_roles(&judge, &machine.credentials).await.unwrap();
+        (machine, cluster)
+    }
+
+    pub fn objects_dir(&self) -> PathBuf {
+        self.dir.join("objects")
+    }
+
+    /// A second S3 server over the same objects, which knows another secret.
+    pub async fn s3_with_another_secret(&self) -> SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let tasks = Tasks::new(logs::root_span("machine"));
+        S3Server::start(listener, &self.objects_dir(), ACCESS_KEY, &password_new(), &[], &tasks).await.unwrap();
+        address
+    }
+
+    /// A superuser's session.
+    pub async fn judge(&self, database: &str) -> tokio_postgres::Client {
+        self.connect(&self.superuser, database).await.unwrap()
+    }
+
+    async fn connect(
+        &self,
+        login: &RoleLogin,
+        database: &str,
+    ) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
+        let (client, connection) = tokio_postgres::Config::new()
+            .host(&self.host)
+            .port(self.port)
+            .user(login.role.as_str())
+            .password(login.password.expose_secret())
+            .dbname(database)
+            .application_name("judge")
+            .connect(NoTls)
+            .await?;
+        tokio::spawn(connection);
+        Ok(client)
+    }
+
+    /// Sessions of a tenant's kind (no superuser's) until the server has no room for another.
+    pub async fn crowd(&self) -> Vec<tokio_postgres::Client> {
+        let mut crowd = Vec::new();
+        loop {
+            let login = &self.credentials.daemon;
+            match self.connect(login, MAINTENANCE_DATABASE).await {
+                Ok(client) => crowd.push(client),
+                Err(full) => {
+                    assert_eq!(full.code().map(tokio_postgres::error::SqlState::code), Some("53300"), "{full}");
+                    return crowd;
+                }
+            }
+        }
+    }
+
+    /// The shared and the auth database of a new fleet.
+    pub async fn databases_create(&self, naming: &Naming) {
+        let _alone = self.bootstrapping.lock().await;
+        let judge = self.judge(MAINTENANCE_DATABASE).await;
+        bootstrap::bootstrap_databases(&judge, naming, &self.credentials.daemon.role, &self.credentials.dump.role)
+            .await
+            .unwrap();
+    }
+
+    /// Everything that a fleet has on the server, to keep the run's disk small.
+    pub async fn databases_drop(&self, fleet: &Fleet) {
+        let (databases, roles) = fleet.inventory().await.databases_and_roles();
+        let judge = self.judge(MAINTENANCE_DATABASE).await;
+        for name in databases {
+            judge.batch_execute(&format!("DROP DATABASE IF EXISTS \"{name}\" WITH (FORCE)")).await.unwrap();
+        }
+        for name in roles {
+            judge.batch_execute(&format!("DROP ROLE IF EXISTS \"{name}\"")).await.unwrap();
+        }
+    }
+}
+
+/// `target/tmp/run-PID`. Folders of runs that are over are removed first; a process id that is in use again only
+/// keeps its folder for longer.
+fn folder() -> PathBuf {
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    for entry in std::fs::read_dir(root).unwrap().flatten() {
+        let name = entry.file_name().into_string().unwrap_or_default();
+        let over = name.strip_prefix("run-").is_some_and(|pid| !Path::new("/proc").join(pid).exists());
+        if over && let Err(error) = std::fs::remove_dir_all(entry.path()) {
+            eprintln!("{} stays: {error}", entry.path().display());
+        }
+    }
+    let dir = root.join(format!("run-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    dir
+}

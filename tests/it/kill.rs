@@ -1,0 +1,51 @@
+//! kill -9 at every persisted step of every operation: before the step acts, after it acted but before its result is
+//! stored, and after that. The daemon stands still in PostgreSQL (a trigger waits for a lock that the test holds), is
+//! killed, and another takes over. Each operation must then succeed with exactly what an undisturbed one leaves, or
+//! fail with nothing left. The steps are those that the operations themselves persist, so none can be forgotten.
+
+mod matrix;
+mod middle;
+mod scenario;
+
+pub use middle::BLOBS;
+use scenario::Kind;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn creating_a_tenant_survives_kill_9_at_each_step() {
+    matrix::run(Kind::Create).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn undoing_a_creation_survives_kill_9_at_each_step() {
+    matrix::run(Kind::CreateRefused).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn migrating_the_fleet_survives_kill_9_at_each_step() {
+    matrix::run(Kind::Migrate).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_survives_kill_9_at_each_step() {
+    matrix::run(Kind::Backup).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restore_in_place_survives_kill_9_at_each_step() {
+    matrix::run(Kind::RestoreInPlace).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn undoing_a_restore_in_place_survives_kill_9_at_each_step() {
+    matrix::run(Kind::RestoreInPlaceRefused).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restore_as_a_new_tenant_survives_kill_9_at_each_step() {
+    matrix::run(Kind::RestoreAsNew).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn undoing_a_restore_as_a_new_tenant_survives_kill_9_at_each_step() {
+    matrix::run(Kind::RestoreAsNewRefused).await;
+}

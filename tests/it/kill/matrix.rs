@@ -1,0 +1,135 @@
+//! The matrix: the points where a daemon is killed, taken from an undisturbed run, and what must hold afterwards.
+
+use std::collections::BTreeMap;
+
+use tenantd::proto::v1::{Operation, OperationState, OperationStepState};
+use uuid::Uuid;
+
+use super::scenario::{Kind, Scenario};
+use crate::harness::{Armed, Point, Standstills};
+
+/// Cases that share one kill: each operation stands at a point of its own, and holds one of the catalog's sessions.
+const CASES_PER_KILL: usize = 3;
+
+/// When the daemon dies, seen from one persisted write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Instant {
+    /// What was about to be written is not written.
+    Before,
+    /// It is written, and nobody hears of it.
+    After,
+}
+
+#[derive(Debug, Clone)]
+struct Case {
+    point: Point,
+    instant: Instant,
+}
+
+/// How an undisturbed run ends, and what it leaves.
+struct Undisturbed {
+    state: OperationState,
+    left: BTreeMap<String, i64>,
+}
+
+/// Kills a daemon at every point of an operation of this kind.
+pub async fn run(kind: Kind) {
+    let mut scenario = Scenario::new(kind).await;
+    let (operation, undisturbed) = undisturbed(&mut scenario).await;
+    let cases = cases(&operation);
+    assert!(cases.len() >= 3 * operation.steps.len(), "three instants for each step: {cases:#?}");
+    scenario.provide(cases.len()).await;
+    let standstills = Standstills::install(scenario.fleet.judge(scenario.fleet.naming.shared_database().as_str()).await).await;
+    for cases in cases.chunks(CASES_PER_KILL) {
+        kill(&mut scenario, &standstills, cases, &undisturbed).await;
+    }
+    scenario.finish().await;
+}
+
+async fn undisturbed(scenario: &mut Scenario) -> (Operation, Undisturbed) {
+    scenario.provide(1).await;
+    let subject = scenario.subject().await;
+    let before = scenario.fleet.inventory().await;
+    let operation = scenario.begin(&subject, Uuid::new_v4()).await;
+    let ended = scenario.client().ended(&operation).await;
+    scenario.verify(&subject, &ended).await;
+    let left = scenario.fleet.inventory().await.since(&before);
+    assert!(ended.state() == OperationState::Succeeded || left.is_empty(), "{ended:#?} left\n{left}");
+    assert_eq!(ended.state() == OperationState::Succeeded, scenario.kind.succeeds(), "{ended:#?}");
+    let undisturbed = Undisturbed { state: ended.state(), left: left.lasting() };
+    (ended, undisturbed)
+}
+
+/// Three instants for each step and for its undo, if it was undone; the claim and the end of the operation itself; for
+/// a rollout, its one target.
+fn cases(operation: &Operation) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut writes = |place: &'static str, name: &str, states: &[&'static str]| {
+        for state in states {
+            let point = Point { place, name: name.to_owned(), state };
+            cases.push(Case { point: point.clone(), instant: Instant::Before });
+            // After one write is before the next, so the end of a stretch is all that is left.
+            if Some(state) == states.last() {
+                cases.push(Case { point, instant: Instant::After });
+            }
+        }
+    };
+    writes("operations", &operation.kind, &["RUNNING"]);
+    for step in &operation.steps {
+        match step.state() {
+            OperationStepState::Done => writes("operation_steps", &step.name, &["RUNNING", "DONE"]),
+            OperationStepState::Undone => writes("operation_steps", &step.name, &["UNDOING", "UNDONE"]),
+            OperationStepState::Pending => {}
+            other => panic!("the step {} ended as {other:?}", step.name),
+        }
+    }
+    if operation.kind == "migrate_fleet" {
+        writes("rollout_targets", "", &["RUNNING", "MIGRATED"]);
+    }
+    let end: &[&'static str] =
+        if operation.state() == OperationState::Succeeded { &["SUCCEEDED"] } else { &["FAILING", "FAILED"] };
+    writes("operations", &operation.kind, end);
+    cases
+}
+
+/// One kill, several operations, each at its own point.
+async fn kill(scenario: &mut Scenario, standstills: &Standstills, cases: &[Case], undisturbed: &Undisturbed) {
+    let mut subjects = Vec::new();
+    for _ in cases {
+        subjects.push(scenario.subject().await);
+    }
+    let before = scenario.fleet.inventory().await;
+    let mut standing: Vec<(Armed, i32)> = Vec::new();
+    let mut operations = Vec::new();
+    for (case, subject) in cases.iter().zip(&subjects) {
+        let (request, mut point) = (Uuid::new_v4(), case.point.clone());
+        if point.name.is_empty() {
+            point.name.clone_from(subject);
+        }
+        let armed = standstills.arm(request, &point).await;
+        operations.push(scenario.begin(subject, request).await);
+        standing.push((armed, standstills.reached(armed).await));
+    }
+    scenario.kill();
+    for (case, (armed, backend)) in cases.iter().zip(standing) {
+        match case.instant {
+            Instant::Before => standstills.cut(armed, backend).await,
+            Instant::After => standstills.let_go(armed, backend).await,
+        }
+    }
+    scenario.restart();
+    let mut expected: BTreeMap<String, i64> = BTreeMap::new();
+    for ((operation, subject), case) in operations.iter().zip(&subjects).zip(cases) {
+        let ended = scenario.client().ended(operation).await;
+        let allowed = [undisturbed.state, OperationState::Failed];
+        assert!(allowed.contains(&ended.state()), "killed at {case:?}: {ended:#?}");
+        scenario.verify(subject, &ended).await;
+        if ended.state() == OperationState::Succeeded {
+            for (what, count) in &undisturbed.left {
+                *expected.entry(what.clone()).or_default() += count;
+            }
+        }
+    }
+    let left = scenario.fleet.inventory().await.since(&before);
+    assert_eq!(left.lasting(), expected, "after kills at {cases:#?} there are\n{left}");
+}

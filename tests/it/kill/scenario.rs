@@ -1,0 +1,254 @@
+//! One kind of operation in a fleet of its own: what it is done to, how it is begun, and what is true afterwards.
+
+use std::collections::BTreeMap;
+
+use tenantd::domain::tenant::Naming;
+use tenantd::proto::v1::{
+    CreateRolloutRequest, CreateTenantRequest, Operation, OperationState, TenantAdministrator, TenantState,
+    VerifyBackupRequest,
+};
+use uuid::Uuid;
+
+use crate::harness::{Client, Fleet, Process, Spec, reason, result_text};
+
+/// What is done. The refused ones fail late, and undo everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Create,
+    CreateRefused,
+    Migrate,
+    Backup,
+    BackupRefused,
+    RestoreInPlace,
+    RestoreInPlaceRefused,
+    RestoreAsNew,
+    RestoreAsNewRefused,
+}
+
+/// A host name that another tenant has.
+const HOST_TAKEN: &str = "taken.example.com";
+const SECOND_MIGRATION: (&str, &str) = (
+    "V2__colours.sql",
+    "ALTER TABLE things ADD COLUMN colour text NOT NULL DEFAULT 'blue';
+INSERT INTO things (name, colour) VALUES ('a green thing', 'green');
+",
+);
+/// All rows of the fleet's one table, in one text.
+const DIGEST: &str = "SELECT coalesce(md5(string_agg(t::text, ',' ORDER BY id)), 'none') FROM things t";
+
+impl Kind {
+    pub fn succeeds(self) -> bool {
+        self.refusal().is_none() && self != Self::CreateRefused
+    }
+
+    /// What makes the catalog refuse a late step's write.
+    fn refusal(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::BackupRefused => Some(("backups", "BEFORE UPDATE ON backups FOR EACH ROW WHEN (NEW.state = 'COMPLETE')")),
+            Self::RestoreInPlaceRefused => Some(("retired_databases", "BEFORE INSERT ON retired_databases FOR EACH ROW")),
+            Self::RestoreAsNewRefused => Some(("licenses", "BEFORE INSERT ON licenses FOR EACH ROW")),
+            _ => None,
+        }
+    }
+
+    fn is_restore(self) -> bool {
+        use Kind::{RestoreAsNew, RestoreAsNewRefused, RestoreInPlace, RestoreInPlaceRefused};
+        matches!(self, RestoreAsNew | RestoreAsNewRefused | RestoreInPlace | RestoreInPlaceRefused)
+    }
+
+    fn is_in_place(self) -> bool {
+        matches!(self, Self::RestoreInPlace | Self::RestoreInPlaceRefused)
+    }
+}
+
+/// A fleet and its daemon, which dies often.
+pub struct Scenario {
+    pub kind: Kind,
+    pub fleet: Fleet,
+    process: Option<Process>,
+    /// Tenants to use, in turns.
+    tenants: Vec<String>,
+    used: usize,
+    backups: BTreeMap<String, String>,
+    /// The rows of a tenant before the operation.
+    digests: BTreeMap<String, String>,
+}
+
+impl Scenario {
+    pub async fn new(kind: Kind) -> Self {
+        let fleet = Fleet::new(Spec::default()).await;
+        let process = Some(fleet.spawn());
+        let (tenants, backups, digests) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        Self { kind, fleet, process, tenants, used: 0, backups, digests }
+    }
+
+    pub fn client(&self) -> Client {
+        self.process.as_ref().expect("the daemon runs").client.clone()
+    }
+
+    pub fn kill(&mut self) {
+        self.process.take().expect("the daemon runs").kill();
+    }
+
+    pub fn restart(&mut self) {
+        self.process = Some(self.fleet.spawn());
+    }
+
+    pub async fn finish(mut self) {
+        self.process.take().expect("the daemon runs").terminate().await;
+        self.fleet.finish().await;
+    }
+
+    /// Makes what so many operations need; the first call makes what all of them need.
+    pub async fn provide(&mut self, operations: usize) {
+        match self.kind {
+            Kind::Create => {}
+            Kind::CreateRefused if self.tenants.is_empty() => self.host_owner().await,
+            Kind::CreateRefused => {}
+            Kind::Migrate => self.tenants_behind(operations).await,
+            _ if self.tenants.is_empty() => self.tenants_with_rows(3).await,
+            _ => {}
+        }
+        if let (Some((name, event)), 1) = (self.kind.refusal(), operations) {
+            let judge = self.fleet.judge(self.fleet.naming.shared_database().as_str()).await;
+            let refuse = format!(
+                "CREATE FUNCTION refuse_{name}() RETURNS trigger LANGUAGE plpgsql AS
+                    $$ BEGIN RAISE EXCEPTION 'the test refuses this'; END $$;
+                CREATE TRIGGER refuse {event} EXECUTE FUNCTION refuse_{name}()"
+            );
+            judge.batch_execute(&refuse).await.unwrap();
+        }
+    }
+
+    async fn host_owner(&mut self) {
+        let request = CreateTenantRequest {
+            code: "owner".to_owned(),
+            name: "The host's owner".to_owned(),
+            hosts: vec![HOST_TAKEN.to_owned()],
+            ..CreateTenantRequest::default()
+        };
+        let operation = self.client().tenants().create_tenant(request).await.unwrap().into_inner().operation.unwrap();
+        self.client().succeeded(&operation).await;
+        self.tenants.push("owner".to_owned());
+    }
+
+    async fn tenants_behind(&mut self, count: usize) {
+        self.fleet.migration_remove(SECOND_MIGRATION.0);
+        let (first, last) = (self.tenants.len(), self.tenants.len() + count);
+        for number in first..last {
+            let code = format!("behind{number}");
+            self.client().tenant(&code).await;
+            self.tenants.push(code);
+        }
+        self.fleet.migration(SECOND_MIGRATION.0, SECOND_MIGRATION.1);
+    }
+
+    async fn tenants_with_rows(&mut self, count: usize) {
+        for number in 0..count {
+            let (client, code) = (self.client(), format!("full{number}"));
+            client.tenant(&code).await;
+            if self.kind.is_restore() {
+                self.backups.insert(code.clone(), client.backup(&code).await.backup_id);
+                self.digests.insert(code.clone(), client.sql(&code, DIGEST).await);
+            }
+            self.tenants.push(code);
+        }
+    }
+
+    /// The next tenant to do it to.
+    pub async fn subject(&mut self) -> String {
+        let number = self.used;
+        self.used += 1;
+        match self.kind {
+            Kind::Create | Kind::CreateRefused | Kind::RestoreAsNew | Kind::RestoreAsNewRefused => format!("new{number}"),
+            Kind::Migrate => self.tenants[number].clone(),
+            kind => {
+                let code = self.tenants[number % self.tenants.len()].clone();
+                if kind.is_in_place() {
+                    self.client().sql(&code, "DELETE FROM things WHERE id > 5").await;
+                    self.client().sql(&code, "INSERT INTO things (name) VALUES (clock_timestamp()::text)").await;
+                }
+                code
+            }
+        }
+    }
+
+    /// Submits the operation; its id.
+    pub async fn begin(&self, subject: &str, request: Uuid) -> String {
+        let client = self.client();
+        match self.kind {
+            Kind::Create | Kind::CreateRefused => self.create(subject, request).await,
+            Kind::Migrate => {
+                let message = CreateRolloutRequest {
+                    request_id: request.to_string(),
+                    tenants: vec![subject.to_owned()],
+                    ..CreateRolloutRequest::default()
+                };
+                client.migrations().create_rollout(message).await.unwrap().into_inner().rollout.unwrap().rollout_id
+            }
+            Kind::Backup | Kind::BackupRefused => client.backup_create(request, subject).await.unwrap().operation_id,
+            kind => {
+                let source = if kind.is_in_place() { subject } else { &self.tenants[0] };
+                let new = (!kind.is_in_place()).then_some(subject);
+                client.restore_create(request, &self.backups[source], new).await.unwrap().operation_id
+            }
+        }
+    }
+
+    async fn create(&self, code: &str, request: Uuid) -> String {
+        let host = if self.kind == Kind::CreateRefused { HOST_TAKEN.to_owned() } else { format!("{code}.example.com") };
+        let message = CreateTenantRequest {
+            request_id: request.to_string(),
+            code: code.to_owned(),
+            name: format!("The tenant {code}"),
+            hosts: vec![host],
+            administrator: Some(TenantAdministrator {
+                email: format!("owner@{code}.example.com"),
+                first_name: "Olive".to_owned(),
+                last_name: "Owner".to_owned(),
+            }),
+            ..CreateTenantRequest::default()
+        };
+        self.client().tenants().create_tenant(message).await.unwrap().into_inner().operation.unwrap().operation_id
+    }
+
+    /// Succeeded with the right data, or failed as if it had never begun.
+    pub async fn verify(&self, subject: &str, operation: &Operation) {
+        let (client, succeeded) = (self.client(), operation.state() == OperationState::Succeeded);
+        match self.kind {
+            Kind::Create | Kind::CreateRefused | Kind::RestoreAsNew | Kind::RestoreAsNewRefused if !succeeded => {
+                let refused = client.tenant_get(subject).await.unwrap_err();
+                assert_eq!(reason(&refused), "TENANT_NOT_FOUND", "{refused:?}");
+            }
+            Kind::Create | Kind::CreateRefused => {
+                assert_eq!(client.tenant_get(subject).await.unwrap().state(), TenantState::Active);
+                assert_eq!(client.sql(subject, "SELECT count(*) FROM things").await, "20");
+            }
+            Kind::RestoreAsNew | Kind::RestoreAsNewRefused => {
+                assert_eq!(client.sql(subject, DIGEST).await, self.digests[&self.tenants[0]]);
+            }
+            Kind::RestoreInPlace | Kind::RestoreInPlaceRefused => {
+                let restored = client.sql(subject, DIGEST).await == self.digests[subject];
+                assert_eq!(restored, succeeded, "{operation:#?}");
+            }
+            Kind::Backup | Kind::BackupRefused if succeeded => {
+                let backup_id = result_text(operation, "backup_id");
+                client.backups().verify_backup(VerifyBackupRequest { backup_id }).await.unwrap();
+            }
+            Kind::Backup | Kind::BackupRefused => {}
+            Kind::Migrate => self.verify_migrated(subject, succeeded).await,
+        }
+    }
+
+    async fn verify_migrated(&self, subject: &str, succeeded: bool) {
+        let client = self.client();
+        let (version, rows) = if succeeded { (2, "21") } else { (1, "20") };
+        assert_eq!(client.tenant_get(subject).await.unwrap().schema_version, version);
+        assert_eq!(client.sql(subject, "SELECT count(*) FROM things").await, rows);
+        let naming: &Naming = &self.fleet.naming;
+        let database = naming.tenant_database(&subject.parse().unwrap()).unwrap();
+        let judge = self.fleet.judge(database.as_str()).await;
+        let history = judge.query_one("SELECT count(*) FROM refinery_schema_history", &[]).await.unwrap();
+        assert_eq!(history.get::<_, i64>(0), version, "each migration once");
+    }
+}
