@@ -4,6 +4,7 @@
 
 pub mod access;
 pub mod accounts;
+pub mod backup;
 pub mod catalog;
 pub mod cli;
 pub mod config;

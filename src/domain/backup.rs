@@ -25,7 +25,7 @@ pub struct Manifest {
     pub snapshot_time: OffsetDateTime,
     /// As `15.18 (Debian 15.18-0+deb12u1)`, and as 150018.
     pub server_version: String,
-    pub server_version_num: i32,
+    pub server_version_num: u32,
     pub dump_version: String,
     pub schema_version: i64,
     /// Over the whole schema; comparable within one major version of PostgreSQL.

@@ -79,7 +79,7 @@ async fn daemon_role(superuser: &Client, credentials: &Credentials, done: &mut V
     let script = format!(
         "{verb} ROLE {name} LOGIN CREATEDB CREATEROLE NOSUPERUSER NOREPLICATION NOBYPASSRLS PASSWORD {verifier}; \
          GRANT pg_signal_backend, pg_read_all_stats TO {name}; \
-         GRANT SET ON PARAMETER temp_file_limit TO {name}"
+         GRANT SET ON PARAMETER temp_file_limit, app.current_tenant_id, app.current_tenant TO {name}"
     );
     superuser.batch_execute(&script).await?;
     done.push(format!(

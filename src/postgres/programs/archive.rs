@@ -15,6 +15,7 @@ use crate::config::{RoleLogin, ServerConfig, ServerTls};
 use crate::domain::tenant::DatabaseName;
 use crate::postgres::identity;
 use crate::postgres::server::Server;
+use crate::shutdown::Tasks;
 
 /// The bundles of the system's root certificates: Debian's, Red Hat's, openSUSE's.
 const ROOTS: [&str; 3] =
@@ -91,6 +92,14 @@ impl Programs {
         connect(&mut command, &restore.session)?;
         command.arg("--").arg(restore.archive);
         Running::start("pg_restore", command, restore.session.server.tasks())
+    }
+
+    /// Reads every entry and every row of the archive that is written to [`Running::stdin`], and keeps none. Its output
+    /// is empty.
+    pub fn archive_decode(&self, tasks: &Tasks) -> Result<Running, Error> {
+        let mut command = mortal_command(&self.path("pg_restore"));
+        command.args(["--format=custom", "--file=/dev/null"]).stdin(Stdio::piped());
+        Running::start("pg_restore", command, tasks)
     }
 
     /// The archive's table of contents. No check of the archive: `pg_restore` lists broken ones too.

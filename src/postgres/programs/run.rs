@@ -11,7 +11,7 @@ use std::process::Stdio;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
@@ -54,6 +54,11 @@ impl Running {
     /// The child's output, once. Whoever does not read it lets the child wait for ever.
     pub fn stdout(&mut self) -> Option<ChildStdout> {
         self.stdout.take()
+    }
+
+    /// The child's input, once, when it was started with one.
+    pub fn stdin(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
     }
 
     /// Ends the child at once.

@@ -1,0 +1,83 @@
+//! The list of an archive's contents (`pg_restore --list`), and what a restore takes from it.
+//!
+//! Left out is what the daemon puts into a new database by itself, as another role: extensions and their comments, the
+//! schemas `public` and `tenantd`, and grants, which name roles of the database that was dumped.
+
+/// Beginnings of entries that are not restored. An entry reads `4; 2615 2200 SCHEMA - public owner`, and what kind it
+/// is stands in front of every name that a tenant may choose.
+const LEFT_OUT: &[&str] = &[
+    "ACL ",
+    "DEFAULT ACL ",
+    "EXTENSION ",
+    "COMMENT - EXTENSION ",
+    "SCHEMA - public ",
+    "COMMENT - SCHEMA public ",
+    "SCHEMA - tenantd ",
+    "COMMENT - SCHEMA tenantd ",
+];
+
+/// Takes the output of `pg_restore --list`, and gives the list for `pg_restore --use-list`: one id per line.
+pub(super) fn filter(list: &str) -> String {
+    let ids = list.lines().filter_map(entry).filter(|entry| !entry.is_left_out()).map(|entry| entry.id);
+    ids.fold(String::new(), |text, id| text + id + ";\n")
+}
+
+struct Entry<'a> {
+    id: &'a str,
+    description: &'a str,
+}
+
+impl Entry<'_> {
+    fn is_left_out(&self) -> bool {
+        LEFT_OUT.iter().any(|beginning| self.description.starts_with(beginning))
+    }
+}
+
+/// `id; catalog oid description…`; anything else is a comment.
+fn entry(line: &str) -> Option<Entry<'_>> {
+    let (id, rest) = line.split_once("; ")?;
+    if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let (_catalog, rest) = rest.split_once(' ')?;
+    let (_oid, description) = rest.split_once(' ')?;
+    Some(Entry { id, description })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIST: &str = "\
+;
+; Archive created at 2026-11-21 01:50:44 UTC
+;     dbname: erp_acme
+;     TOC Entries: 12
+;
+; Selected TOC Entries:
+;
+5; 2615 2200 SCHEMA - public pg_database_owner
+3400; 0 0 COMMENT - SCHEMA public pg_database_owner
+6; 2615 16400 SCHEMA - ACL owner
+2; 3079 16401 EXTENSION - pgcrypto 
+3401; 0 0 COMMENT - EXTENSION pgcrypto 
+214; 1259 16389 TABLE public EXTENSION owner
+215; 1259 16390 TABLE ACL ACL owner
+3341; 0 16389 TABLE DATA public EXTENSION owner
+3402; 0 0 ACL - SCHEMA public pg_database_owner
+3403; 0 0 ACL public TABLE acc owner
+2069; 826 16388 DEFAULT ACL public DEFAULT PRIVILEGES FOR TABLES owner
+3404; 0 0 COMMENT public TABLE acc owner
+3350; 0 0 SEQUENCE SET public acc_id_seq owner
+";
+
+    #[test]
+    fn what_the_daemon_makes_by_itself_is_left_out_and_names_deceive_nobody() {
+        assert_eq!(filter(LIST), "6;\n214;\n215;\n3341;\n3404;\n3350;\n");
+    }
+
+    #[test]
+    fn an_empty_archive_has_an_empty_list() {
+        assert_eq!(filter(";\n; Selected TOC Entries:\n;\n"), "");
+    }
+}

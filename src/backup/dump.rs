@@ -1,0 +1,207 @@
+//! One tenant's dump into the bucket: `pg_dump` → zstd → age → SHA-256 → parts, in bounded memory and without a
+//! temporary file, while the session that exported the snapshot takes the digests.
+//!
+//! The end of `pg_dump`'s output is not success: the upload is completed only after it has exited with 0 and the
+//! digests are there. Whatever fails, the upload is given up and nothing is visible. A caller that is itself stopped
+//! half-way repeats [`dump_clean`] with the id that it has persisted.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use age::x25519::Recipient;
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use super::manifest::BackupRef;
+use super::parts::{PartWriter, Written};
+use super::snapshot::{self, Snapshot};
+use super::spool::Spool;
+use super::transfer::{self, ChannelReader};
+use super::{Error, archive};
+use crate::config::BackupConfig;
+use crate::domain::backup::{Archive, MANIFEST_FORMAT, Manifest, TableDigest};
+use crate::domain::tenant::{DatabaseName, TenantCode};
+use crate::postgres::Server;
+use crate::postgres::programs::{PgDump, ProgramSession, Programs};
+use crate::store::{PartSizes, Store, UploadId, UploadedPart};
+
+/// Parts that wait to be sent, beside the one that is sent and the one that is filled.
+const PARTS_WAITING_MAX: usize = 1;
+
+/// What is dumped, and where to.
+#[derive(Debug, Clone)]
+pub struct DumpRequest<'a> {
+    pub server: &'a Server,
+    pub store: &'a Store,
+    pub config: &'a BackupConfig,
+    pub part_sizes: PartSizes,
+    pub backup: BackupRef,
+    pub operation_id: Uuid,
+    pub catalog_id: Uuid,
+    pub tenant_code: &'a TenantCode,
+    pub database: &'a DatabaseName,
+    /// As the catalog knows it.
+    pub schema_version: i64,
+    /// As the catalog knows it.
+    pub schema_fingerprint: &'a str,
+    /// `age1…`: the tenant's, and the escrow's.
+    pub recipients: &'a [String],
+    /// The password of the dump role passes through it; no part of the dump does.
+    pub spool_dir: &'a Path,
+}
+
+/// Dumps the database, and answers with the manifest, which the caller then writes. `on_upload` persists the upload's
+/// id; it is awaited before the first part is sent.
+pub async fn dump<F, E>(request: &DumpRequest<'_>, on_upload: impl FnOnce(UploadId) -> F) -> Result<Manifest, Error>
+where
+    F: Future<Output = Result<(), E>>,
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let recipients = archive::recipients_parse(request.recipients).map_err(|reason| Error::Recipient { reason })?;
+    let (permit, dump_permit) = (snapshot::permit(request.server).await?, snapshot::permit(request.server).await?);
+    let snapshot = Snapshot::export(request.server, permit, request.database, request.config.stall_timeout).await?;
+    let upload = request.store.upload_begin(&request.backup.keys().archive).await?;
+    let dumped = match on_upload(upload.clone()).await {
+        Ok(()) => dump_to(request, recipients, snapshot, &upload).await,
+        Err(error) => Err(Error::Persist(error.into())),
+    };
+    if dumped.is_err()
+        && let Err(error) = dump_clean(request.store, request.backup, Some(&upload)).await
+    {
+        tracing::warn!(backup = %request.backup.backup, %error, "a failed backup's upload could not be given up; it has to be tried again");
+    }
+    drop(dump_permit);
+    dumped
+}
+
+/// Removes everything that attempts at this backup have left in the bucket. May be repeated.
+pub async fn dump_clean(store: &Store, backup: BackupRef, upload: Option<&UploadId>) -> Result<(), Error> {
+    let keys = backup.keys();
+    if let Some(upload) = upload {
+        store.upload_abort(&keys.archive, upload).await?;
+    }
+    for (key, upload) in store.uploads_list(&keys.archive).await?.unwrap_or_default() {
+        store.upload_abort(&key, &upload).await?;
+    }
+    // The manifest first: an archive without one is no backup, a manifest without its archive would be a broken one.
+    store.delete(&keys.manifest).await?;
+    Ok(store.delete(&keys.archive).await?)
+}
+
+/// Everything that was learned while the dump streamed.
+struct Streamed {
+    parts: Vec<UploadedPart>,
+    written: Written,
+    dump_bytes: u64,
+    tables: Vec<TableDigest>,
+}
+
+async fn dump_to(
+    request: &DumpRequest<'_>,
+    recipients: Vec<Recipient>,
+    snapshot: Snapshot,
+    upload: &UploadId,
+) -> Result<Manifest, Error> {
+    let programs = Programs::for_server(snapshot.server_version_num)?;
+    let dump_version = programs.dump_version(request.server).await?;
+    let streamed = stream(request, &programs, recipients, &snapshot, upload).await?;
+    let key = request.backup.keys().archive;
+    let mut manifest = Manifest {
+        format: MANIFEST_FORMAT,
+        backup_id: request.backup.backup,
+        operation_id: request.operation_id,
+        catalog_id: request.catalog_id,
+        tenant_id: request.backup.tenant,
+        tenant_code: request.tenant_code.clone(),
+        database: request.database.clone(),
+        snapshot_time: snapshot.time,
+        server_version: snapshot.server_version.clone(),
+        server_version_num: snapshot.server_version_num,
+        dump_version,
+        schema_version: request.schema_version,
+        schema_fingerprint: request.schema_fingerprint.to_owned(),
+        encoding: snapshot.encoding.clone(),
+        collate: snapshot.collate.clone(),
+        ctype: snapshot.ctype.clone(),
+        extensions: snapshot.extensions.clone(),
+        tables: streamed.tables,
+        sequences: Vec::new(),
+        archive: Archive {
+            key: key.clone(),
+            bytes: streamed.written.bytes,
+            sha256: streamed.written.sha256,
+            dump_bytes: streamed.dump_bytes,
+        },
+    };
+    manifest.sequences = snapshot.end().await?;
+    request.store.upload_complete(&key, upload, &streamed.parts).await?;
+    Ok(manifest)
+}
+
+/// Runs everything at once; the first failure ends all of it, and dropping `pg_dump` kills it.
+async fn stream(
+    request: &DumpRequest<'_>,
+    programs: &Programs,
+    recipients: Vec<Recipient>,
+    snapshot: &Snapshot,
+    upload: &UploadId,
+) -> Result<Streamed, Error> {
+    let (chunk_sender, chunks) = transfer::channel();
+    let (part_sender, parts) = mpsc::channel(PARTS_WAITING_MAX);
+    let (sizes, zstd_level) = (request.part_sizes, request.config.zstd_level);
+    let sealing = request.server.tasks().spawn_blocking("backup seal", move || {
+        let send = |part| part_sender.blocking_send(part).map_err(|_gone| io::ErrorKind::BrokenPipe.into());
+        let writer = PartWriter::new((1..).map_while(|number| sizes.bytes(number)), send);
+        let (dump_bytes, writer) = archive::seal(&mut ChannelReader::new(chunks), &recipients, zstd_level, writer)?;
+        Ok((dump_bytes, writer.finish()?))
+    });
+    let sealing = async { sealing.await.map_err(Error::Thread)?.map_err(Error::Seal) };
+    let spool = Spool::create(request.spool_dir, request.operation_id)?;
+    let mut program = programs.pg_dump(&PgDump {
+        session: ProgramSession {
+            server: request.server,
+            login: request.server.dump(),
+            database: request.database,
+            purpose: "backup",
+            private_dir: spool.folder(),
+        },
+        snapshot: &snapshot.id,
+        lock_wait_max: request.config.stall_timeout,
+    })?;
+    let dumping = async {
+        if let Some(mut stdout) = program.stdout() {
+            transfer::pump(&mut stdout, chunk_sender, None).await.map_err(|broken| broken.into_error("pg_dump"))?;
+        }
+        Ok(program.outcome().await?)
+    };
+    let uploading = parts_send(request, upload, parts);
+    // In this order, because who finds a channel closed is never the cause.
+    let (parts, (dump_bytes, written), (), tables) = tokio::try_join!(uploading, sealing, dumping, snapshot.tables())?;
+    Ok(Streamed { parts, written, dump_bytes, tables })
+}
+
+async fn parts_send(
+    request: &DumpRequest<'_>,
+    upload: &UploadId,
+    mut parts: mpsc::Receiver<Bytes>,
+) -> Result<Vec<UploadedPart>, Error> {
+    let key = request.backup.keys().archive;
+    let mut sent = Vec::new();
+    for number in 1.. {
+        let Some(part) = parts.recv().await else { break };
+        let timeout = part_timeout(request, part.len() as u64);
+        let sending = request.store.upload_part(&key, upload, number, part);
+        let stalled = |_elapsed| Error::Stalled { what: "the upload of the archive", timeout };
+        sent.push(tokio::time::timeout(timeout, sending).await.map_err(stalled)??);
+    }
+    Ok(sent)
+}
+
+/// A part may take the stall timeout once for each time that the smallest part fits into it.
+fn part_timeout(request: &DumpRequest<'_>, bytes: u64) -> Duration {
+    let smallest = request.part_sizes.bytes(1).unwrap_or(bytes).max(1);
+    let times = u32::try_from(bytes.div_ceil(smallest)).unwrap_or(u32::MAX).max(1);
+    request.config.stall_timeout.saturating_mul(times)
+}

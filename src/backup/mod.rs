@@ -1,0 +1,27 @@
+//! One tenant's backup: its dump into the bucket, and back again.
+//!
+//! Knows nothing of the catalog, of gates and of operations: it is told which database, which keys and which bucket,
+//! and persists only through its callers. What always holds: an archive is visible only after `pg_dump` has ended
+//! well, a backup exists only once its signed manifest is written, and nothing parses an archive before it is known
+//! to be the one that the manifest names. Everything runs as the dump role or as the tenant's own login.
+
+mod archive;
+mod contents;
+mod digest;
+mod dump;
+mod error;
+mod manifest;
+mod parts;
+mod restore;
+mod snapshot;
+mod spool;
+mod transfer;
+mod verify;
+
+pub use digest::digests;
+pub use dump::{DumpRequest, dump, dump_clean};
+pub use error::{Check, Error};
+pub use manifest::{BackupRef, manifest_read, manifest_write};
+pub use restore::{JOBS, RestoreReport, RestoreRequest, RestoreStep, restore_into};
+pub use spool::spool_clean;
+pub use verify::{VerifyRequest, verify};

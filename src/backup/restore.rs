@@ -1,0 +1,132 @@
+//! A backup into a new, empty database that the daemon has prepared: roles and their settings, grants, extensions and
+//! the identity row are there before, and nobody uses it yet.
+//!
+//! `pg_restore` runs as the tenant's own login, so that no function in the archive gets a right that the tenant lacks.
+//! It does not restore in one transaction: the database is dropped when anything fails, and the locks of a schema with
+//! thousands of tables would not fit into one. Rows and sequences are compared with the manifest afterwards.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::spool::{self, Spool};
+use super::{Error, contents, digest, snapshot};
+use crate::config::RoleLogin;
+use crate::domain::backup::{Manifest, sequence_differences, table_differences};
+use crate::domain::tenant::DatabaseName;
+use crate::postgres::Server;
+use crate::postgres::programs::{PgRestore, ProgramSession, Programs};
+use crate::secrets::BackupIdentity;
+use crate::store::Store;
+
+/// Sessions in which `pg_restore` works at the same time; the tenant's login has to be allowed as many.
+pub const JOBS: u32 = 2;
+
+/// What is restored, and where to.
+#[derive(Debug, Clone)]
+pub struct RestoreRequest<'a> {
+    pub server: &'a Server,
+    pub store: &'a Store,
+    /// As [`super::manifest_read`] gave it, so that its signature is known to be good.
+    pub manifest: &'a Manifest,
+    /// The identity of the tenant that was backed up.
+    pub identity: &'a BackupIdentity,
+    /// Exists, takes connections, and is empty.
+    pub database: &'a DatabaseName,
+    /// The tenant's login for restores; acts as the owner in `database`.
+    pub login: &'a RoleLogin,
+    pub spool_dir: &'a Path,
+    /// Names the spool folder.
+    pub operation_id: Uuid,
+    pub stall_timeout: Duration,
+}
+
+/// How long each step took, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoreReport {
+    pub steps: Vec<RestoreStep>,
+    pub tables: usize,
+    pub rows: i64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoreStep {
+    pub name: &'static str,
+    pub duration: Duration,
+}
+
+/// Restores, and compares what was restored with the manifest.
+///
+/// # Errors
+/// Whatever went wrong, the database is half-filled and for the caller to drop.
+pub async fn restore_into(request: &RestoreRequest<'_>) -> Result<RestoreReport, Error> {
+    let mut steps = Vec::new();
+    let spool = Spool::create(request.spool_dir, request.operation_id)?;
+    let begun = Instant::now();
+    let dump = download(request, &spool).await?;
+    steps.push(RestoreStep { name: "download", duration: begun.elapsed() });
+    let begun = Instant::now();
+    fill(request, &spool, &dump).await?;
+    steps.push(RestoreStep { name: "database", duration: begun.elapsed() });
+    let begun = Instant::now();
+    compare(request).await?;
+    steps.push(RestoreStep { name: "integrity", duration: begun.elapsed() });
+    let rows = request.manifest.tables.iter().map(|table| table.row_count).sum();
+    Ok(RestoreReport { steps, tables: request.manifest.tables.len(), rows })
+}
+
+/// Fetches, checks and opens the archive; only the dump is left in the spool.
+async fn download(request: &RestoreRequest<'_>, spool: &Spool) -> Result<PathBuf, Error> {
+    let tasks = request.server.tasks();
+    let (sealed, dump) = (spool.path("archive"), spool.path("dump"));
+    let archive = request.manifest.archive.clone();
+    spool::fetch(tasks, request.store, &archive, request.stall_timeout, sealed.clone()).await?;
+    let (identity, path) = (request.identity.identity().clone(), dump.clone());
+    let opening = tasks.spawn_blocking("backup unseal", move || {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |cause| Error::Spool { path, cause }
+        };
+        let mut file = spool::file_create(&path)?;
+        spool::unseal(&sealed, &identity, &archive, &mut file)?;
+        std::fs::remove_file(&sealed).map_err(failed(&sealed))
+    });
+    opening.await.map_err(Error::Thread)??;
+    Ok(dump)
+}
+
+async fn fill(request: &RestoreRequest<'_>, spool: &Spool, dump: &Path) -> Result<(), Error> {
+    let programs = Programs::for_server(request.manifest.server_version_num)?;
+    let list = contents::filter(&programs.archive_list(request.server, dump).await?);
+    let list_path = spool.path("list");
+    let failed = |cause| Error::Spool { path: list_path.clone(), cause };
+    spool::file_create(&list_path)?.write_all(list.as_bytes()).map_err(failed)?;
+    let mut permits = Vec::new();
+    for _job in 0..JOBS {
+        permits.push(snapshot::permit(request.server).await?);
+    }
+    let program = programs.pg_restore(&PgRestore {
+        session: ProgramSession {
+            server: request.server,
+            login: request.login,
+            database: request.database,
+            purpose: "restore",
+            private_dir: spool.folder(),
+        },
+        archive: dump,
+        list: Some(&list_path),
+        jobs: JOBS,
+    })?;
+    Ok(program.outcome().await?)
+}
+
+async fn compare(request: &RestoreRequest<'_>) -> Result<(), Error> {
+    let permit = snapshot::permit(request.server).await?;
+    let session = snapshot::connect(request.server, permit, request.database, request.stall_timeout).await?;
+    let (tables, sequences) = digest::digests(&session).await?;
+    let mut differences = table_differences(&request.manifest.tables, &tables);
+    differences.extend(sequence_differences(&request.manifest.sequences, &sequences));
+    if differences.is_empty() { Ok(()) } else { Err(Error::Differences(differences)) }
+}
