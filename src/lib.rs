@@ -10,6 +10,7 @@ pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod embedded;
+pub mod migrator;
 pub mod postgres;
 pub mod proto;
 pub mod query;

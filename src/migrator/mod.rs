@@ -1,0 +1,13 @@
+//! Migrations: the gate that a directory must pass whole before any tenant is touched, and one tenant's migration by
+//! refinery's engine over a driver of our own (2 + N round trips, one transaction per file).
+//!
+//! Knows no catalog and no other tenant: who is migrated, when, and how many may fail is decided above. A file is
+//! applied whole together with its history row, or the tenant stays as it was.
+
+mod directory;
+mod gate;
+mod rules;
+mod statements;
+
+pub use directory::Directory;
+pub use gate::{GateError, Problem};
