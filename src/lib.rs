@@ -11,6 +11,7 @@ pub mod config;
 pub mod domain;
 pub mod embedded;
 pub mod migrator;
+pub mod operations;
 pub mod postgres;
 pub mod proto;
 pub mod query;

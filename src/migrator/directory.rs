@@ -35,12 +35,13 @@ impl Directory {
     /// Reads a directory of the file system. Blocks for as long as that takes.
     pub fn read(path: &Path) -> Result<Self, GateError> {
         let unreadable = |cause| GateError::Unreadable { path: path.to_owned(), cause };
+        let mut entries: Vec<_> = fs::read_dir(path).and_then(Iterator::collect).map_err(unreadable)?;
+        entries.sort_by_key(fs::DirEntry::file_name);
         let mut gathered = Gathered::default();
-        for entry in fs::read_dir(path).map_err(unreadable)? {
-            let entry = entry.map_err(unreadable)?;
+        for entry in entries {
             let name = entry.file_name().to_string_lossy().into_owned();
             if !name.starts_with("..") {
-                gathered.entry(name, &entry.path());
+                gathered.entry(&name, &entry.path());
             }
         }
         gathered.finish(format!("the migration directory {}", path.display()))
@@ -74,19 +75,19 @@ impl Gathered {
         self.problems.push(Problem { file: file.to_owned(), line, what: what.into(), advice });
     }
 
-    fn entry(&mut self, name: String, path: &Path) {
+    fn entry(&mut self, name: &str, path: &Path) {
         match bytes_of(path) {
-            Ok(Entry::Bytes(bytes)) => self.file(&name, &bytes),
+            Ok(Entry::Bytes(bytes)) => self.file(name, &bytes),
             Ok(Entry::NoFile) => {
                 let what = "it is no file, and sub-directories are not read";
-                self.problem(&name, None, what, "move its files up, or move it elsewhere");
+                self.problem(name, None, what, "move its files up, or move it elsewhere");
             }
             Ok(Entry::TooLarge(bytes)) => {
                 let what = format!("it has {bytes} bytes, and at most {FILE_BYTES_MAX} are allowed");
-                self.problem(&name, None, what, "split it, or load data by other means");
+                self.problem(name, None, what, "split it, or load data by other means");
             }
             Err(cause) => {
-                self.problem(&name, None, format!("it cannot be read: {cause}"), "check its permissions");
+                self.problem(name, None, format!("it cannot be read: {cause}"), "check its permissions");
             }
         }
     }

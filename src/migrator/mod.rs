@@ -5,9 +5,16 @@
 //! applied whole together with its history row, or the tenant stays as it was.
 
 mod directory;
+mod driver;
+mod error;
 mod gate;
+mod history;
 mod rules;
 mod statements;
+mod tenant;
 
 pub use directory::Directory;
+pub use error::{Cause, TenantError};
 pub use gate::{GateError, Problem};
+pub use history::{Applied, history_read};
+pub use tenant::{TenantReport, migrate_tenant};

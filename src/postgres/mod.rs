@@ -10,6 +10,7 @@ pub mod budget;
 pub mod connect;
 pub mod embedded_migrations;
 pub mod errors;
+pub mod fingerprint;
 pub mod identity;
 pub mod lane;
 pub mod locks;
