@@ -79,7 +79,9 @@ impl Cluster {
     pub async fn start(request: ClusterRequest, tasks: &Tasks) -> Result<Self, Error> {
         fs::create_dir_all(&request.dir).map_err(file(&request.dir))?;
         let dir = request.dir.canonicalize().map_err(file(&request.dir))?;
-        let lock = DirLock::take(&dir)?;
+        let lock_file = dir.join("lock");
+        let lock = DirLock::take(&lock_file).map_err(file(&lock_file))?;
+        let lock = lock.map_err(|owner| Error::InUse { dir: dir.clone(), owner: owner.0 })?;
         let place = Place::find(&dir).await?;
         let data_dir = place.dir.join("data");
         predecessor_end(&data_dir).await?;

@@ -1,11 +1,9 @@
-//! One owner per data directory. The lock is the system's: it ends with the process that holds it, however that ends.
+//! One owner per directory. The lock is the system's: it ends with the process that holds it, however that ends.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-
-use super::errors::{Error, file};
 
 /// Held for as long as this lives.
 #[derive(Debug)]
@@ -13,21 +11,24 @@ pub(super) struct DirLock {
     _file: File,
 }
 
+/// The process that has the lock, as it says itself.
+#[derive(Debug)]
+pub(super) struct Owner(pub(super) String);
+
 impl DirLock {
-    /// Takes the lock of a directory that exists, without waiting.
-    pub(super) fn take(dir: &Path) -> Result<Self, Error> {
-        let path = dir.join("lock");
-        let options = OpenOptions::new().create(true).read(true).write(true).truncate(false).mode(0o600).open(&path);
-        let mut lock = options.map_err(file(&path))?;
+    /// Takes the lock in this file, whose directory exists, without waiting; or says who has it.
+    pub(super) fn take(path: &Path) -> io::Result<Result<Self, Owner>> {
+        let mut lock = OpenOptions::new().create(true).read(true).write(true).truncate(false).mode(0o600).open(path)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let owner = fs::read_to_string(&path).unwrap_or_default().trim().to_owned();
-                return Err(Error::InUse { dir: dir.to_owned(), owner });
+                let owner = fs::read_to_string(path).unwrap_or_default();
+                return Ok(Err(Owner(owner.trim().to_owned())));
             }
-            Err(TryLockError::Error(error)) => return Err(file(&path)(error)),
+            Err(TryLockError::Error(error)) => return Err(error),
         }
-        lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(file(&path))?;
-        Ok(Self { _file: lock })
+        lock.set_len(0)?;
+        writeln!(lock, "{}", std::process::id())?;
+        Ok(Ok(Self { _file: lock }))
     }
 }

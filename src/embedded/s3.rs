@@ -17,6 +17,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
+use super::lock::DirLock;
 use super::objects::Objects;
 use crate::shutdown::Tasks;
 
@@ -40,7 +41,8 @@ pub enum Error {
 
 impl S3Server {
     /// Serves `dir` (made with mode 0700 if it is missing) and makes the buckets that are not there yet. Uploads that
-    /// a killed server left without their records are removed.
+    /// a killed server left without their records are removed. A folder has one server: two would take each other's
+    /// unfinished files for leftovers.
     pub async fn start(
         listener: TcpListener,
         dir: &Path,
@@ -53,12 +55,17 @@ impl S3Server {
         for path in std::iter::once(dir.to_owned()).chain(buckets.iter().map(|bucket| dir.join(bucket))) {
             DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(|error| folder(error.to_string()))?;
         }
+        let lock = DirLock::take(&dir.join(".lock")).map_err(|error| folder(error.to_string()))?;
+        let lock = lock.map_err(|owner| folder(format!("another server (process {}) serves it", owner.0)))?;
         let objects = Objects::open(dir).await.map_err(folder)?;
         let address = listener.local_addr().map_err(Error::Listener)?;
         let mut service = S3ServiceBuilder::new(objects);
         service.set_auth(SimpleAuth::from_single(access_key, secret.expose_secret()));
         let accepting = accept(listener, service.build(), tasks.clone());
-        tasks.spawn("s3 server", accepting);
+        tasks.spawn("s3 server", async move {
+            accepting.await;
+            drop(lock);
+        });
         Ok(Self { endpoint: format!("http://{address}") })
     }
 }

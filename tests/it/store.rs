@@ -52,7 +52,7 @@ impl Bucket {
         Self::open(self.dir).await
     }
 
-    /// Every file below the server's folder, by its path there.
+    /// Every file below the server's folder but its lock, by its path there.
     fn files(&self) -> Vec<String> {
         fn walk(dir: &Path, root: &Path, found: &mut Vec<String>) {
             for entry in std::fs::read_dir(dir).unwrap() {
@@ -66,6 +66,7 @@ impl Bucket {
         }
         let mut found = Vec::new();
         walk(self.dir.path(), self.dir.path(), &mut found);
+        found.retain(|path| path != ".lock");
         found.sort();
         found
     }
@@ -173,6 +174,10 @@ async fn an_upload_outlives_a_restart_and_nameless_leftovers_do_not() {
     let upload = bucket.store.upload_begin("t/archive").await.unwrap();
     bucket.store.upload_part("t/archive", &upload, 1, noise(10, 7)).await.unwrap();
     let kept = bucket.files();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (secret, tasks) = (&bucket.config.secret_access_key, &bucket.tasks);
+    let error = S3Server::start(listener, bucket.dir.path(), "test", secret, &[], tasks).await.unwrap_err();
+    assert!(error.to_string().contains("another server"), "{error}");
     for name in [
         ".upload_id-00000000-0000-4000-8000-000000000000.part-1",
         ".upload-00000000-0000-4000-8000-000000000001.json",

@@ -95,12 +95,13 @@ impl Machine {
         self.dir.join("objects")
     }
 
-    /// A second S3 server over the same objects, which knows another secret.
+    /// A second S3 server, without objects, which knows another secret.
     pub async fn s3_with_another_secret(&self) -> SocketAddr {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let tasks = Tasks::new(logs::root_span("machine"));
-        S3Server::start(listener, &self.objects_dir(), ACCESS_KEY, &password_new(), &[], &tasks).await.unwrap();
+        let dir = self.dir.join(format!("objects-{}", address.port()));
+        S3Server::start(listener, &dir, ACCESS_KEY, &password_new(), &[], &tasks).await.unwrap();
         address
     }
 
