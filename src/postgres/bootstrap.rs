@@ -83,7 +83,7 @@ async fn daemon_role(superuser: &Client, credentials: &Credentials, done: &mut V
     );
     superuser.batch_execute(&script).await?;
     done.push(format!(
-        "The role {} {said}: it may create databases and roles, end sessions, see their state and set temp_file_limit; it is no superuser.",
+        "The role {} {said}: it may create databases and roles, end sessions, see their state, limit temporary files and tell tenants who they are; it is no superuser.",
         login.role
     ));
     Ok(())

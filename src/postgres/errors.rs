@@ -72,8 +72,8 @@ pub enum Error {
         "the database has no identity row of this daemon: it is no tenant's database, or not yet, or somebody changed the schema tenantd in it"
     )]
     IdentityMissing,
-    #[error("the role {role} is there already, and it is no role of this fleet's daemon: {reason}; it was left alone")]
-    ForeignRole { role: String, reason: String },
+    #[error("the role {role} is there already, made by something else; it was left alone")]
+    ForeignRole { role: String },
     #[error("the database {database} is there already, and belongs to {owner}; it was left alone")]
     ForeignDatabase { database: String, owner: String },
     #[error("the role {role} cannot prepare this server, because {reason}; log in as a superuser for this once")]

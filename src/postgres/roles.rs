@@ -91,29 +91,31 @@ pub async fn tenant_roles_create(
     let found = marks(client, &roles.all()).await?;
     for (role, mark) in &found {
         if mark.as_deref() != Some(&mark_of(operation)) {
-            let reason = "it was made by something else".to_owned();
-            return Err(Error::ForeignRole { role: role.clone(), reason });
+            return Err(Error::ForeignRole { role: role.clone() });
         }
     }
-    let verb =
-        |name: &RoleName| if found.iter().any(|(role, _mark)| role == name.as_str()) { "ALTER" } else { "CREATE" };
+    // Only a superuser may say again what a role is not; it was said when the role was made.
+    let make = |name: &RoleName| {
+        if found.iter().any(|(role, _mark)| role == name.as_str()) {
+            format!("ALTER ROLE {}", name.quoted())
+        } else {
+            format!("CREATE ROLE {} {NO_PRIVILEGES}", name.quoted())
+        }
+    };
     let mark = postgres_protocol::escape::escape_literal(&mark_of(operation));
     let owner = roles.owner.quoted();
-    let mut script = vec![
-        format!("{} ROLE {owner} NOLOGIN {NO_PRIVILEGES}", verb(&roles.owner)),
-        format!("COMMENT ON ROLE {owner} IS {mark}"),
-    ];
+    let mut script = vec![format!("{} NOLOGIN", make(&roles.owner)), format!("COMMENT ON ROLE {owner} IS {mark}")];
     for login in logins {
         let Some(name) = roles.name(login.role) else { continue };
-        let (verb, name) = (verb(name), name.quoted());
         script.push(format!(
-            "{verb} ROLE {name} LOGIN {NO_PRIVILEGES} CONNECTION LIMIT {} PASSWORD {}",
+            "{} LOGIN CONNECTION LIMIT {} PASSWORD {}",
+            make(name),
             login.connections_max,
             postgres_protocol::escape::escape_literal(&login.verifier)
         ));
-        script.push(format!("COMMENT ON ROLE {name} IS {mark}"));
+        script.push(format!("COMMENT ON ROLE {} IS {mark}", name.quoted()));
         if login.role != TenantRole::Reader {
-            script.push(format!("GRANT {owner} TO {name}"));
+            script.push(format!("GRANT {owner} TO {}", name.quoted()));
         }
     }
     // One message is one transaction.

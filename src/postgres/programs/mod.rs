@@ -101,6 +101,11 @@ impl Programs {
         fitting.ok_or_else(|| missing(purpose, &format!("version {major} or newer"), &package, &found))
     }
 
+    /// Those of a place that packages do not use.
+    pub fn in_directory(bin: &Path, major: u32) -> Self {
+        Self { major, bin: bin.to_owned() }
+    }
+
     /// The path of one of them.
     pub fn path(&self, program: &str) -> PathBuf {
         self.bin.join(program)
