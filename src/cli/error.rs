@@ -10,7 +10,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::exit_code::ExitCode;
 use super::{human, json as protobuf_json};
-use crate::config::client;
+use crate::config::{self, client};
 use crate::proto::v1::Operation;
 
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +19,8 @@ pub enum Error {
     Client(#[from] client::Error),
     #[error("{0}")]
     Usage(String),
+    #[error(transparent)]
+    Config(Box<config::Error>),
     #[error("cannot read {}: {source}", .path.display())]
     Input { path: PathBuf, source: io::Error },
     #[error(
@@ -60,7 +62,7 @@ fn failure(operation: &Operation) -> String {
 impl Error {
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Client(_) | Self::Usage(_) | Self::Input { .. } => ExitCode::Usage,
+            Self::Client(_) | Self::Usage(_) | Self::Config(_) | Self::Input { .. } => ExitCode::Usage,
             Self::Unreachable { .. } | Self::Silent => ExitCode::Unavailable,
             Self::Interrupted(_) => ExitCode::Interrupted,
             Self::Refused(status) => exit_code_of(status),

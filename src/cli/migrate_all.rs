@@ -15,8 +15,8 @@ use super::table::{Column, list};
 use super::wait::Reconnect;
 use super::{Context, human};
 use crate::proto::v1::{
-    CreateRolloutRequest, GetRolloutRequest, GetRolloutResponse, Rollout, RolloutState, RolloutTarget,
-    RolloutTargetState, WatchRolloutRequest, WatchRolloutResponse,
+    CreateRolloutRequest, CreateRolloutResponse, GetRolloutRequest, GetRolloutResponse, Rollout, RolloutState,
+    RolloutTarget, RolloutTargetState, WatchRolloutRequest, WatchRolloutResponse,
 };
 
 #[derive(Debug, clap::Args)]
@@ -52,10 +52,14 @@ pub async fn run(arguments: Arguments, context: &Context) -> Result<ExitCode, Er
         verify: arguments.verify,
     };
     let answer = connection.migrations().create_rollout(request(message)).await?.into_inner();
+    if validate_only {
+        context.output.answer(&answer, || "The migration directory is in order; nothing was changed.\n".to_owned())?;
+        return Ok(ExitCode::Done);
+    }
     let begun = answer.rollout.ok_or(Error::Incomplete("rollout"))?;
-    if validate_only || arguments.wait.no_wait {
-        let answer = GetRolloutResponse { rollout: Some(begun.clone()) };
-        context.output.answer(&answer, || begun_text(&begun, validate_only))?;
+    if arguments.wait.no_wait {
+        let answer = CreateRolloutResponse { rollout: Some(begun.clone()) };
+        context.output.answer(&answer, || begun_text(&begun.rollout_id))?;
         return Ok(ExitCode::Done);
     }
     let id = begun.rollout_id.clone();
@@ -184,16 +188,8 @@ fn report(output: Output, rollout: Rollout) -> Result<ExitCode, Error> {
     Ok(code)
 }
 
-fn begun_text(rollout: &Rollout, validate_only: bool) -> String {
-    if validate_only {
-        let pending = rollout.counts.unwrap_or_default().pending;
-        return format!(
-            "The directory is in order (version {}); {} would be migrated. Nothing was changed.\n",
-            rollout.target_version,
-            human::plural(i64::from(pending), "tenant")
-        );
-    }
-    format!("Rollout {0} has begun.\n\nFollow it: tenantd operation watch {0}\n", rollout.rollout_id)
+fn begun_text(rollout_id: &str) -> String {
+    format!("Rollout {rollout_id} has begun.\n\nFollow it: tenantd operation watch {rollout_id}\n")
 }
 
 fn report_text(rollout: &Rollout) -> String {

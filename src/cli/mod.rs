@@ -2,6 +2,7 @@
 //! are no client's (serving, checking a configuration, preparing a server) may know more of the daemon than its API.
 
 mod backup;
+mod check_config;
 mod completions;
 mod connection;
 mod error;
@@ -87,6 +88,8 @@ enum Command {
     Key(key::Command),
     /// Show who you are to the daemon.
     Whoami,
+    /// Say everything that is wrong with a configuration.
+    CheckConfig(check_config::Arguments),
     /// Print completions for a shell.
     Completions(completions::Arguments),
 }
@@ -144,6 +147,7 @@ impl Command {
             Self::Operation(command) => command.run(context).await?,
             Self::Key(command) => command.run(context).await?,
             Self::Whoami => whoami::run(context).await?,
+            Self::CheckConfig(arguments) => check_config::run(&arguments, context)?,
             Self::Completions(arguments) => completions::run(&arguments)?,
         }
         Ok(ExitCode::Done)

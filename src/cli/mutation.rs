@@ -16,6 +16,6 @@ pub struct Mutation {
 impl Mutation {
     /// The id that was given, or a new one.
     pub fn request_id(&self) -> String {
-        self.request_id.unwrap_or_else(Uuid::new_v4).to_string()
+        self.request_id.unwrap_or_else(Uuid::now_v7).to_string()
     }
 }

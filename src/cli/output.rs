@@ -46,6 +46,15 @@ impl Output {
         }
     }
 
+    /// What a command found out by itself, without the daemon.
+    pub fn local(self, value: &Value, text: impl FnOnce() -> String) -> Result<(), Error> {
+        match self.format {
+            Format::Table => write(&text()),
+            Format::Json => document(value),
+            Format::Jsonl => line(value),
+        }
+    }
+
     /// A list: as one document, or each item on a line of its own.
     pub fn list<M, I>(self, whole: &M, items: &[I], text: impl FnOnce() -> String) -> Result<(), Error>
     where

@@ -49,15 +49,20 @@ pub struct Create {
     /// The first user, who gets the role OWNER.
     #[arg(long, value_name = "EMAIL")]
     admin_email: Option<String>,
+    /// The first user's first name.
     #[arg(long, value_name = "NAME", requires = "admin_email")]
     admin_first_name: Option<String>,
+    /// The first user's last name.
     #[arg(long, value_name = "NAME", requires = "admin_email")]
     admin_last_name: Option<String>,
+    /// As registered, when it is not the name.
     #[arg(long, value_name = "NAME")]
     legal_name: Option<String>,
-    #[arg(long)]
+    /// The French company number, 14 digits.
+    #[arg(long, value_name = "NUMBER")]
     siret: Option<String>,
-    #[arg(long)]
+    /// As FR40303265045.
+    #[arg(long, value_name = "NUMBER")]
     vat_number: Option<String>,
     #[command(flatten)]
     mutation: Mutation,

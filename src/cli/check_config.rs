@@ -1,0 +1,46 @@
+//! `tenantd check-config`: every problem of a configuration at once.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::Context;
+use super::error::Error;
+use super::table::record;
+use crate::config;
+
+#[derive(Debug, clap::Args)]
+pub struct Arguments {
+    /// The configuration of `tenantd serve`.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+pub fn run(arguments: &Arguments, context: &Context) -> Result<(), Error> {
+    let path = &arguments.config;
+    let config = config::load(path).map_err(|error| Error::Config(Box::new(error)))?;
+    let servers: Vec<_> = config.servers.iter().map(|server| server.name.as_str()).collect();
+    let tiers: Vec<_> = config.tiers.keys().map(String::as_str).collect();
+    let text = || {
+        let fields = record(&[
+            ("Listen", config.listen.to_string()),
+            ("Prefix", config.naming.prefix().to_owned()),
+            ("Servers", servers.join(", ")),
+            ("Bucket", config.store.bucket.clone()),
+            ("Migrations", config.tenant_migrations_dir.display().to_string()),
+            ("Tiers", tiers.join(", ")),
+        ]);
+        format!("{} is in order.\n\n{fields}", path.display())
+    };
+    let value = json!({
+        "config": path.display().to_string(),
+        "listen": config.listen.to_string(),
+        "prefix": config.naming.prefix(),
+        "servers": servers,
+        "bucket": config.store.bucket,
+        "tenantMigrationsDir": config.tenant_migrations_dir.display().to_string(),
+        "tiers": tiers,
+        "problems": [],
+    });
+    context.output.local(&value, text)
+}
