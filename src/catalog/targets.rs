@@ -109,7 +109,15 @@ impl Catalog {
             .and_where(Expr::col("state").eq(TargetState::Pending.name()))
             .and_where(fence_holds(rollout, fence))
             .take();
-        Ok(statement::execute(&self.session().await?, &update).await?)
+        let session = self.session().await?;
+        let skipped = statement::execute(&session, &update).await?;
+        if skipped == 0 {
+            // Nothing was left to skip, or the claim is lost.
+            let select = Query::select().expr(fence_holds(rollout, fence)).take();
+            let holds = statement::row(&session, &select).await?.map(|row| row.try_get(0)).transpose()?;
+            claimed(u64::from(holds == Some(true)), rollout)?;
+        }
+        Ok(skipped)
     }
 
     /// All targets of a rollout, by code.

@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on says so")]
 #![expect(clippy::disallowed_methods, reason = "tests start tasks and daemons that no daemon knows of")]
 
+mod accounts;
+mod catalog;
 mod cluster;
 mod harness;
 mod store;
