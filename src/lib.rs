@@ -4,6 +4,8 @@
 
 pub mod access;
 pub mod accounts;
+pub mod api;
+pub mod app;
 pub mod backup;
 pub mod catalog;
 pub mod cli;

@@ -114,7 +114,7 @@ impl Catalog {
     pub async fn operation_create_in_txn(&self, txn: &Txn, new: &NewOperation<'_>) -> Result<Created, Error> {
         // A holder may end between the refused insertion and the look-up; then the insertion is worth another try.
         for _attempt in 0..5 {
-            if let Some(earlier) = earlier(txn, new).await? {
+            if let Some(earlier) = earlier(txn, new.request_id, new.request_hash).await? {
                 return Ok(Created::Earlier(earlier));
             }
             if let Some(row) = statement::row(txn, &insertion(new)).await? {
@@ -221,6 +221,22 @@ impl Catalog {
         claimed(statement::rows(txn, &select).await?.len() as u64, id)
     }
 
+    /// The operation failed and is about to be undone, by whoever holds it then. One statement.
+    pub async fn operation_fail(&self, id: OperationId, fence: i64, error: &Value) -> Result<(), Error> {
+        let update = fenced(id, fence).value("error", error.clone()).take();
+        claimed(statement::execute(&self.session().await?, &update).await?, id)
+    }
+
+    /// The operation that the same request created earlier, if it did.
+    pub async fn operation_by_request(&self, request_id: Uuid, hash: &[u8]) -> Result<Option<Operation>, Error> {
+        earlier(&self.session().await?, request_id, hash).await
+    }
+
+    /// The operation that keeps others from the tenant.
+    pub async fn operation_on_tenant(&self, tenant: TenantId) -> Result<Option<Operation>, Error> {
+        holder(&self.session().await?, Some(tenant)).await
+    }
+
     /// One operation with its steps.
     pub async fn operation_get(&self, id: OperationId) -> Result<Operation, Error> {
         let session = self.session().await?;
@@ -316,14 +332,14 @@ fn insertion(new: &NewOperation<'_>) -> sea_query::InsertStatement {
 }
 
 /// The operation that the same request created.
-async fn earlier(txn: &Txn, new: &NewOperation<'_>) -> Result<Option<Operation>, Error> {
-    let select = select().and_where(Expr::col("request_id").eq(new.request_id)).take();
-    let Some(row) = statement::row(txn, &select).await? else { return Ok(None) };
-    if Reader::new("operations", &row).get::<&[u8]>("request_hash")? != new.request_hash {
-        return Err(Error::RequestIdReused { request_id: new.request_id });
+async fn earlier(on: &impl Run, request_id: Uuid, request_hash: &[u8]) -> Result<Option<Operation>, Error> {
+    let select = select().and_where(Expr::col("request_id").eq(request_id)).take();
+    let Some(row) = statement::row(on, &select).await? else { return Ok(None) };
+    if Reader::new("operations", &row).get::<&[u8]>("request_hash")? != request_hash {
+        return Err(Error::RequestIdReused { request_id });
     }
     let operation = read(&row)?;
-    Ok(Some(Operation { steps: steps::of(txn, operation.id).await?, ..operation }))
+    Ok(Some(Operation { steps: steps::of(on, operation.id).await?, ..operation }))
 }
 
 /// The operation that keeps others from the tenant.

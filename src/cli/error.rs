@@ -39,6 +39,8 @@ pub enum Error {
     Silent,
     #[error(transparent)]
     Json(#[from] protobuf_json::Error),
+    #[error(transparent)]
+    App(#[from] crate::app::Error),
     #[error("cannot write the result: {0}")]
     Output(io::Error),
 }
@@ -70,7 +72,8 @@ impl Error {
                 Some("MIGRATION_DIRECTORY_INVALID") => ExitCode::Usage,
                 _ => ExitCode::Failed,
             },
-            Self::Incomplete(_) | Self::Json(_) | Self::Output(_) => ExitCode::Failed,
+            Self::App(crate::app::Error::Config(_) | crate::app::Error::Usage(_)) => ExitCode::Usage,
+            Self::App(_) | Self::Incomplete(_) | Self::Json(_) | Self::Output(_) => ExitCode::Failed,
         }
     }
 

@@ -5,6 +5,7 @@ mod backup;
 mod check_config;
 mod completions;
 mod connection;
+mod dev;
 mod error;
 mod exit_code;
 mod human;
@@ -18,6 +19,8 @@ mod pages;
 mod progress;
 mod resolve;
 mod restore;
+mod serve;
+mod server;
 mod settle;
 mod sql;
 mod table;
@@ -33,6 +36,7 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 pub use exit_code::ExitCode;
 
 use crate::config::client::{ClientConfig, ClientFlags};
+use crate::telemetry;
 use connection::Connection;
 use error::Error;
 use output::{Format, Output};
@@ -66,6 +70,13 @@ struct Global {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    /// Run the daemon with everything that it needs: a private PostgreSQL cluster, an S3 server, demo tenants.
+    Dev(dev::Arguments),
+    /// Run the daemon against servers and a bucket that exist.
+    Serve(serve::Arguments),
+    /// Prepare PostgreSQL servers.
+    #[command(subcommand)]
+    Server(server::Command),
     /// Create, show, suspend and resume tenants.
     #[command(subcommand)]
     Tenant(tenant::Command),
@@ -92,6 +103,23 @@ enum Command {
     CheckConfig(check_config::Arguments),
     /// Print completions for a shell.
     Completions(completions::Arguments),
+}
+
+/// How the daemon logs.
+#[derive(Debug, clap::Args)]
+struct Logs {
+    /// What is logged, as "info,tenantd=debug".
+    #[arg(long, value_name = "FILTER", default_value = telemetry::FILTER_DEFAULT, hide_default_value = true)]
+    log: String,
+    /// How log lines look.
+    #[arg(long, value_name = "FORMAT", default_value = "text")]
+    log_format: telemetry::LogFormat,
+}
+
+impl Logs {
+    fn init(&self) -> Result<(), Error> {
+        telemetry::init(&self.log, self.log_format).map_err(|error| Error::Usage(error.to_string()))
+    }
 }
 
 /// What every command gets.
@@ -138,6 +166,9 @@ pub fn fail(error: &std::io::Error) -> ExitCode {
 impl Command {
     async fn run(self, context: &Context) -> Result<ExitCode, Error> {
         match self {
+            Self::Dev(arguments) => dev::run(arguments).await?,
+            Self::Serve(arguments) => serve::run(arguments).await?,
+            Self::Server(command) => command.run().await?,
             Self::Tenant(command) => command.run(context).await?,
             Self::Resolve(arguments) => resolve::run(arguments, context).await?,
             Self::Sql(arguments) => sql::run(arguments, context).await?,

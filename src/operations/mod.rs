@@ -1,4 +1,106 @@
 //! Operations: everything that can outlast a call, as persisted steps with do and undo, and whatever joins two rooms
-//! of rank 5.
+//! of rank 5 (a restore pauses the router, a rollout drives the migrator). One file per operation; the engine knows
+//! none of them. Must not know gRPC, nor write SQL of its own.
 
-pub mod sample_data;
+mod backup;
+mod backup_verify;
+mod contents;
+mod create_tenant;
+mod engine;
+mod error;
+mod failure;
+mod kinds;
+mod migrate_fleet;
+mod restore_as_new;
+mod restore_in_place;
+mod sample_data;
+mod step;
+mod submit;
+mod suspend_tenant;
+mod tenant_parts;
+mod tenant_secrets;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::{Notify, broadcast};
+use uuid::Uuid;
+
+use crate::accounts::Accounts;
+use crate::catalog::Catalog;
+use crate::config::Config;
+use crate::domain::operation::OperationId;
+use crate::postgres::Server;
+use crate::router::Router;
+use crate::secrets::{Envelope, ManifestSigner};
+use crate::shutdown::Tasks;
+use crate::store::Store;
+
+pub use engine::deterministic_id;
+pub use error::{BadField, Error};
+pub use failure::Failure;
+pub use submit::{CreateTenant, Request, RestoreTarget, Submitted};
+
+/// How many changes a slow watcher may be behind before it reads the catalog again.
+const CHANGES_BUFFERED_MAX: usize = 1_024;
+
+/// What operations work with. Made once by the app.
+pub struct Parts {
+    pub config: Arc<Config>,
+    /// This daemon, as leases and application names know it.
+    pub instance: Uuid,
+    pub tasks: Tasks,
+    pub catalog: Catalog,
+    /// The catalog's own id, part of every identity row.
+    pub catalog_id: Uuid,
+    pub accounts: Accounts,
+    pub servers: BTreeMap<String, Server>,
+    pub router: Router,
+    pub store: Store,
+    pub envelope: Arc<Envelope>,
+    pub signer: ManifestSigner,
+}
+
+impl Parts {
+    /// The server by its name in the catalog.
+    pub(crate) fn server(&self, name: &str) -> Result<&Server, Error> {
+        self.servers.get(name).ok_or_else(|| Error::ServerUnknown { name: name.to_owned() })
+    }
+
+    /// Ends, on every server, what a daemon that is gone has left.
+    async fn instance_sessions_end(&self, instance: Uuid) -> Result<(), Error> {
+        for server in self.servers.values() {
+            let client = server.connect_admin(server.maintenance_database()).await?;
+            crate::postgres::admin::instance_sessions_end(&client, instance).await?;
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").field("instance", &self.instance).finish_non_exhaustive()
+    }
+}
+
+/// Submits operations and tells how they fare. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Operations {
+    parts: Arc<Parts>,
+    changed: broadcast::Sender<OperationId>,
+    wake: Arc<Notify>,
+}
+
+impl Operations {
+    /// Begins to drive what is due, here and left over from daemons that are gone.
+    pub fn start(parts: Parts) -> Self {
+        let parts = Arc::new(parts);
+        let (changed, _) = broadcast::channel(CHANGES_BUFFERED_MAX);
+        let wake = Arc::new(Notify::new());
+        let engine =
+            engine::Engine { parts: Arc::clone(&parts), changed: changed.clone(), wake: Arc::clone(&wake) };
+        parts.tasks.spawn("operations", engine.run());
+        Self { parts, changed, wake }
+    }
+}

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 use tokio_postgres::Client;
-use tokio_postgres::types::{Oid, Type};
+use tokio_postgres::types::{Oid, ToSql, Type};
 use uuid::Uuid;
 
 use super::errors::Error;
@@ -112,6 +112,29 @@ pub async fn database_connections_allow(client: &Client, name: &DatabaseName, al
     Ok(())
 }
 
+/// Says on the server who made the database. The comment stays with it through renames.
+pub async fn database_comment_set(client: &Client, name: &DatabaseName, comment: &str) -> Result<(), Error> {
+    let comment = postgres_protocol::escape::escape_literal(comment);
+    client.batch_execute(&format!("COMMENT ON DATABASE {} IS {comment}", name.quoted())).await?;
+    Ok(())
+}
+
+/// The database's comment; `None` without one, and when there is no such database.
+pub async fn database_comment(client: &Client, name: &DatabaseName) -> Result<Option<String>, Error> {
+    let sql = "SELECT pg_catalog.shobj_description(oid, 'pg_database') FROM pg_catalog.pg_database WHERE datname = $1";
+    let rows = client.query_typed(sql, &[(&name.as_str(), Type::TEXT)]).await?;
+    Ok(rows.first().map(|row| row.try_get(0)).transpose()?.flatten())
+}
+
+/// Puts an extension into the database that `client` is in; one that is there already is no error. The schema
+/// has to be there.
+pub async fn extension_create(client: &Client, name: &str, schema: &str) -> Result<(), Error> {
+    let identifier = postgres_protocol::escape::escape_identifier;
+    let (name, schema) = (identifier(name), identifier(schema));
+    client.batch_execute(&format!("CREATE EXTENSION IF NOT EXISTS {name} SCHEMA {schema}")).await?;
+    Ok(())
+}
+
 pub async fn database_rename(client: &Client, from: &DatabaseName, to: &DatabaseName) -> Result<(), Error> {
     client.batch_execute(&format!("ALTER DATABASE {} RENAME TO {}", from.quoted(), to.quoted())).await?;
     Ok(())
@@ -170,8 +193,7 @@ pub async fn sessions_count(client: &Client, name: &DatabaseName) -> Result<i64,
 pub async fn sessions_end(client: &Client, name: &DatabaseName) -> Result<(), Error> {
     let sql = "SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(pid)) FROM pg_catalog.pg_stat_activity \
                WHERE datname = $1 AND backend_type = 'client backend' AND pid <> pg_catalog.pg_backend_pid()";
-    let remaining = ended(async || count(client.query_typed(sql, &[(&name.as_str(), Type::TEXT)]).await)).await?;
-    sessions_gone(remaining, name)
+    sessions_gone(ended(client, sql, &[(&name.as_str(), Type::TEXT)]).await?, name)
 }
 
 /// Ends every session of these roles in the database, and waits until they are gone.
@@ -180,9 +202,8 @@ pub async fn role_sessions_end(client: &Client, name: &DatabaseName, roles: &[Ro
                WHERE datname = $1 AND usename::pg_catalog.text = ANY ($2) \
                AND backend_type = 'client backend' AND pid <> pg_catalog.pg_backend_pid()";
     let roles: Vec<&str> = roles.iter().map(RoleName::as_str).collect();
-    let arguments =
-        async || count(client.query_typed(sql, &[(&name.as_str(), Type::TEXT), (&roles, Type::TEXT_ARRAY)]).await);
-    sessions_gone(ended(arguments).await?, name)
+    let parameters: [Parameter<'_>; 2] = [(&name.as_str(), Type::TEXT), (&roles, Type::TEXT_ARRAY)];
+    sessions_gone(ended(client, sql, &parameters).await?, name)
 }
 
 /// Sessions of these roles, in any database.
@@ -198,18 +219,21 @@ pub async fn instance_sessions_end(client: &Client, instance: Uuid) -> Result<()
     let sql = "SELECT pg_catalog.count(pg_catalog.pg_terminate_backend(pid)) FROM pg_catalog.pg_stat_activity \
                WHERE pg_catalog.starts_with(application_name, $1) AND pid <> pg_catalog.pg_backend_pid()";
     let prefix = format!("{} ", instance_prefix(instance));
-    let remaining = ended(async || count(client.query_typed(sql, &[(&prefix, Type::TEXT)]).await)).await?;
+    let remaining = ended(client, sql, &[(&prefix, Type::TEXT)]).await?;
     if remaining == 0 {
         return Ok(());
     }
     Err(Error::InstanceRemains { instance: instance.to_string(), count: remaining, waited: SESSIONS_END_MAX })
 }
 
-/// Repeats `end`, which tells sessions to end and counts them, until there are none. Answers with how many remain.
-async fn ended(end: impl AsyncFn() -> Result<i64, Error>) -> Result<i64, Error> {
+/// A value with the type that it is bound as.
+type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
+
+/// Repeats `sql`, which tells sessions to end and counts them, until there are none. Answers with how many remain.
+async fn ended(client: &Client, sql: &str, parameters: &[Parameter<'_>]) -> Result<i64, Error> {
     let deadline = Instant::now() + SESSIONS_END_MAX;
     loop {
-        let remaining = end().await?;
+        let remaining = count(client.query_typed(sql, parameters).await)?;
         if remaining == 0 || Instant::now() >= deadline {
             return Ok(remaining);
         }

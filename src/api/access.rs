@@ -1,0 +1,178 @@
+//! AccessService.
+
+use std::collections::BTreeSet;
+use std::fmt::Display;
+use std::str::FromStr;
+
+use secrecy::ExposeSecret as _;
+use time::OffsetDateTime;
+use tonic::{Request, Response, Status};
+use uuid::Uuid;
+
+use super::status::BadField;
+use super::{Service, auth, convert, status};
+use crate::accounts::NewApiKey;
+use crate::domain::permission::Role;
+use crate::domain::principal::Scope;
+use crate::domain::tenant::TenantCode;
+use crate::proto::v1::access_service_server::AccessService;
+use crate::proto::v1::{
+    CreateApiKeyRequest, CreateApiKeyResponse, ListApiKeysRequest, ListApiKeysResponse, RevokeApiKeyRequest,
+    RevokeApiKeyResponse, WhoAmIRequest, WhoAmIResponse,
+};
+use crate::secrets::ApiKeySecret;
+
+const NAME_CHARACTERS_MAX: usize = 100;
+
+#[tonic::async_trait]
+impl AccessService for Service {
+    async fn who_am_i(&self, request: Request<WhoAmIRequest>) -> Result<Response<WhoAmIResponse>, Status> {
+        let principal = auth::caller(&request)?;
+        let tenants = match principal.scope {
+            Scope::All => Vec::new(),
+            Scope::Tenants(codes) => codes.into_iter().map(String::from).collect(),
+        };
+        let roles = principal.roles.iter().map(ToString::to_string).collect();
+        Ok(Response::new(WhoAmIResponse { principal: principal.name, roles, tenants }))
+    }
+
+    async fn create_api_key(
+        &self,
+        request: Request<CreateApiKeyRequest>,
+    ) -> Result<Response<CreateApiKeyResponse>, Status> {
+        let principal = auth::caller(&request)?;
+        let message = request.into_inner();
+        let wish = Wish::new(&message, OffsetDateTime::now_utc())?;
+        if message.validate_only {
+            return Ok(Response::new(CreateApiKeyResponse::default()));
+        }
+        let (secret, hash) = ApiKeySecret::new();
+        let key = NewApiKey {
+            id: wish.id,
+            name: &wish.name,
+            hash,
+            roles: &wish.roles,
+            scope: &wish.scope,
+            created_by: &principal.name,
+            expires_at: wish.expires_at,
+        };
+        let row = self.api.accounts.api_key_insert(&key).await?;
+        let secret = secret.expose_secret().to_owned();
+        Ok(Response::new(CreateApiKeyResponse { api_key: Some(convert::api_key(row)), secret }))
+    }
+
+    async fn list_api_keys(
+        &self,
+        request: Request<ListApiKeysRequest>,
+    ) -> Result<Response<ListApiKeysResponse>, Status> {
+        let message = request.into_inner();
+        let page = convert::page(message.page_size, message.page_token)?;
+        let paged = self.api.accounts.api_key_list(&page).await?;
+        Ok(Response::new(ListApiKeysResponse {
+            api_keys: paged.rows.into_iter().map(convert::api_key).collect(),
+            next_page_token: paged.next.unwrap_or_default(),
+        }))
+    }
+
+    async fn revoke_api_key(
+        &self,
+        request: Request<RevokeApiKeyRequest>,
+    ) -> Result<Response<RevokeApiKeyResponse>, Status> {
+        let message = request.into_inner();
+        convert::request_id(&message.request_id)?;
+        let id = convert::uuid("api_key_id", &message.api_key_id)?;
+        let key = if message.validate_only {
+            self.api.accounts.api_key_get(id).await?
+        } else {
+            let key = self.api.accounts.api_key_revoke(id).await?;
+            self.api.access.key_forget(id);
+            key
+        };
+        Ok(Response::new(RevokeApiKeyResponse { api_key: Some(convert::api_key(key)) }))
+    }
+}
+
+/// A key that can be made.
+struct Wish {
+    id: Uuid,
+    name: String,
+    roles: BTreeSet<Role>,
+    scope: Scope,
+    expires_at: Option<OffsetDateTime>,
+}
+
+impl Wish {
+    /// Checks every field. A request id of version 7 becomes the key's id, so that the same request, repeated, cannot
+    /// make a second key; its secret cannot be told twice.
+    fn new(message: &CreateApiKeyRequest, now: OffsetDateTime) -> Result<Self, Status> {
+        let mut bad: Vec<BadField> = Vec::new();
+        let request_id = message.request_id.parse::<Uuid>().ok();
+        if request_id.is_none() && !message.request_id.is_empty() {
+            bad.push(("request_id", format!("{:?} is no UUID", message.request_id)));
+        }
+        let name = message.name.trim().to_owned();
+        if name.is_empty() || name.chars().count() > NAME_CHARACTERS_MAX {
+            bad.push(("name", format!("a key's name has 1 to {NAME_CHARACTERS_MAX} characters")));
+        }
+        let roles: BTreeSet<Role> = parsed("roles", &message.roles, &mut bad);
+        if message.roles.is_empty() {
+            bad.push(("roles", "at least one role is needed".to_owned()));
+        }
+        let tenants: BTreeSet<TenantCode> = parsed("tenants", &message.tenants, &mut bad);
+        let expires_at = message.expire_time.map(convert::moment);
+        if expires_at.is_some_and(|expiry| expiry.is_none_or(|moment| moment <= now)) {
+            bad.push(("expire_time", "it is in the past, or no time at all".to_owned()));
+        }
+        if !bad.is_empty() {
+            return Err(status::invalid(bad));
+        }
+        Ok(Self {
+            id: request_id.filter(|id| id.get_version_num() == 7).unwrap_or_else(Uuid::now_v7),
+            name,
+            roles,
+            scope: if tenants.is_empty() { Scope::All } else { Scope::Tenants(tenants) },
+            expires_at: expires_at.flatten(),
+        })
+    }
+}
+
+/// Every text that can be read; the others are bad.
+fn parsed<T>(field: &'static str, texts: &[String], bad: &mut Vec<BadField>) -> BTreeSet<T>
+where
+    T: FromStr<Err: Display> + Ord,
+{
+    let mut values = BTreeSet::new();
+    for text in texts {
+        match text.parse::<T>() {
+            Ok(value) => {
+                values.insert(value);
+            }
+            Err(error) => bad.push((field, error.to_string())),
+        }
+    }
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic_types::StatusExt as _;
+
+    #[test]
+    fn every_bad_field_is_named_at_once() {
+        let message = CreateApiKeyRequest {
+            request_id: "x".to_owned(),
+            name: " ".to_owned(),
+            roles: vec!["king".to_owned(), "admin".to_owned()],
+            tenants: vec!["Acme".to_owned()],
+            expire_time: Some(prost_types::Timestamp { seconds: 0, nanos: 0 }),
+            ..CreateApiKeyRequest::default()
+        };
+        let Err(status) = Wish::new(&message, OffsetDateTime::now_utc()) else { panic!("it was taken") };
+        let details = status.get_error_details();
+        let fields: Vec<_> =
+            details.bad_request().unwrap().field_violations.iter().map(|violation| violation.field.as_str()).collect();
+        assert_eq!(fields, ["request_id", "name", "roles", "tenants", "expire_time"]);
+        assert_eq!(details.error_info().unwrap().reason, "INVALID_ARGUMENT");
+    }
+}

@@ -1,0 +1,142 @@
+//! MigrationService.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use futures_util::Stream;
+use tonic::{Request, Response, Status};
+
+use super::watch::Answers;
+use super::{Service, auth, convert, scope};
+use crate::catalog::{Catalog, RolloutTarget};
+use crate::domain::migration::TargetState;
+use crate::domain::operation::OperationId;
+use crate::domain::tenant::TenantId;
+use crate::operations;
+use crate::proto::v1;
+use crate::proto::v1::migration_service_server::MigrationService;
+use crate::proto::v1::{
+    CreateRolloutRequest, CreateRolloutResponse, GetRolloutRequest, GetRolloutResponse, ListRolloutsRequest,
+    ListRolloutsResponse, WatchRolloutRequest, WatchRolloutResponse,
+};
+
+/// How often a watched rollout is read again.
+const POLL_INTERVAL: Duration = Duration::from_millis(300);
+
+#[tonic::async_trait]
+impl MigrationService for Service {
+    type WatchRolloutStream = Answers<WatchRolloutResponse>;
+
+    async fn create_rollout(
+        &self,
+        request: Request<CreateRolloutRequest>,
+    ) -> Result<Response<CreateRolloutResponse>, Status> {
+        let principal = auth::caller(&request)?;
+        scope::whole_fleet(&principal, "migrating the fleet")?;
+        let message = request.into_inner();
+        let request = operations::Request {
+            request_id: convert::request_id(&message.request_id)?,
+            validate_only: message.validate_only,
+            caller: principal.name,
+        };
+        let (failures_max, verify) = (message.max_failures, message.verify);
+        let begun = self.api.operations.rollout_create(&request, failures_max, &message.tenants, verify).await?;
+        let rollout = match begun {
+            Some(operation) => Some(rollout_get(&self.api.catalog, operation.id).await?),
+            None => None,
+        };
+        Ok(Response::new(CreateRolloutResponse { rollout }))
+    }
+
+    async fn get_rollout(&self, request: Request<GetRolloutRequest>) -> Result<Response<GetRolloutResponse>, Status> {
+        scope::whole_fleet(&auth::caller(&request)?, "a rollout")?;
+        let id = OperationId(convert::uuid("rollout_id", &request.get_ref().rollout_id)?);
+        let mut rollout = rollout_get(&self.api.catalog, id).await?;
+        let targets = self.api.catalog.targets_list(id).await?;
+        rollout.targets = targets.into_iter().map(convert::rollout_target).collect();
+        Ok(Response::new(GetRolloutResponse { rollout: Some(rollout) }))
+    }
+
+    async fn list_rollouts(
+        &self,
+        request: Request<ListRolloutsRequest>,
+    ) -> Result<Response<ListRolloutsResponse>, Status> {
+        scope::whole_fleet(&auth::caller(&request)?, "the list of rollouts")?;
+        let message = request.into_inner();
+        let page = convert::page(message.page_size, message.page_token)?;
+        let paged = self.api.catalog.rollout_list(&page).await?;
+        let mut rollouts = Vec::with_capacity(paged.rows.len());
+        for rollout in paged.rows {
+            let counts = counts(&self.api.catalog.targets_count(rollout.id).await?);
+            rollouts.push(convert::rollout(rollout, counts));
+        }
+        Ok(Response::new(ListRolloutsResponse { rollouts, next_page_token: paged.next.unwrap_or_default() }))
+    }
+
+    async fn watch_rollout(
+        &self,
+        request: Request<WatchRolloutRequest>,
+    ) -> Result<Response<Self::WatchRolloutStream>, Status> {
+        scope::whole_fleet(&auth::caller(&request)?, "a rollout")?;
+        let id = OperationId(convert::uuid("rollout_id", &request.get_ref().rollout_id)?);
+        // An unknown rollout is an answer of the call, not of its stream.
+        self.api.catalog.rollout_get(id).await?;
+        Ok(Response::new(self.answers("watch rollout", updates(self.api.catalog.clone(), id))))
+    }
+}
+
+/// A rollout without its targets.
+async fn rollout_get(catalog: &Catalog, id: OperationId) -> Result<v1::Rollout, Status> {
+    let rollout = catalog.rollout_get(id).await?;
+    Ok(convert::rollout(rollout, counts(&catalog.targets_count(id).await?)))
+}
+
+/// The rollout with all of its targets first, then with those that changed, until it has ended.
+fn updates(
+    catalog: Catalog,
+    id: OperationId,
+) -> impl Stream<Item = Result<WatchRolloutResponse, Status>> + Send + 'static {
+    let seen: Option<HashMap<TenantId, TargetState>> = Some(HashMap::new());
+    futures_util::stream::unfold((catalog, seen, true), move |(catalog, seen, is_first)| async move {
+        let mut seen = seen?;
+        loop {
+            let update = match update(&catalog, id, &mut seen).await {
+                Ok(update) => update,
+                Err(status) => return Some((Err(status), (catalog, None, false))),
+            };
+            let has_ended = update.state() != v1::RolloutState::Running;
+            if is_first || has_ended || !update.targets.is_empty() {
+                let seen = (!has_ended).then_some(seen);
+                return Some((Ok(WatchRolloutResponse { rollout: Some(update) }), (catalog, seen, false)));
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+    })
+}
+
+/// The rollout with the targets that changed.
+async fn update(
+    catalog: &Catalog,
+    id: OperationId,
+    seen: &mut HashMap<TenantId, TargetState>,
+) -> Result<v1::Rollout, Status> {
+    // The rollout first: when it has ended, every target that is read after it has ended too.
+    let mut rollout = rollout_get(catalog, id).await?;
+    let targets = catalog.targets_list(id).await?;
+    let mut changed = |target: &RolloutTarget| seen.insert(target.tenant, target.state) != Some(target.state);
+    rollout.targets = targets.into_iter().filter(|target| changed(target)).map(convert::rollout_target).collect();
+    Ok(rollout)
+}
+
+fn counts(by_state: &std::collections::BTreeMap<&'static str, i64>) -> v1::RolloutCounts {
+    let of =
+        |state: TargetState| i32::try_from(by_state.get(state.name()).copied().unwrap_or_default()).unwrap_or(i32::MAX);
+    v1::RolloutCounts {
+        current: of(TargetState::Current),
+        pending: of(TargetState::Pending).saturating_add(of(TargetState::Running)),
+        migrated: of(TargetState::Migrated),
+        failed: of(TargetState::Failed),
+        skipped: of(TargetState::Skipped),
+        ahead: of(TargetState::Ahead),
+    }
+}

@@ -1,0 +1,184 @@
+//! The gRPC API: thin methods over the rooms below, one file for each service. Before a method runs, `auth` has made
+//! the caller a principal; `status` alone turns errors into statuses. Must not hold state, and nothing it decides may
+//! be left to the caller.
+
+mod access;
+mod auth;
+mod backups;
+mod convert;
+mod migrations;
+mod operations;
+mod queries;
+mod routes;
+mod scope;
+mod status;
+mod tenants;
+mod watch;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::service::RoutesBuilder;
+use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Identity, Server, ServerTlsConfig};
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_health::server::{HealthReporter, health_reporter};
+
+use crate::access::Access;
+use crate::accounts::Accounts;
+use crate::catalog::Catalog;
+use crate::config::{Config, TlsFiles};
+use crate::operations::Operations;
+use crate::proto::DESCRIPTORS;
+use crate::proto::v1::access_service_server::AccessServiceServer;
+use crate::proto::v1::backup_service_server::BackupServiceServer;
+use crate::proto::v1::migration_service_server::MigrationServiceServer;
+use crate::proto::v1::operation_service_server::OperationServiceServer;
+use crate::proto::v1::query_service_server::QueryServiceServer;
+use crate::proto::v1::router_service_server::RouterServiceServer;
+use crate::proto::v1::tenant_service_server::TenantServiceServer;
+use crate::router::Router;
+use crate::shutdown::Tasks;
+
+/// A request with more is refused.
+const REQUEST_BYTES_MAX: usize = 4 << 20;
+/// Calls at the same moment on one connection; more wait.
+const CALLS_PER_CONNECTION_MAX: u32 = 1_024;
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// What calls that were cut off may take to tell their callers.
+const CUT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What the API serves.
+#[derive(Debug, Clone)]
+pub struct Api {
+    pub config: Arc<Config>,
+    pub catalog: Catalog,
+    pub accounts: Accounts,
+    pub access: Access,
+    pub router: Router,
+    pub operations: Operations,
+    pub tasks: Tasks,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("the TLS file {path}: {source}")]
+    TlsFile { path: String, source: std::io::Error },
+    #[error("the certificate or the key of the listener is not usable: {0}")]
+    Tls(tonic::transport::Error),
+    #[error("the listener has no address: {0}")]
+    Address(std::io::Error),
+    #[error("the API's own description is damaged: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    #[error("serving failed: {0}")]
+    Serve(tonic::transport::Error),
+}
+
+/// One service's part of the API.
+#[derive(Debug, Clone)]
+struct Service {
+    api: Api,
+    /// Cancelled when the drain begins: watches end.
+    draining: CancellationToken,
+}
+
+/// Serves until `shutdown` resolves, then drains: health says so, nothing new is accepted, watches end, and running
+/// calls may end within the configured time; those that do not are cut off.
+pub async fn serve(listener: TcpListener, api: Api, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
+    let address = listener.local_addr().map_err(Error::Address)?;
+    let (drain_timeout, tls) = (api.config.drain_timeout, api.config.tls.clone());
+    let (draining, cut) = (CancellationToken::new(), CancellationToken::new());
+    let guard = auth::Guard { access: api.access.clone(), tasks: api.tasks.clone(), cut: cut.clone() };
+    let (reporter, health) = health_reporter();
+    let routes = routes(&Service { api, draining: draining.clone() }, health, address)?;
+    health_set(&reporter, ServingStatus::Serving).await;
+
+    let mut server = Server::builder()
+        .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
+    if let Some(files) = &tls {
+        server = server.tls_config(tls_config(files)?).map_err(Error::Tls)?;
+    }
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE_INTERVAL));
+    let stop = draining.clone();
+    let serving = server.layer(guard).add_routes(routes).serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
+    tokio::pin!(serving);
+    tokio::select! {
+        ended = &mut serving => return ended.map_err(Error::Serve),
+        () = shutdown => {}
+    }
+    health_set(&reporter, ServingStatus::NotServing).await;
+    draining.cancel();
+    if let Ok(ended) = tokio::time::timeout(drain_timeout, &mut serving).await {
+        return ended.map_err(Error::Serve);
+    }
+    tracing::warn!(?drain_timeout, "calls that did not end in time are cut off");
+    cut.cancel();
+    // Connections that are still open then belong to clients that do not listen.
+    match tokio::time::timeout(CUT_TIMEOUT, &mut serving).await {
+        Ok(ended) => ended.map_err(Error::Serve),
+        Err(_elapsed) => Ok(()),
+    }
+}
+
+/// Every service; reflection only where nobody else can reach it.
+fn routes(
+    service: &Service,
+    health: HealthServer<impl Health>,
+    address: SocketAddr,
+) -> Result<tonic::service::Routes, Error> {
+    let mut routes = RoutesBuilder::default();
+    routes.add_service(health);
+    macro_rules! add {
+        ($($server:ident),+) => {
+            $(routes.add_service($server::new(service.clone()).max_decoding_message_size(REQUEST_BYTES_MAX));)+
+        };
+    }
+    add!(
+        AccessServiceServer,
+        BackupServiceServer,
+        MigrationServiceServer,
+        OperationServiceServer,
+        QueryServiceServer,
+        RouterServiceServer,
+        TenantServiceServer
+    );
+    if address.ip().is_loopback() {
+        let reflection = tonic_reflection::server::Builder::configure();
+        routes.add_service(reflection.register_encoded_file_descriptor_set(DESCRIPTORS).build_v1()?);
+    }
+    Ok(routes.routes())
+}
+
+/// The daemon as a whole, and each service by its name.
+async fn health_set(reporter: &HealthReporter, status: ServingStatus) {
+    use tonic::server::NamedService as _;
+    let services = [
+        "",
+        AccessServiceServer::<Service>::NAME,
+        BackupServiceServer::<Service>::NAME,
+        MigrationServiceServer::<Service>::NAME,
+        OperationServiceServer::<Service>::NAME,
+        QueryServiceServer::<Service>::NAME,
+        RouterServiceServer::<Service>::NAME,
+        TenantServiceServer::<Service>::NAME,
+    ];
+    for service in services {
+        reporter.set_service_status(service, status).await;
+    }
+}
+
+fn tls_config(files: &TlsFiles) -> Result<ServerTlsConfig, Error> {
+    let read = |path: &std::path::Path| {
+        std::fs::read(path).map_err(|source| Error::TlsFile { path: path.display().to_string(), source })
+    };
+    let identity = Identity::from_pem(read(&files.certificate_file)?, read(&files.key_file)?);
+    Ok(ServerTlsConfig::new().identity(identity))
+}

@@ -1,0 +1,81 @@
+//! OperationService.
+
+use futures_util::StreamExt as _;
+use tonic::{Request, Response, Status};
+
+use super::watch::Answers;
+use super::{Service, auth, convert, scope};
+use crate::catalog::{Operation, OperationFilter};
+use crate::domain::operation::OperationId;
+use crate::domain::principal::Principal;
+use crate::proto::v1::operation_service_server::OperationService;
+use crate::proto::v1::{
+    GetOperationRequest, GetOperationResponse, ListOperationsRequest, ListOperationsResponse, WatchOperationRequest,
+    WatchOperationResponse,
+};
+
+impl Service {
+    /// The operation, if its tenant is in the caller's scope.
+    async fn operation_in_scope(&self, principal: &Principal, id: &str) -> Result<Operation, Status> {
+        let id = OperationId(convert::uuid("operation_id", id)?);
+        let operation = self.api.operations.get(id).await?;
+        see(principal, &operation)?;
+        Ok(operation)
+    }
+}
+
+/// Refuses operations on tenants out of scope, and those on the whole fleet.
+fn see(principal: &Principal, operation: &Operation) -> Result<(), Status> {
+    match &operation.tenant_code {
+        Some(code) => scope::reach(principal, code),
+        None => scope::whole_fleet(principal, "an operation on the fleet"),
+    }
+}
+
+#[tonic::async_trait]
+impl OperationService for Service {
+    type WatchOperationStream = Answers<WatchOperationResponse>;
+
+    async fn get_operation(
+        &self,
+        request: Request<GetOperationRequest>,
+    ) -> Result<Response<GetOperationResponse>, Status> {
+        let principal = auth::caller(&request)?;
+        let operation = self.operation_in_scope(&principal, &request.get_ref().operation_id).await?;
+        Ok(Response::new(GetOperationResponse { operation: Some(convert::operation(operation)) }))
+    }
+
+    async fn list_operations(
+        &self,
+        request: Request<ListOperationsRequest>,
+    ) -> Result<Response<ListOperationsResponse>, Status> {
+        let principal = auth::caller(&request)?;
+        let message = request.into_inner();
+        let page = convert::page(message.page_size, message.page_token)?;
+        let tenant = match message.tenant.as_str() {
+            "" => None,
+            tenant => Some(self.tenant_in_scope(&principal, tenant).await?.id),
+        };
+        let filter = OperationFilter { tenant, kind: None, state: convert::operation_state_of(message.state)? };
+        let paged = self.api.catalog.operation_list(&page, &filter).await?;
+        let seen = paged.rows.into_iter().filter(|operation| see(&principal, operation).is_ok());
+        Ok(Response::new(ListOperationsResponse {
+            operations: seen.map(convert::operation).collect(),
+            next_page_token: paged.next.unwrap_or_default(),
+        }))
+    }
+
+    async fn watch_operation(
+        &self,
+        request: Request<WatchOperationRequest>,
+    ) -> Result<Response<Self::WatchOperationStream>, Status> {
+        let principal = auth::caller(&request)?;
+        let operation = self.operation_in_scope(&principal, &request.get_ref().operation_id).await?;
+        let updates = self
+            .api
+            .operations
+            .watch(operation.id)
+            .map(|update| Ok(WatchOperationResponse { operation: Some(convert::operation(update?)) }));
+        Ok(Response::new(self.answers("watch operation", updates)))
+    }
+}

@@ -1,0 +1,403 @@
+//! Where errors become statuses, and nowhere else. Each carries `ErrorInfo` with a reason of `ErrorReason`, and the
+//! details that fit. What nobody expected becomes a neutral INTERNAL with an id; its causes go to the log under that
+//! id. A caller never sees a password, a key, or another tenant's name.
+
+use std::collections::HashMap;
+use std::error::Error as StdError;
+use std::fmt::Display;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
+use uuid::Uuid;
+
+use crate::domain::lifecycle::{IllegalTransition, TenantState};
+use crate::domain::route::SelectError;
+use crate::proto::v1::ErrorReason as Reason;
+use crate::{access, accounts, backup, catalog, migrator, operations, postgres, query, router, store};
+
+/// `ErrorInfo.domain`.
+const DOMAIN: &str = "tenantd";
+/// When to try again what a daemon or a server that restarts could not do.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// A field of a request, and what is wrong with it.
+pub(super) type BadField = (&'static str, String);
+
+/// Every field that is not usable, at once.
+pub(super) fn invalid(fields: Vec<BadField>) -> Status {
+    let message = match fields.as_slice() {
+        [(_, problem)] => problem.clone(),
+        several => format!("{} fields of the request are not usable", several.len()),
+    };
+    let violations: Vec<_> = fields.into_iter().map(|(field, problem)| FieldViolation::new(field, problem)).collect();
+    Refusal::new(Code::InvalidArgument, Reason::InvalidArgument, message).with(|details| {
+        details.set_bad_request(violations);
+    })
+}
+
+/// The caller may not do this.
+pub(super) fn denied(message: impl Display) -> Status {
+    Refusal::new(Code::PermissionDenied, Reason::PermissionDenied, message).status()
+}
+
+/// The same answer for a tenant that does not exist and for one that is not the caller's.
+pub(super) fn out_of_scope() -> Status {
+    denied("the tenant is not in this caller's scope, or does not exist")
+}
+
+/// The call's deadline has passed.
+pub(super) fn deadline_exceeded() -> Status {
+    let message = "the call's deadline has passed; what it began may or may not have taken effect";
+    Refusal::new(Code::DeadlineExceeded, Reason::DeadlineExceeded, message).status()
+}
+
+/// The daemon goes down, and the call was cut off.
+pub(super) fn draining() -> Status {
+    let message = "the daemon is going down; call again";
+    Refusal::new(Code::Unavailable, Reason::Cancelled, message).retry_after(RETRY_AFTER).status()
+}
+
+/// What nobody expected. The caller gets an id, the log gets the causes.
+pub(super) fn internal(error: &(dyn StdError + 'static)) -> Status {
+    let error_id = Uuid::new_v4();
+    let mut causes = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if !causes.ends_with(&text) {
+            causes = format!("{causes}: {text}");
+        }
+        source = cause.source();
+    }
+    tracing::error!(%error_id, error = causes, "a call failed for a reason that nobody expected");
+    Refusal::new(
+        Code::Internal,
+        Reason::Internal,
+        format!("an unexpected fault; the daemon's log has it as {error_id}"),
+    )
+    .meta("error_id", error_id)
+    .status()
+}
+
+fn not_found(reason: Reason, kind: &str, name: impl Display, message: impl Display) -> Status {
+    Refusal::new(Code::NotFound, reason, message).resource(kind, name)
+}
+
+/// A status in the making.
+struct Refusal {
+    code: Code,
+    reason: Reason,
+    message: String,
+    metadata: HashMap<String, String>,
+    details: ErrorDetails,
+}
+
+impl Refusal {
+    fn new(code: Code, reason: Reason, message: impl Display) -> Self {
+        let message = message.to_string();
+        Self { code, reason, message, metadata: HashMap::new(), details: ErrorDetails::new() }
+    }
+
+    fn meta(mut self, name: &str, value: impl Display) -> Self {
+        self.metadata.insert(name.to_owned(), value.to_string());
+        self
+    }
+
+    fn meta_if(self, name: &str, value: Option<impl Display>) -> Self {
+        match value {
+            Some(value) => self.meta(name, value),
+            None => self,
+        }
+    }
+
+    fn retry_after(mut self, delay: impl Into<Option<Duration>>) -> Self {
+        if let Some(delay) = delay.into() {
+            self.details.set_retry_info(Some(delay));
+        }
+        self
+    }
+
+    fn with(mut self, set: impl FnOnce(&mut ErrorDetails)) -> Status {
+        set(&mut self.details);
+        self.status()
+    }
+
+    fn resource(self, kind: &str, name: impl Display) -> Status {
+        let description = self.message.clone();
+        self.with(|details| {
+            details.set_resource_info(kind, name.to_string(), "", description);
+        })
+    }
+
+    fn status(mut self) -> Status {
+        let reason = self.reason.as_str_name();
+        let reason = reason.strip_prefix("ERROR_REASON_").unwrap_or(reason);
+        self.details.set_error_info(reason, DOMAIN, self.metadata);
+        Status::with_error_details(self.code, self.message, self.details)
+    }
+}
+
+impl From<access::Error> for Status {
+    fn from(error: access::Error) -> Self {
+        use access::Error as E;
+        match error {
+            E::Missing | E::Malformed | E::KeyRefused => {
+                Refusal::new(Code::Unauthenticated, Reason::Unauthenticated, error).status()
+            }
+            E::Denied { .. } => denied(error),
+            E::MethodUnknown { .. } => Refusal::new(Code::Unimplemented, Reason::InvalidArgument, error).status(),
+            E::Accounts(error) => (*error).into(),
+        }
+    }
+}
+
+impl From<SelectError> for Status {
+    fn from(error: SelectError) -> Self {
+        let field = match &error {
+            SelectError::Id(_) | SelectError::Nothing => "tenant_id",
+            SelectError::Code(_) => "code",
+            SelectError::Host(_) => "host",
+        };
+        invalid(vec![(field, error.to_string())])
+    }
+}
+
+impl From<IllegalTransition> for Status {
+    fn from(error: IllegalTransition) -> Self {
+        state(&error, error.state, &error.allowed)
+    }
+}
+
+fn state(error: &dyn Display, state: TenantState, allowed: &[TenantState]) -> Status {
+    let names: Vec<_> = allowed.iter().map(|state| state.name()).collect();
+    let message = error.to_string();
+    Refusal::new(Code::FailedPrecondition, Reason::TenantState, &message)
+        .meta("state", state)
+        .meta("allowed_states", names.join(","))
+        .with(|details| {
+            details.set_precondition_failure(vec![tonic_types::PreconditionViolation::new("STATE", "tenant", message)]);
+        })
+}
+
+impl From<catalog::Error> for Status {
+    fn from(error: catalog::Error) -> Self {
+        use catalog::Error as E;
+        match &error {
+            E::TenantUnknown { tenant } => not_found(Reason::TenantNotFound, "tenant", tenant, &error),
+            E::TenantExists { code, .. } => {
+                Refusal::new(Code::AlreadyExists, Reason::TenantAlreadyExists, &error).resource("tenant", code)
+            }
+            E::DatabaseTaken { database, .. } => {
+                Refusal::new(Code::AlreadyExists, Reason::TenantAlreadyExists, &error).resource("database", database)
+            }
+            E::HostTaken { host } => {
+                Refusal::new(Code::AlreadyExists, Reason::TenantAlreadyExists, &error).resource("host", host)
+            }
+            E::HostInvalid(_) => invalid(vec![("hosts", error.to_string())]),
+            E::PageToken { .. } => invalid(vec![("page_token", error.to_string())]),
+            E::Transition(transition) => state(&error, transition.state, &transition.allowed),
+            E::GateHeld { operation, .. } => Refusal::new(Code::Aborted, Reason::OperationConflict, &error)
+                .meta("operation_id", operation)
+                .retry_after(RETRY_AFTER)
+                .status(),
+            E::OperationConflict { id, kind } => Refusal::new(Code::Aborted, Reason::OperationConflict, &error)
+                .meta("operation_id", id)
+                .meta("operation_kind", kind)
+                .retry_after(RETRY_AFTER)
+                .status(),
+            E::OperationUnknown { id } => not_found(Reason::OperationNotFound, "operation", id, &error),
+            E::RequestIdReused { request_id } => {
+                Refusal::new(Code::AlreadyExists, Reason::RequestIdReused, &error).resource("request_id", request_id)
+            }
+            E::RolloutUnknown { id } => not_found(Reason::RolloutNotFound, "rollout", id, &error),
+            E::BackupUnknown { id } => not_found(Reason::BackupNotFound, "backup", id, &error),
+            E::OperationContended { .. } => {
+                Refusal::new(Code::Aborted, Reason::OperationConflict, &error).retry_after(RETRY_AFTER).status()
+            }
+            E::Statement(_) | E::Session(_) if error.is_transient() => away("the shared database", &error),
+            E::ServerUnknown { .. }
+            | E::SecretUnknown { .. }
+            | E::ClaimLost { .. }
+            | E::Corrupt { .. }
+            | E::Statement(_)
+            | E::Session(_)
+            | E::Migrate(_) => internal(&error),
+        }
+    }
+}
+
+/// Something that the daemon needs does not answer; nothing was done.
+fn away(what: &str, error: &(dyn StdError + 'static)) -> Status {
+    tracing::warn!(error = %error, "{what} does not answer");
+    let message = format!("{what} does not answer; try again");
+    Refusal::new(Code::Unavailable, Reason::ConnectionUnavailable, message).retry_after(RETRY_AFTER).status()
+}
+
+impl From<router::Error> for Status {
+    fn from(error: router::Error) -> Self {
+        use router::Error as E;
+        let retry_after = error.retry_after();
+        let unavailable = |server: &str, cause: &dyn Display| {
+            Refusal::new(Code::Unavailable, Reason::ConnectionUnavailable, &error)
+                .meta("server", server)
+                .meta("cause", cause)
+                .retry_after(retry_after)
+                .status()
+        };
+        match &error {
+            E::Select(select) => select.clone().into(),
+            E::TenantUnknown { tenant } => not_found(Reason::TenantNotFound, "tenant", tenant, &error),
+            E::NotPermitted => denied(&error),
+            E::State { state: found, allowed, .. } => state(&error, *found, allowed),
+            E::Closed { operation, .. } => Refusal::new(Code::FailedPrecondition, Reason::TenantState, &error)
+                .meta_if("operation_id", *operation)
+                .status(),
+            E::Paused { operation, .. } => Refusal::new(Code::Unavailable, Reason::TenantPaused, &error)
+                .meta_if("operation_id", *operation)
+                .retry_after(retry_after)
+                .status(),
+            E::Timeout { server, cause, .. } => match cause {
+                router::TimeoutCause::Connect => unavailable(server, &cause.name()),
+                full => Refusal::new(Code::ResourceExhausted, Reason::ConnectionUnavailable, &error)
+                    .meta("server", server)
+                    .meta("cause", full.name())
+                    .retry_after(retry_after)
+                    .status(),
+            },
+            E::Connect { server, source, .. } if source.is_transient() => unavailable(server, source),
+            E::CatalogSlow | E::PoolClosed => unavailable("", &error),
+            E::IdentityMismatch { .. } => {
+                tracing::error!(error = %error, "a database is not the tenant's");
+                Refusal::new(Code::FailedPrecondition, Reason::IdentityMismatch, &error).status()
+            }
+            E::Connect { .. } | E::ServerUnknown { .. } | E::Secret { .. } | E::Role { .. } | E::Drain { .. } => {
+                internal(&error)
+            }
+            E::Catalog(_) => match error {
+                E::Catalog(error) => (*error).into(),
+                other => internal(&other),
+            },
+        }
+    }
+}
+
+impl From<query::Error> for Status {
+    fn from(error: query::Error) -> Self {
+        use query::Error as E;
+        let retry_after = error.retry_after();
+        match &error {
+            E::Empty | E::Refused { .. } | E::Unsupported { .. } => invalid(vec![("sql", error.to_string())]),
+            E::ParameterCount { .. } | E::Parameter { .. } => invalid(vec![("parameters", error.to_string())]),
+            E::RowsMax { .. } => invalid(vec![("max_rows", error.to_string())]),
+            E::TooManyRows { .. } | E::TooManyBytes { .. } => {
+                Refusal::new(Code::OutOfRange, Reason::ResultTooLarge, &error).status()
+            }
+            E::Sql(sql) => Refusal::new(sql_code(&sql.sqlstate), Reason::Sql, &sql.message)
+                .meta("sqlstate", &sql.sqlstate)
+                .meta_if("position", sql.position)
+                .meta_if("constraint", sql.constraint.as_ref())
+                .meta_if("detail", sql.detail.as_ref())
+                .meta_if("hint", sql.hint.as_ref())
+                .retry_after(retry_after)
+                .status(),
+            E::Connection(_) => Refusal::new(Code::Unavailable, Reason::ConnectionUnavailable, &error).status(),
+            E::Malformed { .. } => internal(&error),
+        }
+    }
+}
+
+/// The code that fits a refusal of PostgreSQL's, by its class.
+fn sql_code(sqlstate: &str) -> Code {
+    match (sqlstate, sqlstate.get(..2).unwrap_or_default()) {
+        ("40001" | "40P01" | "55P03", _) => Code::Aborted,
+        ("57014", _) => Code::DeadlineExceeded,
+        ("42501", _) => Code::PermissionDenied,
+        (_, "23" | "25" | "2F" | "55" | "P0") => Code::FailedPrecondition,
+        (_, "53") => Code::ResourceExhausted,
+        (_, "57" | "08") => Code::Unavailable,
+        _ => Code::InvalidArgument,
+    }
+}
+
+impl From<operations::Error> for Status {
+    fn from(error: operations::Error) -> Self {
+        use operations::Error as E;
+        match error {
+            E::Invalid(fields) => invalid(fields.into_iter().map(|bad| (bad.field, bad.problem)).collect()),
+            E::State(error) => error.into(),
+            E::Catalog(error) => error.into(),
+            E::Accounts(error) => error.into(),
+            E::Postgres(error) => error.into(),
+            E::Router(error) => error.into(),
+            E::Store(error) => error.into(),
+            E::Backup(error) => error.into(),
+            E::Directory(error) => error.into(),
+            E::Name(error) => invalid(vec![("code", error.to_string())]),
+            E::NameTaken { .. } => Refusal::new(Code::AlreadyExists, Reason::TenantAlreadyExists, error).status(),
+            E::Session(session) if session.is_transient() => away("the shared database", &session),
+            E::Session(_) | E::ClaimLost { .. } | E::ServerUnknown { .. } | E::Secrets(_) | E::Json(_) => {
+                internal(&error)
+            }
+        }
+    }
+}
+
+impl From<migrator::GateError> for Status {
+    fn from(error: migrator::GateError) -> Self {
+        let refusal = Refusal::new(Code::FailedPrecondition, Reason::MigrationDirectoryInvalid, &error);
+        let violation = |problem: &migrator::Problem| {
+            tonic_types::PreconditionViolation::new("MIGRATION_FILE", &problem.file, problem.to_string())
+        };
+        let violations: Vec<_> = error.problems().iter().map(violation).collect();
+        refusal.with(|details| {
+            details.set_precondition_failure(violations);
+        })
+    }
+}
+
+impl From<accounts::Error> for Status {
+    fn from(error: accounts::Error) -> Self {
+        use accounts::Error as E;
+        match &error {
+            E::ApiKeyUnknown { id } => not_found(Reason::ApiKeyNotFound, "api_key", id, &error),
+            E::PageToken(_) => invalid(vec![("page_token", error.to_string())]),
+            E::EmailInvalid(_) => invalid(vec![("administrator.email", error.to_string())]),
+            E::Statement(statement) if statement.kind() == postgres::Kind::Duplicate => {
+                let message =
+                    "a key was made with this request id before; its secret was in that answer and nowhere else";
+                Refusal::new(Code::AlreadyExists, Reason::RequestIdReused, message).status()
+            }
+            error if error.is_transient() => away("the auth database", error),
+            error => internal(error),
+        }
+    }
+}
+
+impl From<postgres::Error> for Status {
+    fn from(error: postgres::Error) -> Self {
+        if error.is_transient() { away("a PostgreSQL server", &error) } else { internal(&error) }
+    }
+}
+
+impl From<backup::Error> for Status {
+    fn from(error: backup::Error) -> Self {
+        match error {
+            backup::Error::Store(error) => error.into(),
+            backup::Error::Postgres(error) => error.into(),
+            damage if damage.is_damage() => Refusal::new(Code::DataLoss, Reason::BackupCorrupt, damage).status(),
+            other => internal(&other),
+        }
+    }
+}
+
+impl From<store::Error> for Status {
+    fn from(error: store::Error) -> Self {
+        let code = match &error {
+            store::Error::NotFound { .. } => Code::DataLoss,
+            error if error.is_retryable() => Code::Unavailable,
+            _ => Code::FailedPrecondition,
+        };
+        Refusal::new(code, Reason::ObjectStore, error).status()
+    }
+}

@@ -1,0 +1,107 @@
+//! TenantService.
+
+use tonic::{Request, Response, Status};
+
+use super::{Service, auth, convert, scope};
+use crate::catalog::{TenantFilter, TenantRef};
+use crate::operations::{self, CreateTenant};
+use crate::proto::v1::tenant_service_server::TenantService;
+use crate::proto::v1::{
+    CreateTenantRequest, CreateTenantResponse, GetTenantRequest, GetTenantResponse, ListTenantsRequest,
+    ListTenantsResponse, ResumeTenantRequest, ResumeTenantResponse, SuspendTenantRequest, SuspendTenantResponse,
+};
+
+#[tonic::async_trait]
+impl TenantService for Service {
+    async fn create_tenant(
+        &self,
+        request: Request<CreateTenantRequest>,
+    ) -> Result<Response<CreateTenantResponse>, Status> {
+        let principal = auth::caller(&request)?;
+        scope::whole_fleet(&principal, "creating tenants")?;
+        let message = request.into_inner();
+        let request = operations::Request {
+            request_id: convert::request_id(&message.request_id)?,
+            validate_only: message.validate_only,
+            caller: principal.name,
+        };
+        let administrator = message.administrator.map(|user| (user.email, user.first_name, user.last_name));
+        let wish = CreateTenant {
+            code: message.code,
+            name: message.name,
+            tier: message.tier,
+            sample_data: message.sample_data,
+            administrator,
+            hosts: message.hosts,
+            legal_name: message.legal_name,
+            siret: message.siret,
+            vat_number: message.vat_number,
+        };
+        let Some(begun) = self.api.operations.create_tenant(&request, wish).await? else {
+            return Ok(Response::new(CreateTenantResponse::default()));
+        };
+        let tenant = match begun.tenant {
+            // Undone by now, if the operation was quick to fail.
+            Some(id) => self.api.catalog.tenant_get(&TenantRef::Id(id)).await.ok(),
+            None => None,
+        };
+        Ok(Response::new(CreateTenantResponse {
+            operation: Some(convert::operation(begun)),
+            tenant: tenant.map(convert::tenant),
+        }))
+    }
+
+    async fn get_tenant(&self, request: Request<GetTenantRequest>) -> Result<Response<GetTenantResponse>, Status> {
+        let principal = auth::caller(&request)?;
+        let tenant = self.tenant_in_scope(&principal, &request.get_ref().tenant).await?;
+        Ok(Response::new(GetTenantResponse { tenant: Some(convert::tenant(tenant)) }))
+    }
+
+    async fn list_tenants(
+        &self,
+        request: Request<ListTenantsRequest>,
+    ) -> Result<Response<ListTenantsResponse>, Status> {
+        let principal = auth::caller(&request)?;
+        let message = request.into_inner();
+        let page = convert::page(message.page_size, message.page_token)?;
+        let filter = TenantFilter { state: convert::tenant_state_of(message.state)? };
+        let paged = self.api.catalog.tenant_list(&page, &filter).await?;
+        let seen = paged.rows.into_iter().filter(|tenant| principal.reaches(&tenant.code));
+        Ok(Response::new(ListTenantsResponse {
+            tenants: seen.map(convert::tenant).collect(),
+            next_page_token: paged.next.unwrap_or_default(),
+        }))
+    }
+
+    async fn suspend_tenant(
+        &self,
+        request: Request<SuspendTenantRequest>,
+    ) -> Result<Response<SuspendTenantResponse>, Status> {
+        let principal = auth::caller(&request)?;
+        let message = request.into_inner();
+        let tenant = self.tenant_in_scope(&principal, &message.tenant).await?;
+        let request = operations::Request {
+            request_id: convert::request_id(&message.request_id)?,
+            validate_only: message.validate_only,
+            caller: principal.name,
+        };
+        let begun = self.api.operations.suspend_tenant(&request, &tenant.id.to_string(), &message.reason).await?;
+        Ok(Response::new(SuspendTenantResponse { operation: begun.map(convert::operation) }))
+    }
+
+    async fn resume_tenant(
+        &self,
+        request: Request<ResumeTenantRequest>,
+    ) -> Result<Response<ResumeTenantResponse>, Status> {
+        let principal = auth::caller(&request)?;
+        let message = request.into_inner();
+        let tenant = self.tenant_in_scope(&principal, &message.tenant).await?;
+        let request = operations::Request {
+            request_id: convert::request_id(&message.request_id)?,
+            validate_only: message.validate_only,
+            caller: principal.name,
+        };
+        let begun = self.api.operations.resume_tenant(&request, &tenant.id.to_string()).await?;
+        Ok(Response::new(ResumeTenantResponse { operation: begun.map(convert::operation) }))
+    }
+}

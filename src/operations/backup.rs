@@ -1,0 +1,133 @@
+//! Backing up one tenant: a row, the archive, the manifest last, and only then the row says COMPLETE. A daemon that
+//! dies leaves an upload whose id the row knows; whoever resumes aborts it and dumps again.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::step::{Done, Run, Step, StepError, step};
+use super::tenant_parts::{Place, secret_missing};
+use crate::backup::{self, BackupRef, DumpRequest};
+use crate::catalog::{Backup, NewBackup};
+use crate::domain::backup::{BackupKeys, Manifest};
+use crate::store::{PartSizes, UploadId};
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Input {
+    pub(super) backup_id: Uuid,
+}
+
+/// What the operation leaves.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Output {
+    pub(super) backup_id: Uuid,
+    pub(super) archive_key: String,
+    pub(super) manifest_key: String,
+    pub(super) archive_bytes: u64,
+    pub(super) dump_bytes: u64,
+    pub(super) row_count: i64,
+    pub(super) sha256: String,
+}
+
+pub(super) const STEPS: &[Step] = &[
+    step!("register", register, unregister),
+    step!("dump", dump, dump_undo),
+    step!("manifest", manifest, manifest_undo),
+    step!("complete", complete),
+];
+
+async fn register(run: &Run) -> Result<Done, StepError> {
+    let Input { backup_id } = run.input()?;
+    let place = Place::of(run).await?;
+    let keys = BackupKeys::new(place.tenant.id, backup_id);
+    let backup = NewBackup {
+        id: backup_id,
+        tenant: place.tenant.id,
+        tenant_code: place.tenant.code,
+        operation: run.id(),
+        keys,
+    };
+    run.parts.catalog.backup_insert(&backup).await?;
+    Ok(Done::default())
+}
+
+async fn unregister(run: &Run) -> Result<(), StepError> {
+    Ok(run.parts.catalog.backup_delete(run.input::<Input>()?.backup_id).await?)
+}
+
+async fn dump(run: &Run) -> Result<Done, StepError> {
+    let Input { backup_id } = run.input()?;
+    let place = Place::of(run).await?;
+    dump_undo(run).await?;
+    let parts = &run.parts;
+    let recipient = parts.tenant_backup_identity(place.tenant.id).await.map_err(secret_missing)?.recipient();
+    let request = DumpRequest {
+        server: &place.server,
+        store: &parts.store,
+        config: &parts.config.backup,
+        part_sizes: PartSizes::new(parts.config.store.part_bytes_min, parts.config.store.parts_max),
+        backup: BackupRef { tenant: place.tenant.id, backup: backup_id },
+        operation_id: run.id().0,
+        catalog_id: parts.catalog_id,
+        tenant_code: &place.tenant.code,
+        database: &place.tenant.database,
+        schema_version: place.tenant.schema_version,
+        schema_fingerprint: place.tenant.schema_fingerprint.as_deref().unwrap_or_default(),
+        recipients: &[recipient, parts.config.keys.escrow_recipient.clone()],
+        spool_dir: &parts.config.spool_dir,
+    };
+    let persist = |upload: UploadId| async move {
+        parts.catalog.backup_upload_set(backup_id, Some(&upload.0)).await
+    };
+    let manifest = backup::dump(&request, persist).await?;
+    let detail = format!("{} bytes dumped, {} stored", manifest.archive.dump_bytes, manifest.archive.bytes);
+    Ok(Done::output(&manifest)?.with_detail(detail))
+}
+
+/// Also what a repeated dump begins with.
+async fn dump_undo(run: &Run) -> Result<(), StepError> {
+    let Input { backup_id } = run.input()?;
+    let Some(row) = find(run, backup_id).await? else { return Ok(()) };
+    let reference = BackupRef { tenant: row.tenant, backup: backup_id };
+    let upload = row.upload_id.map(UploadId);
+    backup::dump_clean(&run.parts.store, reference, upload.as_ref()).await?;
+    Ok(run.parts.catalog.backup_upload_set(backup_id, None).await?)
+}
+
+async fn manifest(run: &Run) -> Result<Done, StepError> {
+    let manifest: Manifest = run.output_of("dump")?;
+    run.claim_check().await?;
+    backup::manifest_write(&run.parts.store, &run.parts.signer, &manifest).await?;
+    Ok(Done::default())
+}
+
+async fn manifest_undo(run: &Run) -> Result<(), StepError> {
+    let Input { backup_id } = run.input()?;
+    let Some(row) = find(run, backup_id).await? else { return Ok(()) };
+    Ok(run.parts.store.delete(&row.keys.manifest).await?)
+}
+
+/// The row, unless it is deleted already.
+async fn find(run: &Run, backup_id: Uuid) -> Result<Option<Backup>, StepError> {
+    match run.parts.catalog.backup_get(backup_id).await {
+        Ok(row) => Ok(Some(row)),
+        Err(crate::catalog::Error::BackupUnknown { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn complete(run: &Run) -> Result<Done, StepError> {
+    let manifest: Manifest = run.output_of("dump")?;
+    let txn = run.parts.catalog.begin().await?;
+    run.parts.catalog.backup_complete_in_txn(&txn, manifest.backup_id, &manifest).await?;
+    txn.commit().await?;
+    let keys = BackupKeys::new(manifest.tenant_id, manifest.backup_id);
+    Done::output(&Output {
+        backup_id: manifest.backup_id,
+        archive_key: keys.archive,
+        manifest_key: keys.manifest,
+        archive_bytes: manifest.archive.bytes,
+        dump_bytes: manifest.archive.dump_bytes,
+        row_count: manifest.tables.iter().map(|table| table.row_count).sum(),
+        sha256: manifest.archive.sha256,
+    })
+}

@@ -1,0 +1,432 @@
+//! Making operations: every field of the request is checked, and the operation is written in one transaction with
+//! what it reserves. A repeated request id answers with the operation that it made the first time.
+
+use serde::Serialize;
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use super::contents;
+use super::create_tenant::{self, Administrator};
+use super::error::BadField;
+use super::suspend_tenant;
+use super::{Error, Operations, backup, kinds};
+use crate::catalog::{Created, NewOperation, NewRollout, NewTarget, NewTenant, Operation, Tenant, TenantRef, Txn};
+use crate::domain::lifecycle::{IllegalTransition, TenantState, Transition};
+use crate::domain::migration::{Standing, TargetState, standing};
+use crate::domain::operation::{OperationId, OperationKind};
+use crate::domain::tenant::{TenantCode, TenantId};
+use crate::domain::tier::TIER_DEFAULT;
+use crate::migrator::Directory;
+
+/// What every mutation says about itself.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The caller's idempotency key.
+    pub request_id: Option<Uuid>,
+    pub validate_only: bool,
+    /// The principal's name.
+    pub caller: String,
+}
+
+/// A tenant to be created, as the caller wrote it.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct CreateTenant {
+    pub code: String,
+    pub name: String,
+    pub tier: String,
+    pub sample_data: bool,
+    /// E-mail address, first and last name.
+    pub administrator: Option<(String, String, String)>,
+    pub hosts: Vec<String>,
+    pub legal_name: String,
+    pub siret: String,
+    pub vat_number: String,
+}
+
+/// Where a backup is restored to.
+#[derive(Debug, Clone, Serialize)]
+pub enum RestoreTarget {
+    InPlace,
+    /// A new tenant of this code.
+    New(String),
+}
+
+/// What will be an operation's row.
+struct Draft {
+    kind: OperationKind,
+    tenant: Option<(TenantId, TenantCode)>,
+    request_id: Uuid,
+    request_hash: Vec<u8>,
+    created_by: String,
+    input: Value,
+}
+
+/// An operation that was made now, or earlier by the same request id; none when only validated.
+pub type Submitted = Option<Operation>;
+
+impl Operations {
+    /// Reserves the code and begins to create the tenant.
+    pub async fn create_tenant(&self, request: &Request, input: CreateTenant) -> Result<Submitted, Error> {
+        let hash = hash_of("create_tenant", &input)?;
+        let tenant = self.new_tenant(&input)?;
+        let files = Directory::read(&self.parts.config.tenant_migrations_dir)?.files;
+        let administrator = input
+            .administrator
+            .map(|(email, first_name, last_name)| Administrator { email, first_name, last_name });
+        let stored = create_tenant::Input { files, sample_data: input.sample_data, administrator };
+        let draft = Self::draft(OperationKind::CreateTenant, request, hash, &stored)?;
+        self.submit_with_tenant(request, draft, tenant).await
+    }
+
+    /// Closes the tenant's route.
+    pub async fn suspend_tenant(&self, request: &Request, tenant: &str, reason: &str) -> Result<Submitted, Error> {
+        if reason.trim().is_empty() {
+            return Err(Error::Invalid(vec![BadField::new("reason", "a suspension needs one")]));
+        }
+        let input = suspend_tenant::Input { reason: reason.to_owned() };
+        self.submit_transition(request, tenant, OperationKind::SuspendTenant, Transition::Suspend, &input).await
+    }
+
+    /// Opens it again.
+    pub async fn resume_tenant(&self, request: &Request, tenant: &str) -> Result<Submitted, Error> {
+        let input = suspend_tenant::Input { reason: String::new() };
+        self.submit_transition(request, tenant, OperationKind::ResumeTenant, Transition::Resume, &input).await
+    }
+
+    /// Begins to back the tenant up.
+    pub async fn backup_create(&self, request: &Request, tenant: &str) -> Result<Submitted, Error> {
+        let row = self.tenant(tenant).await?;
+        in_states(&row, "be backed up", &[TenantState::Active, TenantState::Suspended, TenantState::Maintenance])?;
+        let hash = hash_of("backup", &row.id)?;
+        let input = backup::Input { backup_id: Uuid::now_v7() };
+        let draft = Self::draft(OperationKind::Backup, request, hash, &input)?;
+        self.submit_on_tenant(request, draft, &row).await
+    }
+
+    /// Begins to restore.
+    pub async fn restore(
+        &self,
+        request: &Request,
+        backup_id: Uuid,
+        target: &RestoreTarget,
+        reason: &str,
+    ) -> Result<Submitted, Error> {
+        let hash = hash_of("restore", &(backup_id, target))?;
+        let source = self.parts.catalog.backup_get(backup_id).await?;
+        let input = contents::Input { backup_id, reason: reason.to_owned() };
+        match target {
+            RestoreTarget::InPlace => {
+                if reason.trim().is_empty() {
+                    return Err(Error::Invalid(vec![BadField::new("reason", "a restore in place needs one")]));
+                }
+                let row = self.parts.catalog.tenant_get(&TenantRef::Id(source.tenant)).await?;
+                in_states(&row, "be restored in place", &[TenantState::Active])?;
+                let draft = Self::draft(OperationKind::RestoreInPlace, request, hash, &input)?;
+                self.submit_on_tenant(request, draft, &row).await
+            }
+            RestoreTarget::New(code) => {
+                let from = self.parts.catalog.tenant_get(&TenantRef::Id(source.tenant)).await?;
+                let wish = CreateTenant {
+                    code: code.clone(),
+                    name: from.name.clone(),
+                    tier: from.tier.clone(),
+                    legal_name: from.legal_name.unwrap_or_default(),
+                    siret: from.siret.unwrap_or_default(),
+                    vat_number: from.vat_number.unwrap_or_default(),
+                    ..CreateTenant::default()
+                };
+                let tenant = self.new_tenant(&wish).map_err(|error| rename_field(error, "code", "new_code"))?;
+                let draft = Self::draft(OperationKind::RestoreAsNew, request, hash, &input)?;
+                self.submit_with_tenant(request, draft, tenant).await
+            }
+        }
+    }
+
+    /// Reads the directory, finds who is behind, and begins to migrate them. Answers with the operation, whose id is
+    /// the rollout's.
+    pub async fn rollout_create(
+        &self,
+        request: &Request,
+        failures_max: i32,
+        tenants: &[String],
+        verify: bool,
+    ) -> Result<Submitted, Error> {
+        if failures_max < 0 {
+            return Err(Error::Invalid(vec![BadField::new("max_failures", "may not be negative")]));
+        }
+        let hash = hash_of("migrate_fleet", &(failures_max, tenants, verify))?;
+        let directory = Directory::read(&self.parts.config.tenant_migrations_dir)?;
+        let target_version = directory.files.last().map_or(0, |file| file.version);
+        let mut chosen = Vec::new();
+        for tenant in tenants {
+            chosen.push(self.tenant(tenant).await?.id);
+        }
+        if request.validate_only {
+            return Ok(None);
+        }
+        let draft = Self::draft(OperationKind::MigrateFleet, request, hash, &Value::Null)?;
+        let catalog = &self.parts.catalog;
+        let txn = catalog.begin().await?;
+        let created = self.create_in_txn(&txn, draft).await?;
+        let row = match created {
+            Created::Earlier(row) => return Ok(Some(row)),
+            Created::New(row) => row,
+        };
+        let targets: Vec<NewTarget> = self
+            .migratable(&chosen)
+            .await?
+            .into_iter()
+            .map(|tenant| NewTarget {
+                state: match standing(tenant.schema_version, target_version) {
+                    _ if verify => TargetState::Pending,
+                    Standing::Current => TargetState::Current,
+                    Standing::Ahead => TargetState::Ahead,
+                    Standing::Behind => TargetState::Pending,
+                },
+                tenant: tenant.id,
+                code: tenant.code,
+                from_version: tenant.schema_version,
+            })
+            .collect();
+        let rollout = NewRollout {
+            id: row.id,
+            files: &directory.files,
+            directory_hash: &directory.hash,
+            target_version,
+            failures_max,
+            targets: &targets,
+        };
+        catalog.rollout_create_in_txn(&txn, &rollout).await?;
+        txn.commit().await?;
+        self.wake.notify_one();
+        Ok(Some(row))
+    }
+
+    /// The chosen tenants, or all; those that have no database yet, or none any more, are left out.
+    async fn migratable(&self, chosen: &[TenantId]) -> Result<Vec<Tenant>, Error> {
+        let states = [TenantState::Active, TenantState::Maintenance, TenantState::Suspended];
+        let all = self.parts.catalog.tenant_all().await?;
+        let wanted = |tenant: &Tenant| chosen.is_empty() || chosen.contains(&tenant.id);
+        Ok(all.into_iter().filter(|tenant| states.contains(&tenant.state) && wanted(tenant)).collect())
+    }
+
+    /// Checks every field; nothing is reserved yet.
+    fn new_tenant(&self, input: &CreateTenant) -> Result<NewTenant, Error> {
+        let config = &self.parts.config;
+        let mut bad = Vec::new();
+        let code = match input.code.parse::<TenantCode>() {
+            Ok(code) => Some(code),
+            Err(error) => {
+                bad.push(BadField::new("code", error.to_string()));
+                None
+            }
+        };
+        let database = code.as_ref().and_then(|code| match config.naming.tenant_database(code) {
+            Ok(database) => Some(database),
+            Err(error) => {
+                bad.push(BadField::new("code", error.to_string()));
+                None
+            }
+        });
+        let name = input.name.trim();
+        if name.is_empty() || name.chars().count() > 255 {
+            bad.push(BadField::new("name", "1 to 255 characters are needed"));
+        }
+        let tier = if input.tier.is_empty() { TIER_DEFAULT } else { &input.tier };
+        if !config.tiers.contains_key(tier) {
+            let known = config.tiers.keys().cloned().collect::<Vec<_>>().join(", ");
+            bad.push(BadField::new("tier", format!("{tier:?} is none of {known}")));
+        }
+        if !input.siret.is_empty() && !(input.siret.len() == 14 && input.siret.bytes().all(|b| b.is_ascii_digit())) {
+            bad.push(BadField::new("siret", "14 digits are needed"));
+        }
+        if let Some((email, ..)) = &input.administrator
+            && !(email.split_once('@').is_some_and(|(user, host)| !user.is_empty() && host.contains('.'))
+                && !email.contains(char::is_whitespace))
+        {
+            bad.push(BadField::new("administrator.email", format!("{email:?} is no e-mail address")));
+        }
+        let hosts: Vec<String> = input.hosts.iter().map(|host| host.trim().to_ascii_lowercase()).collect();
+        for host in hosts.iter().filter(|host| !is_host_name(host)) {
+            bad.push(BadField::new("hosts", format!("{host:?} is no host name")));
+        }
+        match (code, database) {
+            (Some(code), Some(database)) if bad.is_empty() => {
+                let optional = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+                let tenant = NewTenant {
+                    id: TenantId(Uuid::now_v7()),
+                    code,
+                    name: name.to_owned(),
+                    legal_name: optional(&input.legal_name),
+                    siret: optional(&input.siret),
+                    vat_number: optional(&input.vat_number),
+                    tier: tier.to_owned(),
+                    server: config.servers.first().map_or_else(String::new, |server| server.name.clone()),
+                    database,
+                    hosts,
+                };
+                Ok(tenant)
+            }
+            _ => Err(Error::Invalid(bad)),
+        }
+    }
+
+    async fn tenant(&self, tenant: &str) -> Result<Tenant, Error> {
+        let unknown = || crate::catalog::Error::TenantUnknown { tenant: tenant.to_owned() };
+        let wanted = match Uuid::parse_str(tenant) {
+            Ok(id) => TenantRef::Id(TenantId(id)),
+            Err(_) => TenantRef::Code(tenant.parse().map_err(|_| unknown())?),
+        };
+        Ok(self.parts.catalog.tenant_get(&wanted).await?)
+    }
+
+    fn draft(
+        kind: OperationKind,
+        request: &Request,
+        request_hash: Vec<u8>,
+        input: &impl Serialize,
+    ) -> Result<Draft, Error> {
+        Ok(Draft {
+            kind,
+            tenant: None,
+            request_id: request.request_id.unwrap_or_else(Uuid::now_v7),
+            request_hash,
+            created_by: request.caller.clone(),
+            input: serde_json::to_value(input)?,
+        })
+    }
+
+    /// Writes the operation's row.
+    async fn create_in_txn(&self, txn: &Txn, draft: Draft) -> Result<Created, Error> {
+        let (tenant, tenant_code) = draft.tenant.unzip();
+        let new = NewOperation {
+            id: OperationId(Uuid::now_v7()),
+            kind: draft.kind,
+            tenant,
+            tenant_code,
+            request_id: draft.request_id,
+            request_hash: &draft.request_hash,
+            created_by: &draft.created_by,
+            input: draft.input,
+            steps: &kinds::step_names(draft.kind),
+        };
+        Ok(self.parts.catalog.operation_create_in_txn(txn, &new).await?)
+    }
+
+    async fn submit_transition(
+        &self,
+        request: &Request,
+        tenant: &str,
+        kind: OperationKind,
+        transition: Transition,
+        input: &(impl Serialize + Sync),
+    ) -> Result<Submitted, Error> {
+        let row = self.tenant(tenant).await?;
+        let hash = hash_of(kind.name(), &(row.id, input))?;
+        if let Some(earlier) = self.replay(request, &hash).await? {
+            return Ok(Some(earlier));
+        }
+        row.state.after(transition)?;
+        let draft = Self::draft(kind, request, hash, input)?;
+        self.submit_on_tenant(request, draft, &row).await
+    }
+
+    /// What the same request id made before: asked first where the request itself changes what is allowed next.
+    async fn replay(&self, request: &Request, hash: &[u8]) -> Result<Submitted, Error> {
+        match request.request_id {
+            Some(id) => Ok(self.parts.catalog.operation_by_request(id, hash).await?),
+            None => Ok(None),
+        }
+    }
+
+    async fn submit_on_tenant(
+        &self,
+        request: &Request,
+        mut draft: Draft,
+        tenant: &Tenant,
+    ) -> Result<Submitted, Error> {
+        if request.validate_only {
+            return Ok(None);
+        }
+        draft.tenant = Some((tenant.id, tenant.code.clone()));
+        let txn = self.parts.catalog.begin().await?;
+        let created = self.create_in_txn(&txn, draft).await?;
+        txn.commit().await?;
+        self.wake.notify_one();
+        Ok(Some(created.into_operation()))
+    }
+
+    /// The tenant's row and the operation that fills it, in one transaction.
+    async fn submit_with_tenant(
+        &self,
+        request: &Request,
+        mut draft: Draft,
+        tenant: NewTenant,
+    ) -> Result<Submitted, Error> {
+        if let Some(earlier) = self.replay(request, &draft.request_hash).await? {
+            return Ok(Some(earlier));
+        }
+        let catalog = &self.parts.catalog;
+        if request.validate_only {
+            // Rolled back: only whether it could be reserved is asked.
+            let txn = catalog.begin().await?;
+            catalog.tenant_reserve_in_txn(&txn, &tenant).await?;
+            return Ok(None);
+        }
+        draft.tenant = Some((tenant.id, tenant.code.clone()));
+        let txn = catalog.begin().await?;
+        catalog.tenant_reserve_in_txn(&txn, &tenant).await?;
+        let created = self.create_in_txn(&txn, draft).await?;
+        txn.commit().await?;
+        self.wake.notify_one();
+        Ok(Some(created.into_operation()))
+    }
+}
+
+fn in_states(tenant: &Tenant, verb: &'static str, allowed: &[TenantState]) -> Result<(), Error> {
+    if allowed.contains(&tenant.state) {
+        return Ok(());
+    }
+    Err(IllegalTransition { state: tenant.state, verb, allowed: allowed.to_vec() }.into())
+}
+
+fn rename_field(error: Error, from: &str, to: &'static str) -> Error {
+    match error {
+        Error::Invalid(mut fields) => {
+            fields.iter_mut().filter(|bad| bad.field == from).for_each(|bad| bad.field = to);
+            Error::Invalid(fields)
+        }
+        other => other,
+    }
+}
+
+/// What a request asks for, so that a request id is not used for something else.
+fn hash_of(kind: &str, input: &impl Serialize) -> Result<Vec<u8>, Error> {
+    Ok(Sha256::digest(serde_json::to_vec(&(kind, input))?).to_vec())
+}
+
+/// Labels of letters, digits and hyphens, at least two of them.
+fn is_host_name(host: &str) -> bool {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    };
+    host.len() <= 253 && host.contains('.') && host.split('.').all(label)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_names_are_told_from_other_text() {
+        assert!(is_host_name("acme.example.com"));
+        assert!(!is_host_name("acme"));
+        assert!(!is_host_name("a..b"));
+        assert!(!is_host_name("-a.b"));
+        assert!(!is_host_name("a b.c"));
+    }
+}

@@ -1,0 +1,288 @@
+//! What several operations do with one tenant: its credentials, roles, database, name, license and logins.
+//! Roles and databases that an operation makes carry its id as their comment, and undo drops nothing else.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::step::{Done, Run, StepError};
+use super::Parts;
+use crate::catalog::{NewLicense, Tenant, TenantRef};
+use crate::config::RoleLogin;
+use crate::domain::lifecycle::{TenantState, Transition};
+use crate::domain::backup::Extension;
+use crate::domain::migration::MigrationFile;
+use crate::domain::tenant::{DatabaseName, RoleName, TenantId, TenantRole, database_under_construction};
+use crate::migrator::{self, TenantReport};
+use crate::postgres::admin::DatabaseLocale;
+use crate::postgres::identity::Identity;
+use crate::postgres::roles::{TenantContext, TenantLogin, TenantRoles};
+use crate::postgres::{ConnectRequest, Connection, Lane, Server, SessionOptions, admin, identity, roles};
+use crate::secrets::scram_verifier;
+
+/// For everything together: the queues, the connect, the login.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A tenant with the server and the roles that it has there.
+pub(super) struct Place {
+    pub(super) tenant: Tenant,
+    pub(super) server: Server,
+    pub(super) roles: TenantRoles,
+}
+
+impl Place {
+    pub(super) async fn of(run: &Run) -> Result<Self, StepError> {
+        Self::of_tenant(&run.parts, run.tenant()?).await
+    }
+
+    pub(super) async fn of_tenant(parts: &Parts, tenant: TenantId) -> Result<Self, StepError> {
+        let tenant = parts.catalog.tenant_get(&TenantRef::Id(tenant)).await?;
+        let server = parts.server(&tenant.server).map_err(|e| StepError::internal(e.to_string()))?.clone();
+        let roles = TenantRoles::new(&parts.config.naming, &tenant.code)
+            .map_err(|error| StepError::internal(error.to_string()))?;
+        Ok(Self { tenant, server, roles })
+    }
+}
+
+/// What marks a role or a database as made by this operation.
+pub(super) fn mark(run: &Run) -> String {
+    format!("tenantd operation {}", run.id())
+}
+
+/// Deletes the row that was written together with the operation.
+pub(super) async fn unreserve(run: &Run) -> Result<(), StepError> {
+    let txn = run.parts.catalog.begin().await?;
+    run.parts.catalog.tenant_delete_in_txn(&txn, run.tenant()?).await?;
+    txn.commit().await?;
+    run.parts.router.route_forget(run.tenant()?);
+    Ok(())
+}
+
+/// Makes the tenant's data key, a password for each login role, and the identity that opens its backups.
+/// They go with the tenant's row, so nothing is left to undo.
+pub(super) async fn credentials(run: &Run) -> Result<Done, StepError> {
+    let place = Place::of(run).await?;
+    run.parts.tenant_secrets_make(place.tenant.id, &place.roles.login_names()).await.map_err(|e| StepError::internal(e.to_string()))?;
+    Ok(Done::default())
+}
+
+pub(super) async fn roles(run: &Run) -> Result<Done, StepError> {
+    let place = Place::of(run).await?;
+    let tier = run.parts.config.tiers.get(&place.tenant.tier);
+    let connections_max = tier.map_or(10, |tier| tier.direct_connections_max);
+    let mut logins = Vec::new();
+    for (role, _) in &place.roles.logins {
+        let verifier = scram_verifier(&login(run, &place, *role).await?.password);
+        logins.push(TenantLogin { role: *role, verifier, connections_max });
+    }
+    let client = place.server.connect_admin(place.server.maintenance_database()).await?;
+    roles::tenant_roles_create(&client, &place.roles, &logins, run.id().0).await?;
+    Ok(Done::default())
+}
+
+pub(super) async fn roles_undo(run: &Run) -> Result<(), StepError> {
+    let place = Place::of(run).await?;
+    let client = place.server.connect_admin(place.server.maintenance_database()).await?;
+    Ok(roles::tenant_roles_drop(&client, &place.roles, Some(run.id().0)).await?)
+}
+
+/// A database to be made for a tenant.
+pub(super) struct NewDatabase {
+    name: DatabaseName,
+    generation: i64,
+    locale: DatabaseLocale,
+}
+
+impl NewDatabase {
+    pub(super) fn empty(name: DatabaseName, generation: i64) -> Self {
+        let locale = "C.UTF-8".to_owned();
+        let locale = DatabaseLocale { encoding: "UTF8".to_owned(), collate: locale.clone(), ctype: locale };
+        Self { name, generation, locale }
+    }
+
+    pub(super) fn like(name: DatabaseName, generation: i64, manifest: &crate::domain::backup::Manifest) -> Self {
+        let locale = DatabaseLocale {
+            encoding: manifest.encoding.clone(),
+            collate: manifest.collate.clone(),
+            ctype: manifest.ctype.clone(),
+        };
+        Self { name, generation, locale }
+    }
+}
+
+/// Makes the database anew, closed to everybody but the tenant's roles, with its identity row. What an earlier attempt
+/// left under this name, which carries the operation's id, is dropped first.
+pub(super) async fn new_database(run: &Run, place: &Place, new: &NewDatabase) -> Result<(), StepError> {
+    let client = place.server.connect_admin(place.server.maintenance_database()).await?;
+    admin::database_drop(&client, &new.name).await?;
+    let request = admin::NewDatabase {
+        name: &new.name,
+        template: None,
+        locale: Some(new.locale.clone()),
+    };
+    admin::database_create(&client, &request).await?;
+    admin::database_comment_set(&client, &new.name, &mark(run)).await?;
+    let tenant = &place.tenant;
+    let context = TenantContext { tenant: tenant.id, code: &tenant.code };
+    roles::database_grant(&client, &new.name, &place.roles, &place.server.dump().role, &context).await?;
+    admin::database_connections_allow(&client, &new.name, true).await?;
+    drop(client);
+    let inside = place.server.connect_admin(&new.name).await?;
+    roles::schema_grant(&inside, &place.roles).await?;
+    let identity = Identity { tenant: tenant.id, catalog: run.parts.catalog_id, generation: new.generation };
+    identity::identity_write(&inside, &identity, &place.roles.all()).await?;
+    Ok(())
+}
+
+/// Drops what was made under the operation's own name.
+pub(super) async fn new_database_undo(run: &Run) -> Result<(), StepError> {
+    let place = Place::of(run).await?;
+    let client = place.server.connect_admin(place.server.maintenance_database()).await?;
+    Ok(admin::database_drop(&client, &database_under_construction(run.id().0)).await?)
+}
+
+/// Gives the finished database the name that the router knows.
+pub(super) async fn name(run: &Run) -> Result<Done, StepError> {
+    let place = Place::of(run).await?;
+    let new = database_under_construction(run.id().0);
+    let client = place.server.connect_admin(place.server.maintenance_database()).await?;
+    if admin::database_oid(&client, &new).await?.is_none() {
+        // Renamed already, and the result was not stored.
+        return owned_by_us(run, &client, &place.tenant.database).await.map(|()| Done::default());
+    }
+    run.claim_check().await?;
+    admin::sessions_end(&client, &new).await?;
+    admin::database_rename(&client, &new, &place.tenant.database).await?;
+    Ok(Done::detail(place.tenant.database.to_string()))
+}
+
+async fn owned_by_us(run: &Run, client: &Connection, name: &DatabaseName) -> Result<(), StepError> {
+    match admin::database_comment(client, name).await? {
+        Some(comment) if comment == mark(run) => Ok(()),
+        _ => Err(StepError::internal(format!("the database {name} was not made by this operation"))),
+    }
+}
+
+pub(super) async fn name_undo(run: &Run) -> Result<(), StepError> {
+    let place = Place::of(run).await?;
+    let client = place.server.connect_admin(place.server.maintenance_database()).await?;
+    if owned_by_us(run, &client, &place.tenant.database).await.is_ok() {
+        admin::database_drop(&client, &place.tenant.database).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn license(run: &Run) -> Result<Done, StepError> {
+    let place = Place::of(run).await?;
+    let tier = run.parts.config.tiers.get(&place.tenant.tier);
+    let (users_max, sites_max) = tier.map_or((5, 1), |tier| (tier.users_max, tier.sites_max));
+    let license = NewLicense {
+        // The same each time that the step is repeated.
+        id: run.id().0,
+        license_key: run.id().0.simple().to_string(),
+        tier: place.tenant.tier.clone(),
+        users_max: users_max.into(),
+        sites_max: sites_max.into(),
+        valid_from: time::OffsetDateTime::now_utc().date(),
+        valid_until: None,
+    };
+    let txn = run.parts.catalog.begin().await?;
+    run.parts.catalog.license_put_in_txn(&txn, place.tenant.id, &license).await?;
+    run.parts.catalog.site_primary_put_in_txn(&txn, place.tenant.id, run.id().0, &place.tenant.name).await?;
+    txn.commit().await?;
+    Ok(Done::detail(format!("{}: {users_max} users, {sites_max} sites", place.tenant.tier)))
+}
+
+/// The last step of everything that makes a tenant.
+pub(super) async fn activate(run: &Run, version: i64, fingerprint: &str) -> Result<Done, StepError> {
+    let catalog = &run.parts.catalog;
+    let tenant = run.tenant()?;
+    let txn = catalog.begin().await?;
+    catalog.tenant_schema_set_in_txn(&txn, tenant, version, fingerprint).await?;
+    if catalog.tenant_lock_in_txn(&txn, tenant).await?.state != TenantState::Active {
+        catalog.tenant_transition_in_txn(&txn, tenant, Transition::Activate).await?;
+    }
+    txn.commit().await?;
+    run.parts.router.route_forget(tenant);
+    let row = catalog.tenant_get(&TenantRef::Id(tenant)).await?;
+    let output = json!({ "tenant_id": tenant, "code": row.code, "database": row.database, "schema_version": version });
+    Ok(Done { output, detail: None })
+}
+
+/// How the daemon logs in as one of the tenant's roles.
+pub(super) async fn login(run: &Run, place: &Place, role: TenantRole) -> Result<RoleLogin, StepError> {
+    Ok(run.parts.router.route_login(&place.tenant.route(), role).await?)
+}
+
+/// A secret of the tenant's cannot be had.
+#[expect(clippy::needless_pass_by_value, reason = "used as a function of map_err")]
+pub(super) fn secret_missing(error: super::Error) -> StepError {
+    StepError::internal(error.to_string())
+}
+
+/// What the archive leaves out: extensions are put into a new database before its contents.
+pub(super) async fn extensions_create(
+    place: &Place,
+    database: &DatabaseName,
+    extensions: &[Extension],
+) -> Result<(), StepError> {
+    let client = place.server.connect_admin(database).await?;
+    for extension in extensions.iter().filter(|extension| extension.name != "plpgsql") {
+        admin::extension_create(&client, &extension.name, &extension.schema).await?;
+    }
+    Ok(())
+}
+
+/// A direct connection as one of the tenant's roles.
+pub(super) async fn connect_as(
+    run: &Run,
+    place: &Place,
+    role: TenantRole,
+    database: &DatabaseName,
+    purpose: &str,
+) -> Result<Connection, StepError> {
+    let login = login(run, place, role).await?;
+    connect(&place.server, &login, database, purpose).await
+}
+
+async fn connect(
+    server: &Server,
+    login: &RoleLogin,
+    database: &DatabaseName,
+    purpose: &str,
+) -> Result<Connection, StepError> {
+    let request = ConnectRequest {
+        lane: Lane::Migration,
+        login,
+        database,
+        application_name: &server.session_name(purpose),
+        options: SessionOptions::default(),
+        deadline: tokio::time::Instant::now() + CONNECT_TIMEOUT,
+    };
+    Ok(server.connect(&request).await?)
+}
+
+/// Applies what is pending, as the tenant's own role.
+pub(super) async fn migrate(
+    run: &Run,
+    place: &Place,
+    database: &DatabaseName,
+    files: &[MigrationFile],
+) -> Result<TenantReport, StepError> {
+    let mut client = connect_as(run, place, TenantRole::Migrator, database, "migrate").await?;
+    migrator::migrate_tenant(&mut client, files, &run.parts.config.migrator, place.tenant.id)
+        .await
+        .map_err(|error| StepError::failed("SQL", error.to_string()))
+}
+
+/// Locks or unlocks logins on the server. Sessions that are there already stay.
+pub(super) async fn logins_enable(place: &Place, which: &[TenantRole], enabled: bool) -> Result<(), StepError> {
+    let client = place.server.connect_admin(place.server.maintenance_database()).await?;
+    let names: Vec<RoleName> = which.iter().filter_map(|role| place.roles.name(*role)).cloned().collect();
+    Ok(roles::logins_enable(&client, &names, enabled).await?)
+}
+
+/// Waits for the router's leases and ends what is left, until the server has no session in the tenant's database.
+pub(super) async fn drain(run: &Run, place: &Place) -> Result<(), StepError> {
+    Ok(run.parts.router.drain(place.tenant.id, run.parts.config.backup.pause_drain_max).await?)
+}
