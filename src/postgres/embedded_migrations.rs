@@ -35,8 +35,10 @@ pub async fn migrate(client: &Client, database: &'static str, files: &[(&'static
     let statement = |cause| Error::Statement { database, cause: errors::Error::Sql(cause) };
     client.batch_execute(&format!("SELECT pg_advisory_lock({LOCK_KEY})")).await.map_err(statement)?;
     let outcome = Runner::new(&migrations).run_async(&mut Wrapper(client)).await;
-    client.batch_execute(&format!("SELECT pg_advisory_unlock({LOCK_KEY})")).await.map_err(statement)?;
+    let unlocked = client.batch_execute(&format!("SELECT pg_advisory_unlock({LOCK_KEY})")).await;
+    // A session that broke off is told by the first error, not by what the second statement met.
     let report = outcome.map_err(|error| Error::Apply { database, problem: chain(&error) })?;
+    unlocked.map_err(statement)?;
     Ok(report.applied_migrations().len())
 }
 

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use deadpool::Runtime;
-use deadpool::managed::{self, Metrics, Object, Pool, PoolError, RecycleError, RecycleResult};
+use deadpool::managed::{self, Metrics, Object, Pool, PoolError, QueueMode, RecycleError, RecycleResult};
 use futures_util::FutureExt as _;
 use tokio::time::Instant;
 use tokio_postgres::Client;
@@ -22,6 +22,9 @@ use crate::domain::tenant::DatabaseName;
 const WAIT_MAX: Duration = Duration::from_secs(10);
 /// The daemon's own statements touch single rows; one that takes longer waits for a lock that somebody has left behind.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A session that nobody has used for so long is closed: the budget's reserved part belongs to others as well.
+const IDLE_MAX: Duration = Duration::from_secs(30);
 
 /// A cheap handle on the pool.
 #[derive(Debug, Clone)]
@@ -99,6 +102,8 @@ impl Sessions {
         let opener = Opener { server: server.clone(), database: database.clone(), name: server.session_name(purpose) };
         let pool = Pool::builder(opener)
             .max_size(sessions_max)
+            // The newest first, so that the others can age.
+            .queue_mode(QueueMode::Lifo)
             .wait_timeout(Some(WAIT_MAX))
             .runtime(Runtime::Tokio1)
             .build()
@@ -107,6 +112,8 @@ impl Sessions {
     }
 
     pub async fn session(&self) -> Result<Session, Error> {
+        // At most a handful of sessions, so that looking at all of them costs nothing.
+        drop(self.pool.retain(|_session, metrics| metrics.last_used() < IDLE_MAX));
         let object = self.pool.get().await.map_err(|error| match error {
             PoolError::Timeout(_) => Error::Timeout,
             PoolError::Backend(source) => Error::Connect(source),
