@@ -33,6 +33,8 @@ pub use dev::{DevReady, DevRequest, dev};
 
 /// The oldest PostgreSQL that is served.
 const POSTGRES_MAJOR_MIN: i32 = 15;
+/// How long operations may take to give their claims back.
+const OPERATIONS_STOP_MAX: Duration = Duration::from_secs(5);
 /// How long tasks may take to end after the drain.
 const TASKS_END_MAX: Duration = Duration::from_secs(10);
 
@@ -50,7 +52,9 @@ pub struct App {
 pub enum Error {
     #[error(transparent)]
     Config(#[from] config::Error),
-    #[error("cannot listen on {address}: {source}; is another daemon running there? choose another address with --listen or in the configuration")]
+    #[error(
+        "cannot listen on {address}: {source}; is another daemon running there? choose another address with --listen or in the configuration"
+    )]
     Listen { address: SocketAddr, source: std::io::Error },
     #[error("the PostgreSQL server {name:?} ({host}:{port}): {source}")]
     Server { name: String, host: String, port: u16, source: Box<postgres::Error> },
@@ -174,7 +178,9 @@ impl Running {
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
         let Self { config, tasks, listener, address, api } = self;
         tracing::info!(%address, prefix = config.naming.prefix(), "serving");
+        let operations = api.operations.clone();
         let served = api::serve(listener, api, shutdown).await;
+        operations.stop(OPERATIONS_STOP_MAX).await;
         let stubborn = tasks.end(TASKS_END_MAX).await;
         if !stubborn.is_empty() {
             tracing::warn!(?stubborn, "tasks that did not end in time were cut off");

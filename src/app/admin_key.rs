@@ -46,12 +46,10 @@ pub(super) async fn ensure(accounts: &Accounts, file: &Path) -> Result<AdminKey,
         created_by: "serve",
         expires_at: None,
     };
-    match accounts.api_key_insert_first_admin(&key, now).await? {
-        Some(_) => Ok(AdminKey::Written),
-        None => {
-            // Another daemon was first: what is in the file opens nothing.
-            std::fs::remove_file(file).map_err(|source| Error::file(file, source))?;
-            Ok(AdminKey::Exists)
-        }
+    if accounts.api_key_insert_first_admin(&key, now).await?.is_some() {
+        return Ok(AdminKey::Written);
     }
+    // Another daemon was first: what is in the file opens nothing.
+    std::fs::remove_file(file).map_err(|source| Error::file(file, source))?;
+    Ok(AdminKey::Exists)
 }

@@ -58,7 +58,15 @@ pub async fn bootstrap(request: &BootstrapRequest, tasks: &Tasks) -> Result<Vec<
     let superuser = superuser(&server, &request.superuser).await?;
     done.extend(postgres_bootstrap::bootstrap_roles(&superuser, &credentials).await?);
     if request.catalog {
-        done.extend(postgres_bootstrap::bootstrap_databases(&superuser, &naming, &credentials.daemon.role, &credentials.dump.role).await?);
+        done.extend(
+            postgres_bootstrap::bootstrap_databases(
+                &superuser,
+                &naming,
+                &credentials.daemon.role,
+                &credentials.dump.role,
+            )
+            .await?,
+        );
     }
     Ok(done)
 }
@@ -123,4 +131,3 @@ pub(super) fn keys(file: &Path, done: &mut Vec<String>) -> Result<(), Error> {
     ));
     Ok(())
 }
-

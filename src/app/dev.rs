@@ -161,7 +161,10 @@ async fn prepare(files: &Files, cluster: &Cluster, naming: &Naming, tasks: &Task
     let server = Server::new(&config, tasks, Uuid::new_v4())?;
     let superuser = superuser(&server, cluster.superuser()).await?;
     done.extend(postgres_bootstrap::bootstrap_roles(&superuser, &credentials).await?);
-    done.extend(postgres_bootstrap::bootstrap_databases(&superuser, naming, &credentials.daemon.role, &credentials.dump.role).await?);
+    done.extend(
+        postgres_bootstrap::bootstrap_databases(&superuser, naming, &credentials.daemon.role, &credentials.dump.role)
+            .await?,
+    );
     for sentence in done {
         tracing::debug!("{sentence}");
     }
@@ -178,12 +181,14 @@ async fn object_server(files: &Files, secret: &SecretString, tasks: &Tasks) -> R
 fn configuration(request: &DevRequest, cluster: &Cluster, s3: &S3Server, s3_secret: &SecretString) -> String {
     let migrations = std::path::absolute(&request.tenant_migrations_dir);
     let migrations = migrations.unwrap_or_else(|_| request.tenant_migrations_dir.clone());
+    // As a TOML string: its escapes are Rust's.
+    let migrations = format!("{:?}", migrations.to_string_lossy());
     format!(
         r#"# Written anew at each start of `tenantd dev`.
 prefix = {PREFIX:?}
 listen = "{listen}"
 spool_dir = "spool"
-tenant_migrations_dir = {migrations:?}
+tenant_migrations_dir = {migrations}
 keys_file = "keys.toml"
 
 [[servers]]
@@ -236,12 +241,8 @@ async fn demo_tenants(
             validate_only: false,
             caller: "dev".to_owned(),
         };
-        let wish = CreateTenant {
-            code: code.to_owned(),
-            name: name.to_owned(),
-            sample_data: true,
-            ..CreateTenant::default()
-        };
+        let wish =
+            CreateTenant { code: code.to_owned(), name: name.to_owned(), sample_data: true, ..CreateTenant::default() };
         let Some(operation) = operations.create_tenant(&request, wish).await? else { continue };
         let mut states = Box::pin(operations.watch(operation.id));
         while let Some(row) = states.next().await {

@@ -64,7 +64,11 @@ fn failure(operation: &Operation) -> String {
 impl Error {
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Client(_) | Self::Usage(_) | Self::Config(_) | Self::Input { .. } => ExitCode::Usage,
+            Self::Client(_)
+            | Self::Usage(_)
+            | Self::Config(_)
+            | Self::Input { .. }
+            | Self::App(crate::app::Error::Config(_) | crate::app::Error::Usage(_)) => ExitCode::Usage,
             Self::Unreachable { .. } | Self::Silent => ExitCode::Unavailable,
             Self::Interrupted(_) => ExitCode::Interrupted,
             Self::Refused(status) => exit_code_of(status),
@@ -72,7 +76,6 @@ impl Error {
                 Some("MIGRATION_DIRECTORY_INVALID") => ExitCode::Usage,
                 _ => ExitCode::Failed,
             },
-            Self::App(crate::app::Error::Config(_) | crate::app::Error::Usage(_)) => ExitCode::Usage,
             Self::App(_) | Self::Incomplete(_) | Self::Json(_) | Self::Output(_) => ExitCode::Failed,
         }
     }

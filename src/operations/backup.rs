@@ -39,13 +39,8 @@ async fn register(run: &Run) -> Result<Done, StepError> {
     let Input { backup_id } = run.input()?;
     let place = Place::of(run).await?;
     let keys = BackupKeys::new(place.tenant.id, backup_id);
-    let backup = NewBackup {
-        id: backup_id,
-        tenant: place.tenant.id,
-        tenant_code: place.tenant.code,
-        operation: run.id(),
-        keys,
-    };
+    let backup =
+        NewBackup { id: backup_id, tenant: place.tenant.id, tenant_code: place.tenant.code, operation: run.id(), keys };
     run.parts.catalog.backup_insert(&backup).await?;
     Ok(Done::default())
 }
@@ -75,9 +70,7 @@ async fn dump(run: &Run) -> Result<Done, StepError> {
         recipients: &[recipient, parts.config.keys.escrow_recipient.clone()],
         spool_dir: &parts.config.spool_dir,
     };
-    let persist = |upload: UploadId| async move {
-        parts.catalog.backup_upload_set(backup_id, Some(&upload.0)).await
-    };
+    let persist = |upload: UploadId| async move { parts.catalog.backup_upload_set(backup_id, Some(&upload.0)).await };
     let manifest = backup::dump(&request, persist).await?;
     let detail = format!("{} bytes dumped, {} stored", manifest.archive.dump_bytes, manifest.archive.bytes);
     Ok(Done::output(&manifest)?.with_detail(detail))

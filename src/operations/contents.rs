@@ -2,6 +2,7 @@
 //! with what the manifest says of the snapshot.
 
 use serde::{Deserialize, Serialize};
+use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 use super::step::{Done, Run, StepError};
@@ -31,7 +32,8 @@ pub(super) async fn validate(run: &Run) -> Result<Done, StepError> {
             format!("the archive of backup {backup_id} is {found} instead of {} bytes", manifest.archive.bytes),
         ));
     }
-    let detail = format!("{} of {}", manifest.tenant_code, manifest.snapshot_time);
+    let taken = manifest.snapshot_time.format(&Rfc3339).unwrap_or_default();
+    let detail = format!("{} as of {taken}", manifest.tenant_code);
     Ok(Done::output(&manifest)?.with_detail(detail))
 }
 
@@ -69,6 +71,7 @@ pub(super) async fn fill(run: &Run, generation: i64) -> Result<Done, StepError> 
     };
     let report = backup::restore_into(&request).await?;
     let durations = report.steps.iter().map(|step| format!("{} {:.1?}", step.name, step.duration));
-    let detail = format!("{} tables, {} rows; {}", report.tables, report.rows, durations.collect::<Vec<_>>().join(", "));
+    let detail =
+        format!("{} tables, {} rows; {}", report.tables, report.rows, durations.collect::<Vec<_>>().join(", "));
     Ok(Done::detail(detail))
 }

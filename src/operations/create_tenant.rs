@@ -74,9 +74,9 @@ async fn sample_rows(run: &Run) -> Result<Done, StepError> {
     let place = Place::of(run).await?;
     let name = database_under_construction(run.id().0);
     let mut client = tenant_parts::connect_as(run, &place, TenantRole::Migrator, &name, "sample data").await?;
-    let rows = sample_data::sample_rows_insert(&mut client, place.tenant.code.as_str()).await.map_err(|error| {
-        StepError::failed("INTERNAL", format!("the demo rows do not fit this schema: {error}"))
-    })?;
+    let rows = sample_data::sample_rows_insert(&mut client, place.tenant.code.as_str())
+        .await
+        .map_err(|error| StepError::failed("INTERNAL", format!("the demo rows do not fit this schema: {error}")))?;
     Ok(Done::detail(format!("{rows} rows")))
 }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tokio::sync::{Semaphore, broadcast};
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
@@ -31,36 +32,33 @@ pub(super) struct Engine {
     pub(super) parts: Arc<Parts>,
     pub(super) changed: broadcast::Sender<OperationId>,
     pub(super) wake: Arc<tokio::sync::Notify>,
+    pub(super) stop: CancellationToken,
+    pub(super) slots: Arc<Semaphore>,
 }
 
 impl Engine {
     pub(super) async fn run(self) {
         let this = Arc::new(self);
-        let slots = Arc::new(Semaphore::new(this.parts.config.operations.concurrency_max));
-        let token = this.parts.tasks.token().clone();
         loop {
             let permit = tokio::select! {
-                () = token.cancelled() => return,
-                permit = Arc::clone(&slots).acquire_owned() => permit,
+                () = this.stop.cancelled() => return,
+                permit = Arc::clone(&this.slots).acquire_owned() => permit,
             };
             let Ok(permit) = permit else { return };
-            match this.claim().await {
-                Some(claimed) => {
-                    let engine = Arc::clone(&this);
-                    this.parts.tasks.spawn("operation", async move {
-                        engine.drive(claimed).await;
-                        drop(permit);
-                        engine.wake.notify_one();
-                    });
-                }
-                None => {
+            if let Some(claimed) = this.claim().await {
+                let engine = Arc::clone(&this);
+                this.parts.tasks.spawn("operation", async move {
+                    engine.drive(claimed).await;
                     drop(permit);
-                    tokio::select! {
-                        () = token.cancelled() => return,
-                        () = this.wake.notified() => {}
-                        () = tokio::time::sleep(this.parts.config.operations.poll_interval) => {}
-                    }
-                }
+                    engine.wake.notify_one();
+                });
+                continue;
+            }
+            drop(permit);
+            tokio::select! {
+                () = this.stop.cancelled() => return,
+                () = this.wake.notified() => {}
+                () = tokio::time::sleep(this.parts.config.operations.poll_interval) => {}
             }
         }
     }
@@ -91,11 +89,10 @@ impl Engine {
         let id = claimed.operation.id;
         let fence = claimed.fence;
         let span = tracing::info_span!("operation", %id, kind = %claimed.operation.kind, tenant = claimed.operation.tenant_code.as_ref().map(tracing::field::display));
-        let token = self.parts.tasks.token();
         let outcome = tokio::select! {
             outcome = self.attempt(claimed).instrument(span.clone()) => outcome,
             () = self.heartbeat(id, fence) => Err(Error::ClaimLost { id }),
-            () = token.cancelled() => {
+            () = self.stop.cancelled() => {
                 if let Err(error) = self.parts.catalog.operation_release(id, fence).await {
                     span.in_scope(|| tracing::info!(%error, "the claim could not be given back; it runs out by itself"));
                 }
@@ -195,9 +192,8 @@ impl Engine {
     async fn backward(&self, run: &mut Run, steps: &'static [Step]) -> Result<(), Error> {
         let rows = self.parts.catalog.operation_get(run.id()).await?.steps;
         for (ordinal, step) in steps.iter().enumerate().rev() {
-            let begun = rows
-                .get(ordinal)
-                .is_some_and(|row| !matches!(row.state, StepState::Pending | StepState::Undone));
+            let begun =
+                rows.get(ordinal).is_some_and(|row| !matches!(row.state, StepState::Pending | StepState::Undone));
             if !begun {
                 continue;
             }
@@ -216,13 +212,7 @@ impl Engine {
         self.end(run, OperationState::Failed, Value::Null, error).await
     }
 
-    async fn end(
-        &self,
-        run: &Run,
-        state: OperationState,
-        result: Value,
-        error: Option<Value>,
-    ) -> Result<(), Error> {
+    async fn end(&self, run: &Run, state: OperationState, result: Value, error: Option<Value>) -> Result<(), Error> {
         let end = OperationEnd { state, result: (!result.is_null()).then_some(result), error };
         self.parts.catalog.operation_end(run.id(), run.fence(), &end).await?;
         tracing::info!(%state, "the operation has ended");

@@ -15,7 +15,9 @@ pub enum Error {
     ClaimLost { id: OperationId },
     #[error("the catalog names the server {name:?}, which this daemon's configuration does not have")]
     ServerUnknown { name: String },
-    #[error("the role or database {name:?} is on the server already and was not made by this operation; remove it or choose another code")]
+    #[error(
+        "the role or database {name:?} is on the server already and was not made by this operation; remove it or choose another code"
+    )]
     NameTaken { name: String },
     #[error(transparent)]
     Catalog(#[from] crate::catalog::Error),

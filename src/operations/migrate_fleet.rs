@@ -8,8 +8,8 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use serde_json::json;
 
-use super::step::{Done, Run, Step, StepError, step};
 use super::failure::Failure;
+use super::step::{Done, Run, Step, StepError, step};
 use super::tenant_parts::{self, Place};
 use crate::catalog::{RolloutTarget, TargetOutcome, Tenant};
 use crate::domain::migration::{MigrationFile, RolloutState, Standing, TargetState, rollout_outcome, standing};
@@ -20,7 +20,7 @@ pub(super) const STEPS: &[Step] = &[step!("targets", targets, targets_failed), s
 
 /// How often a tenant that another operation holds is looked at again, and for how long.
 const BUSY_POLL_INTERVAL: Duration = Duration::from_millis(250);
-const BUSY_WAIT_MAX: Duration = Duration::from_secs(60);
+const BUSY_WAIT_MAX: Duration = Duration::from_mins(1);
 /// More than a fleet has.
 const TARGETS_MAX: u64 = 1_000_000;
 
@@ -127,4 +127,3 @@ async fn finish(run: &Run) -> Result<Done, StepError> {
     catalog.rollout_end(run.id(), run.fence(), state, None).await?;
     Ok(Done { output: json!({ "rollout_id": run.id(), "state": state, "counts": counts }), detail: None })
 }
-

@@ -23,8 +23,10 @@ mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::{Notify, Semaphore, broadcast};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::accounts::Accounts;
@@ -90,6 +92,9 @@ pub struct Operations {
     parts: Arc<Parts>,
     changed: broadcast::Sender<OperationId>,
     wake: Arc<Notify>,
+    stop: CancellationToken,
+    /// One permit for each operation that may be driven at the same moment.
+    slots: Arc<Semaphore>,
 }
 
 impl Operations {
@@ -98,9 +103,28 @@ impl Operations {
         let parts = Arc::new(parts);
         let (changed, _) = broadcast::channel(CHANGES_BUFFERED_MAX);
         let wake = Arc::new(Notify::new());
-        let engine =
-            engine::Engine { parts: Arc::clone(&parts), changed: changed.clone(), wake: Arc::clone(&wake) };
+        let stop = parts.tasks.token().child_token();
+        let slots = Arc::new(Semaphore::new(parts.config.operations.concurrency_max));
+        let engine = engine::Engine {
+            parts: Arc::clone(&parts),
+            changed: changed.clone(),
+            wake: Arc::clone(&wake),
+            stop: stop.clone(),
+            slots: Arc::clone(&slots),
+        };
         parts.tasks.spawn("operations", engine.run());
-        Self { parts, changed, wake }
+        Self { parts, changed, wake, stop, slots }
+    }
+
+    /// Claims nothing more, gives the present claims back, and closes the sessions that only operations and lookups
+    /// need. Whatever is half done goes on in another daemon, or at the next start.
+    pub async fn stop(&self, wait_max: Duration) {
+        self.stop.cancel();
+        let all = u32::try_from(self.parts.config.operations.concurrency_max).unwrap_or(u32::MAX);
+        if tokio::time::timeout(wait_max, self.slots.acquire_many(all)).await.is_err() {
+            tracing::warn!(?wait_max, "an operation's claim was not given back in time; it runs out by itself");
+        }
+        self.parts.catalog.close();
+        self.parts.accounts.close();
     }
 }

@@ -5,9 +5,9 @@
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::contents;
 use super::step::{Done, Run, Step, StepError, step};
 use super::tenant_parts::{self, Place};
-use super::contents;
 use crate::domain::backup::Manifest;
 use crate::domain::route::Gate;
 use crate::domain::tenant::{TenantRole, database_replaced, database_under_construction};
@@ -107,9 +107,7 @@ async fn record(run: &Run) -> Result<Done, StepError> {
     let tenant = &place.tenant;
     let plan: Plan = run.output_of("plan")?;
     catalog.tenant_generation_set_in_txn(&txn, tenant.id, plan.generation).await?;
-    catalog
-        .tenant_schema_set_in_txn(&txn, tenant.id, manifest.schema_version, &manifest.schema_fingerprint)
-        .await?;
+    catalog.tenant_schema_set_in_txn(&txn, tenant.id, manifest.schema_version, &manifest.schema_fingerprint).await?;
     catalog.retired_database_insert_in_txn(&txn, &tenant.server, &old, tenant.id, run.id()).await?;
     txn.commit().await?;
     run.parts.router.route_forget(place.tenant.id);

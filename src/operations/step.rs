@@ -25,11 +25,7 @@ macro_rules! step {
         step!($name, $act, $crate::operations::step::nothing_to_undo)
     };
     ($name:literal, $act:path, $undo:path) => {
-        $crate::operations::step::Step {
-            name: $name,
-            act: |run| Box::pin($act(run)),
-            undo: |run| Box::pin($undo(run)),
-        }
+        $crate::operations::step::Step { name: $name, act: |run| Box::pin($act(run)), undo: |run| Box::pin($undo(run)) }
     };
 }
 pub(super) use step;
@@ -75,12 +71,7 @@ pub(super) struct Run {
 }
 
 impl Run {
-    pub(super) fn new(
-        parts: Arc<Parts>,
-        operation: Operation,
-        fence: i64,
-        outputs: BTreeMap<String, Value>,
-    ) -> Self {
+    pub(super) fn new(parts: Arc<Parts>, operation: Operation, fence: i64, outputs: BTreeMap<String, Value>) -> Self {
         Self { parts, operation, fence, attempts: 0, outputs }
     }
 

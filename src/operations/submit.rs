@@ -71,9 +71,8 @@ impl Operations {
         let hash = hash_of("create_tenant", &input)?;
         let tenant = self.new_tenant(&input)?;
         let files = Directory::read(&self.parts.config.tenant_migrations_dir)?.files;
-        let administrator = input
-            .administrator
-            .map(|(email, first_name, last_name)| Administrator { email, first_name, last_name });
+        let administrator =
+            input.administrator.map(|(email, first_name, last_name)| Administrator { email, first_name, last_name });
         let stored = create_tenant::Input { files, sample_data: input.sample_data, administrator };
         let draft = Self::draft(OperationKind::CreateTenant, request, hash, &stored)?;
         self.submit_with_tenant(request, draft, tenant).await
@@ -238,12 +237,11 @@ impl Operations {
             let known = config.tiers.keys().cloned().collect::<Vec<_>>().join(", ");
             bad.push(BadField::new("tier", format!("{tier:?} is none of {known}")));
         }
-        if !input.siret.is_empty() && !(input.siret.len() == 14 && input.siret.bytes().all(|b| b.is_ascii_digit())) {
+        if !input.siret.is_empty() && !is_siret(&input.siret) {
             bad.push(BadField::new("siret", "14 digits are needed"));
         }
         if let Some((email, ..)) = &input.administrator
-            && !(email.split_once('@').is_some_and(|(user, host)| !user.is_empty() && host.contains('.'))
-                && !email.contains(char::is_whitespace))
+            && !is_email(email)
         {
             bad.push(BadField::new("administrator.email", format!("{email:?} is no e-mail address")));
         }
@@ -340,12 +338,7 @@ impl Operations {
         }
     }
 
-    async fn submit_on_tenant(
-        &self,
-        request: &Request,
-        mut draft: Draft,
-        tenant: &Tenant,
-    ) -> Result<Submitted, Error> {
+    async fn submit_on_tenant(&self, request: &Request, mut draft: Draft, tenant: &Tenant) -> Result<Submitted, Error> {
         if request.validate_only {
             return Ok(None);
         }
@@ -404,6 +397,18 @@ fn rename_field(error: Error, from: &str, to: &'static str) -> Error {
 /// What a request asks for, so that a request id is not used for something else.
 fn hash_of(kind: &str, input: &impl Serialize) -> Result<Vec<u8>, Error> {
     Ok(Sha256::digest(serde_json::to_vec(&(kind, input))?).to_vec())
+}
+
+/// A SIRET has 14 digits.
+fn is_siret(text: &str) -> bool {
+    text.len() == 14 && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Somebody at a host with a dot in its name.
+fn is_email(text: &str) -> bool {
+    let parts = text.split_once('@');
+    !text.contains(char::is_whitespace)
+        && parts.is_some_and(|(user, host)| !user.is_empty() && host.contains('.') && !host.contains('@'))
 }
 
 /// Labels of letters, digits and hyphens, at least two of them.

@@ -25,8 +25,7 @@ pub(super) const RESUME_STEPS: &[Step] =
     &[step!("unlock_logins", unlock_logins, lock_logins_undo), step!("open", open)];
 
 /// Logins that a suspension locks; migrations go on.
-const LOCKED: [TenantRole; 4] =
-    [TenantRole::Router, TenantRole::DirectA, TenantRole::DirectB, TenantRole::Reader];
+const LOCKED: [TenantRole; 4] = [TenantRole::Router, TenantRole::DirectA, TenantRole::DirectB, TenantRole::Reader];
 
 async fn close(run: &Run) -> Result<Done, StepError> {
     let input: Input = run.input()?;

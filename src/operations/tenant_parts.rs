@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::step::{Done, Run, StepError};
 use super::Parts;
+use super::step::{Done, Run, StepError};
 use crate::catalog::{NewLicense, Tenant, TenantRef};
 use crate::config::RoleLogin;
-use crate::domain::lifecycle::{TenantState, Transition};
 use crate::domain::backup::Extension;
+use crate::domain::lifecycle::{TenantState, Transition};
 use crate::domain::migration::MigrationFile;
 use crate::domain::tenant::{DatabaseName, RoleName, TenantId, TenantRole, database_under_construction};
 use crate::migrator::{self, TenantReport};
@@ -62,7 +62,10 @@ pub(super) async fn unreserve(run: &Run) -> Result<(), StepError> {
 /// They go with the tenant's row, so nothing is left to undo.
 pub(super) async fn credentials(run: &Run) -> Result<Done, StepError> {
     let place = Place::of(run).await?;
-    run.parts.tenant_secrets_make(place.tenant.id, &place.roles.login_names()).await.map_err(|e| StepError::internal(e.to_string()))?;
+    run.parts
+        .tenant_secrets_make(place.tenant.id, &place.roles.login_names())
+        .await
+        .map_err(|e| StepError::internal(e.to_string()))?;
     Ok(Done::default())
 }
 
@@ -115,11 +118,7 @@ impl NewDatabase {
 pub(super) async fn new_database(run: &Run, place: &Place, new: &NewDatabase) -> Result<(), StepError> {
     let client = place.server.connect_admin(place.server.maintenance_database()).await?;
     admin::database_drop(&client, &new.name).await?;
-    let request = admin::NewDatabase {
-        name: &new.name,
-        template: None,
-        locale: Some(new.locale.clone()),
-    };
+    let request = admin::NewDatabase { name: &new.name, template: None, locale: Some(new.locale.clone()) };
     admin::database_create(&client, &request).await?;
     admin::database_comment_set(&client, &new.name, &mark(run)).await?;
     let tenant = &place.tenant;

@@ -16,11 +16,7 @@ const VERSION_FIRST: i32 = 1;
 impl Parts {
     /// Makes the data key, a password for each login, and the backup identity, in one transaction. A tenant that has
     /// them keeps them.
-    pub(super) async fn tenant_secrets_make(
-        &self,
-        tenant: TenantId,
-        logins: &[RoleName],
-    ) -> Result<(), Error> {
+    pub(super) async fn tenant_secrets_make(&self, tenant: TenantId, logins: &[RoleName]) -> Result<(), Error> {
         match self.catalog.tenant_data_key_get(tenant).await {
             Ok(_) => return Ok(()),
             Err(crate::catalog::Error::SecretUnknown { .. }) => {}
