@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests start tasks and daemons that no daemon knows of")]
 
 mod accounts;
+mod backup;
 mod catalog;
 mod cluster;
 mod harness;

@@ -1,0 +1,192 @@
+//! The backup room against a real server and bucket: what is restored is what was dumped, whatever the schema and
+//! whoever writes meanwhile; what is damaged is refused; what fails leaves nothing.
+
+mod place;
+
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+use tenantd::backup::{BackupRef, Check, Error, dump_clean, manifest_read};
+use tenantd::domain::backup::Manifest;
+use tenantd::store::UploadId;
+
+use self::place::Place;
+use crate::harness::{Proxy, Spec, machine, until};
+
+const HOSTILE: &str = include_str!("backup/hostile.sql");
+/// Does not shrink below some parts' size.
+const NOISE: &str =
+    "CREATE TABLE noise AS SELECT n, md5(n::text) || md5((-n)::text) AS text FROM generate_series(1, 300000) n";
+
+async fn restored_is_what_was_dumped(place: &Place, manifest: &Manifest) {
+    let target = place.target().await;
+    let report = place.restore(manifest, &target).await.unwrap();
+    let steps: Vec<_> = report.steps.iter().map(|step| step.name).collect();
+    assert_eq!(steps, ["download", "database", "integrity"]);
+    assert_eq!(place.tables(&target).await, manifest.tables);
+}
+
+#[tokio::test]
+async fn a_hostile_schema_comes_back_as_it_was() {
+    let place = Place::new(Spec::default()).await;
+    place.run(HOSTILE).await;
+    let (backup, manifest) = place.backup_new().await;
+    assert_eq!(manifest.tables.len(), 17);
+    assert!(manifest.tables.iter().any(|table| table.name.contains('\n') && table.row_count == 2));
+    assert_eq!(manifest_read(&place.store, &place.signer, backup).await.unwrap(), manifest);
+    assert_eq!(place.verify(&manifest).await.unwrap(), Check::ALL);
+    restored_is_what_was_dumped(&place, &manifest).await;
+    let query = "SELECT count(*) FROM pg_roles WHERE rolsuper AND rolname LIKE $1";
+    let judge = place.fleet.judge("postgres").await;
+    let prefix = format!("{}\\_%", place.fleet.naming.prefix());
+    assert_eq!(judge.query_one(query, &[&prefix]).await.unwrap().get::<_, i64>(0), 0);
+    place.finish().await;
+}
+
+#[tokio::test]
+async fn an_empty_database_is_a_good_backup() {
+    let place = Place::new(Spec::default()).await;
+    let (_backup, manifest) = place.backup_new().await;
+    assert_eq!(manifest.tables, []);
+    assert_eq!(place.verify(&manifest).await.unwrap(), Check::ALL);
+    restored_is_what_was_dumped(&place, &manifest).await;
+    place.finish().await;
+}
+
+#[tokio::test]
+async fn the_numbers_are_those_of_the_dump_whatever_is_written_meanwhile() {
+    let place = Place::new(Spec::default()).await;
+    place.run("CREATE TABLE t (id serial, a int); INSERT INTO t (a) SELECT generate_series(1, 100)").await;
+    // The snapshot has been taken by then, and `pg_dump` has not begun.
+    let write = async |_upload| {
+        place
+            .run("DELETE FROM t WHERE a < 10; UPDATE t SET a = -a; INSERT INTO t (a) SELECT generate_series(1, 7)")
+            .await;
+        Ok(())
+    };
+    let manifest = place.dump(place.backup(), write).await.unwrap();
+    assert_eq!(manifest.tables[0].row_count, 100);
+    assert_eq!((manifest.sequences[0].low, manifest.sequences[0].high), (Some(100), Some(107)));
+    restored_is_what_was_dumped(&place, &manifest).await;
+    let live = place.tables(&place.database).await;
+    assert_ne!(live[0].digest, manifest.tables[0].digest);
+    place.finish().await;
+}
+
+#[tokio::test]
+async fn a_damaged_archive_is_refused_and_the_check_is_named() {
+    let place = Place::new(Spec::default()).await;
+    place.run("CREATE TABLE t AS SELECT md5(n::text) FROM generate_series(1, 10000) n").await;
+    let (backup, manifest) = place.backup_new().await;
+    let key = backup.keys().archive;
+    let good = place.store.get(&key, 64 << 20).await.unwrap();
+    let target = place.target().await;
+    let flipped = |position: usize| {
+        let mut bytes = good.to_vec();
+        bytes[position] ^= 0x10;
+        (bytes, Check::Sha256)
+    };
+    let cut = |bytes: usize| (good[..bytes].to_vec(), Check::Size);
+    let last = good.len() - 1;
+    let damages = [flipped(0), flipped(150), flipped(last / 2), flipped(last), cut(0), cut(1), cut(65_536), cut(last)];
+    for (bytes, expected) in damages {
+        place.store.put(&key, Bytes::from(bytes)).await.unwrap();
+        for refused in [place.verify(&manifest).await.map(drop), place.restore(&manifest, &target).await.map(drop)] {
+            assert!(matches!(refused, Err(Error::Archive { check, .. }) if check == expected), "{refused:?}");
+        }
+    }
+    place.store.delete(&key).await.unwrap();
+    assert!(place.verify(&manifest).await.unwrap_err().is_damage());
+    place.store.put(&key, good.clone()).await.unwrap();
+    assert_eq!(place.verify(&manifest).await.unwrap(), Check::ALL);
+    place.finish().await;
+}
+
+#[tokio::test]
+async fn swapped_and_changed_backups_are_refused() {
+    let place = Place::new(Spec::default()).await;
+    place.run("CREATE TABLE t (a int)").await;
+    let (first, first_manifest) = place.backup_new().await;
+    let (second, _) = place.backup_new().await;
+    let object = async |key: &str| place.store.get(key, 64 << 20).await.unwrap();
+    let (archive, manifest) = (object(&second.keys().archive).await, object(&second.keys().manifest).await);
+    let read = async |backup: BackupRef| manifest_read(&place.store, &place.signer, backup).await;
+    let own = object(&first.keys().manifest).await;
+    place.store.put(&first.keys().manifest, manifest).await.unwrap();
+    let error = read(first).await.unwrap_err().to_string();
+    assert!(error.contains(&second.backup.to_string()), "{error}");
+    let mut changed = own.to_vec();
+    changed[own.len() / 2] ^= 1;
+    place.store.put(&first.keys().manifest, changed.into()).await.unwrap();
+    assert!(matches!(read(first).await, Err(Error::Manifest { .. })));
+    place.store.put(&first.keys().archive, archive).await.unwrap();
+    assert!(matches!(place.verify(&first_manifest).await, Err(Error::Archive { .. })));
+    place.finish().await;
+}
+
+#[tokio::test]
+async fn a_dump_that_is_killed_half_way_leaves_nothing() {
+    let proxy = Proxy::start(machine().s3).await;
+    let place = Place::new(Spec { store: Some(proxy.address), ..Spec::default() }).await;
+    place.run(NOISE).await;
+    let judge = place.fleet.judge("postgres").await;
+    // The store stops reading in the middle of the first part, with everything behind it full.
+    let armed = tokio::sync::Notify::new();
+    let dumping = place.dump(place.backup(), async |_upload| {
+        proxy.stall_after(1 << 20);
+        armed.notify_one();
+        Ok(())
+    });
+    let killing = async {
+        armed.notified().await;
+        proxy.stalled().await;
+        let query = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+            WHERE datname = $1 AND query LIKE 'COPY %noise%'";
+        until("the dump copies rows", || async {
+            let killed: i64 = judge.query_one(query, &[&place.database.as_str()]).await.unwrap().get(0);
+            (killed == 1).then_some(())
+        })
+        .await;
+        proxy.flow();
+    };
+    let (dumped, ()) = tokio::join!(dumping, killing);
+    let error = dumped.unwrap_err().to_string();
+    assert!(error.contains("pg_dump") && error.contains("terminat"), "{error}");
+    assert_eq!(place.in_bucket().await, Vec::<String>::new());
+    place.finish().await;
+}
+
+#[tokio::test]
+async fn a_store_that_stalls_fails_the_backup_and_the_repetition_cleans_up() {
+    let proxy = Proxy::start(machine().s3).await;
+    let spec = Spec { store: Some(proxy.address), ..Spec::default() };
+    let spec = spec.setting("[backup]", "stall_timeout", "\"1s\"").setting("[store]", "request_timeout", "\"1s\"");
+    let place = Place::new(spec).await;
+    place.fleet.allow_log("could not be given up");
+    place.run(NOISE).await;
+    let (backup, persisted) = (place.backup(), Mutex::new(None::<UploadId>));
+    let keep = async |upload| {
+        *persisted.lock().unwrap_or_else(PoisonError::into_inner) = Some(upload);
+        proxy.stall_after(1 << 20);
+        Ok(())
+    };
+    let error = place.dump(backup, keep).await.unwrap_err();
+    assert!(matches!(error, Error::Stalled { .. }), "{error}");
+    assert!(error.is_retryable());
+    assert_eq!(place.in_bucket().await, [backup.keys().archive]);
+    let upload = persisted.into_inner().unwrap();
+    dump_clean(&place.fleet.store(), backup, upload.as_ref()).await.unwrap();
+    assert_eq!(place.in_bucket().await, Vec::<String>::new());
+    dump_clean(&place.fleet.store(), backup, upload.as_ref()).await.unwrap();
+    place.finish().await;
+}
+
+#[tokio::test]
+async fn an_upload_whose_id_cannot_be_persisted_is_given_up() {
+    let place = Place::new(Spec::default()).await;
+    let refuse = async |_upload| Err(std::io::Error::other("no catalog"));
+    let error = place.dump(place.backup(), refuse).await.unwrap_err();
+    assert!(matches!(error, Error::Persist(_)), "{error}");
+    assert_eq!(place.in_bucket().await, Vec::<String>::new());
+    place.finish().await;
+}
