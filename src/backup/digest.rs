@@ -10,6 +10,7 @@ use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::Error;
 use crate::domain::backup::{SequenceRange, TableDigest};
+use crate::postgres::fingerprint::fingerprint_in_txn;
 
 /// Tables that are asked for in one round trip.
 const TABLES_PER_ROUND_TRIP: usize = 64;
@@ -73,15 +74,25 @@ WHERE c.relpersistence <> 't'
                   WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
 ORDER BY n.nspname COLLATE \"C\", c.relname COLLATE \"C\"";
 
+/// What is in a database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Digests {
+    pub tables: Vec<TableDigest>,
+    /// Each at one value.
+    pub sequences: Vec<SequenceRange>,
+    pub schema_fingerprint: String,
+}
+
 /// Counts and digests every table and reads every sequence of the database that `client` (the dump role) is connected
 /// to, in one snapshot of its own.
-pub async fn digests(client: &Client) -> Result<(Vec<TableDigest>, Vec<SequenceRange>), Error> {
+pub async fn digests(client: &Client) -> Result<Digests, Error> {
     snapshot_begin(client).await?;
+    let schema_fingerprint = fingerprint_in_txn(client).await?;
     let tables = tables(client).await?;
     let sequences = sequences(client).await?;
     client.batch_execute("COMMIT").await?;
     let at = |(schema, name, value)| SequenceRange { schema, name, low: Some(value), high: Some(value) };
-    Ok((tables, sequences.into_iter().map(at).collect()))
+    Ok(Digests { tables, sequences: sequences.into_iter().map(at).collect(), schema_fingerprint })
 }
 
 /// Begins the transaction in which everything else here runs.

@@ -44,8 +44,6 @@ pub struct DumpRequest<'a> {
     pub database: &'a DatabaseName,
     /// As the catalog knows it.
     pub schema_version: i64,
-    /// As the catalog knows it.
-    pub schema_fingerprint: &'a str,
     /// `age1…`: the tenant's, and the escrow's.
     pub recipients: &'a [String],
     /// The password of the dump role passes through it; no part of the dump does.
@@ -121,7 +119,7 @@ async fn dump_to(
         server_version_num: snapshot.server_version_num,
         dump_version,
         schema_version: request.schema_version,
-        schema_fingerprint: request.schema_fingerprint.to_owned(),
+        schema_fingerprint: snapshot.schema_fingerprint.clone(),
         encoding: snapshot.encoding.clone(),
         collate: snapshot.collate.clone(),
         ctype: snapshot.ctype.clone(),

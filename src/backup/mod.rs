@@ -18,7 +18,7 @@ mod spool;
 mod transfer;
 mod verify;
 
-pub use digest::digests;
+pub use digest::{Digests, digests};
 pub use dump::{DumpRequest, dump, dump_clean};
 pub use error::{Check, Error};
 pub use manifest::{BackupRef, manifest_read, manifest_write};

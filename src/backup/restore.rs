@@ -43,12 +43,15 @@ pub struct RestoreRequest<'a> {
     pub stall_timeout: Duration,
 }
 
-/// How long each step took, in order.
+/// What was restored, and how long each step took, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RestoreReport {
     pub steps: Vec<RestoreStep>,
     pub tables: usize,
     pub rows: i64,
+    /// Of the restored database. It may differ from the manifest's although nothing is lost: `pg_dump` gives columns
+    /// that were added to an inheritance parent another place in its children.
+    pub schema_fingerprint: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,10 +74,10 @@ pub async fn restore_into(request: &RestoreRequest<'_>) -> Result<RestoreReport,
     fill(request, &spool, &dump).await?;
     steps.push(RestoreStep { name: "database", duration: begun.elapsed() });
     let begun = Instant::now();
-    compare(request).await?;
+    let schema_fingerprint = compare(request).await?;
     steps.push(RestoreStep { name: "integrity", duration: begun.elapsed() });
     let rows = request.manifest.tables.iter().map(|table| table.row_count).sum();
-    Ok(RestoreReport { steps, tables: request.manifest.tables.len(), rows })
+    Ok(RestoreReport { steps, tables: request.manifest.tables.len(), rows, schema_fingerprint })
 }
 
 /// Fetches, checks and opens the archive; only the dump is left in the spool.
@@ -122,11 +125,12 @@ async fn fill(request: &RestoreRequest<'_>, spool: &Spool, dump: &Path) -> Resul
     Ok(program.outcome().await?)
 }
 
-async fn compare(request: &RestoreRequest<'_>) -> Result<(), Error> {
+/// Compares rows and sequences, and answers with the schema's fingerprint.
+async fn compare(request: &RestoreRequest<'_>) -> Result<String, Error> {
     let permit = snapshot::permit(request.server).await?;
     let session = snapshot::connect(request.server, permit, request.database, request.stall_timeout).await?;
-    let (tables, sequences) = digest::digests(&session).await?;
-    let mut differences = table_differences(&request.manifest.tables, &tables);
-    differences.extend(sequence_differences(&request.manifest.sequences, &sequences));
-    if differences.is_empty() { Ok(()) } else { Err(Error::Differences(differences)) }
+    let found = digest::digests(&session).await?;
+    let mut differences = table_differences(&request.manifest.tables, &found.tables);
+    differences.extend(sequence_differences(&request.manifest.sequences, &found.sequences));
+    if differences.is_empty() { Ok(found.schema_fingerprint) } else { Err(Error::Differences(differences)) }
 }

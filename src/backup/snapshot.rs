@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use super::{Error, digest};
 use crate::domain::backup::{Extension, SequenceRange, TableDigest};
 use crate::domain::tenant::DatabaseName;
+use crate::postgres::fingerprint::fingerprint_in_txn;
 use crate::postgres::{ConnectRequest, Connection, Lane, Permit, Server, SessionOptions};
 
 /// How long to queue for the sessions' permits.
@@ -37,6 +38,7 @@ pub(super) struct Snapshot {
     pub collate: String,
     pub ctype: String,
     pub extensions: Vec<Extension>,
+    pub schema_fingerprint: String,
     sequences: Vec<(String, String, i64)>,
 }
 
@@ -52,6 +54,7 @@ impl Snapshot {
         digest::snapshot_begin(&session).await?;
         let facts = session.query_one(FACTS, &[]).await?;
         let extensions = session.query(EXTENSIONS, &[]).await?.iter().map(extension).collect::<Result<_, Error>>()?;
+        let schema_fingerprint = fingerprint_in_txn(&session).await?;
         let sequences = digest::sequences(&session).await?;
         Ok(Self {
             session,
@@ -63,6 +66,7 @@ impl Snapshot {
             collate: facts.try_get(5)?,
             ctype: facts.try_get(6)?,
             extensions,
+            schema_fingerprint,
             sequences,
         })
     }

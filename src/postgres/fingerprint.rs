@@ -10,11 +10,25 @@ use super::errors::Error;
 
 /// To be sent as a simple query, outside of a transaction: it brings its own, whose `search_path` makes the server
 /// print every name with its schema. The only row has one column, the fingerprint in hexadecimal.
-pub const SQL: &str = include_str!("fingerprint.sql");
+pub const SQL: &str = concat!(
+    "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path = pg_catalog;\n",
+    include_str!("fingerprint.sql"),
+    "; COMMIT"
+);
 
 /// The schema of the database that the session is in.
 pub async fn fingerprint(client: &Client) -> Result<String, Error> {
-    let messages = client.simple_query(SQL).await?;
+    ask(client, SQL).await
+}
+
+/// As [`fingerprint`], inside of a transaction with a snapshot of its own, in which `search_path` begins with
+/// `pg_catalog` and names no schema of the database's.
+pub async fn fingerprint_in_txn(client: &Client) -> Result<String, Error> {
+    ask(client, include_str!("fingerprint.sql")).await
+}
+
+async fn ask(client: &Client, sql: &str) -> Result<String, Error> {
+    let messages = client.simple_query(sql).await?;
     let rows = messages.iter().filter_map(|message| match message {
         SimpleQueryMessage::Row(row) => row.try_get(0).ok().flatten().map(str::to_owned),
         _ => None,

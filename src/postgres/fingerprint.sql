@@ -1,5 +1,3 @@
-BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
-SET LOCAL search_path = pg_catalog;
 WITH spaces AS (
     SELECT oid, nspname AS schema FROM pg_namespace
     WHERE nspname !~ '^pg_' AND nspname NOT IN ('information_schema', 'tenantd')
@@ -79,5 +77,4 @@ WITH spaces AS (
     WHERE NOT EXISTS (SELECT FROM extended WHERE classid = 'pg_proc'::regclass AND objid = p.oid)
 )
 SELECT encode(sha256(convert_to(string_agg(fact::text, E'\n' ORDER BY fact::text COLLATE "C"), 'UTF8')), 'hex')
-FROM facts;
-COMMIT
+FROM facts

@@ -23,6 +23,8 @@ async fn restored_is_what_was_dumped(place: &Place, manifest: &Manifest) {
     let report = place.restore(manifest, &target).await.unwrap();
     let steps: Vec<_> = report.steps.iter().map(|step| step.name).collect();
     assert_eq!(steps, ["download", "database", "integrity"]);
+    let is_same_schema = report.schema_fingerprint == manifest.schema_fingerprint;
+    assert_eq!(is_same_schema, !manifest.tables.iter().any(|table| table.name == "child"), "inheritance moves columns");
     assert_eq!(place.tables(&target).await, manifest.tables);
 }
 

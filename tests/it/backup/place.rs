@@ -112,7 +112,7 @@ impl Place {
     /// What the dump role counts.
     pub async fn tables(&self, database: &DatabaseName) -> Vec<TableDigest> {
         let session = self.session(database, self.server.dump()).await;
-        digests(&session).await.unwrap().0
+        digests(&session).await.unwrap().tables
     }
 
     pub fn backup(&self) -> BackupRef {
@@ -134,7 +134,6 @@ impl Place {
             tenant_code: &self.code,
             database: &self.database,
             schema_version: 0,
-            schema_fingerprint: "",
             recipients: &[self.identity.recipient(), keys_new().escrow_recipient],
             spool_dir: &self.fleet.config().spool_dir,
         };
