@@ -66,7 +66,6 @@ async fn dump(run: &Run) -> Result<Done, StepError> {
         tenant_code: &place.tenant.code,
         database: &place.tenant.database,
         schema_version: place.tenant.schema_version,
-        schema_fingerprint: place.tenant.schema_fingerprint.as_deref().unwrap_or_default(),
         recipients: &[recipient, parts.config.keys.escrow_recipient.clone()],
         spool_dir: &parts.config.spool_dir,
     };
