@@ -55,6 +55,11 @@ impl Idle {
         self.order.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
     }
 
+    /// Whether somebody waits for a place in the budget.
+    pub(super) fn has_wishes(&self) -> bool {
+        self.wanted.load(Ordering::Relaxed) > 0
+    }
+
     /// Whether somebody waits for a place in the budget that this connection could make free. Asking takes the wish.
     pub(super) fn is_wanted(&self) -> bool {
         self.wanted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1)).is_ok()

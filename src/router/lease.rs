@@ -89,15 +89,17 @@ impl Lease {
     fn put_back(&mut self) {
         let Some(mut object) = self.object.take() else { return };
         let slot = self.ticket.slot();
-        let idle = &slot.place().idle;
-        if object.client.is_closed() || idle.is_wanted() {
+        let makers = slot.pool().manager();
+        if object.client.is_closed() || makers.gives_way(&mut object) {
             drop(Object::take(object));
             return;
         }
-        idle.put(slot, |key| {
+        slot.place().idle.put(slot, |key| {
             object.idle = Some(key);
+            makers.idles();
             drop(object);
         });
+        makers.wake();
     }
 
     fn pooled(&self) -> &Pooled {

@@ -5,6 +5,7 @@
 //! only after its database's identity row named the tenant; a lease that was not given back in order is never given
 //! out again; the server never sees more sessions than the budget, because the permit is the session's.
 
+mod checkout;
 pub mod credentials;
 mod drain;
 mod error;
@@ -34,7 +35,7 @@ use crate::config::RouterConfig;
 use crate::domain::route::{Gate, Route};
 use crate::domain::tenant::{Naming, TenantId};
 use crate::domain::tier::Tiers;
-use crate::postgres::{Lane, Server};
+use crate::postgres::{self, Lane, Server};
 use crate::secrets::Envelope;
 use crate::shutdown::Tasks;
 use idle::Idle;
@@ -149,27 +150,30 @@ impl Router {
         }
     }
 
-    /// Waits for a free place in the pool, and for a connection if there is none that idles.
+    /// Waits for a connection of the pool.
     async fn connection(&self, ticket: Ticket, deadline: Instant) -> Result<Lease, Error> {
-        let shared = &self.0.shared;
         let begun = Instant::now();
-        let deadline = deadline.min(begun + shared.config.acquire_timeout);
-        match timeout_at(deadline, ticket.slot().pool().get()).await {
+        let deadline = deadline.min(begun + self.0.shared.config.acquire_timeout);
+        let slot = ticket.slot();
+        let timeout = |cause| {
+            let (tenant, server) = (slot.route().code.clone(), slot.route().server.clone());
+            Err(Error::Timeout { tenant, server, waited: begun.elapsed(), cause })
+        };
+        match timeout_at(deadline, slot.checkout(deadline)).await {
             Ok(Ok(object)) => Ok(Lease::new(object, ticket)),
-            Ok(Err(error)) => Err(error.into()),
+            Ok(Err(Error::Connect { source, .. })) if matches!(*source, postgres::Error::BudgetExhausted { .. }) => {
+                timeout(TimeoutCause::Budget)
+            }
+            Ok(Err(error)) => Err(error),
             Err(_elapsed) => {
-                let route = ticket.slot().route();
-                let server = &shared.place(route)?.server;
-                let status = ticket.slot().pool().status();
-                let cause = if status.available == 0 && status.size >= status.max_size {
-                    TimeoutCause::Pool { connections_max: status.max_size }
-                } else if server.budget().try_acquire(Lane::Tenant).is_none() {
-                    TimeoutCause::Budget
+                let status = slot.pool().status();
+                if status.size >= status.max_size && slot.pool().manager().idle_count() == 0 {
+                    timeout(TimeoutCause::Pool { connections_max: status.max_size })
+                } else if slot.place().server.budget().try_acquire(Lane::Tenant).is_none() {
+                    timeout(TimeoutCause::Budget)
                 } else {
-                    TimeoutCause::Connect
-                };
-                let (tenant, server) = (route.code.clone(), route.server.clone());
-                Err(Error::Timeout { tenant, server, waited: begun.elapsed(), cause })
+                    timeout(TimeoutCause::Connect)
+                }
             }
         }
     }

@@ -35,6 +35,12 @@ impl Slot {
         &self.pool
     }
 
+    /// Ends what idles and what is being made; leased connections end when they come back.
+    fn close(&self) {
+        self.pool.manager().close();
+        self.pool.close();
+    }
+
     pub(super) fn place(&self) -> &Place {
         self.pool.manager().place()
     }
@@ -54,7 +60,11 @@ impl Keeper for Slot {
     }
 
     fn idle_close(&self, key: Key) -> bool {
-        !self.pool.retain(|pooled, _| pooled.idle != Some(key)).removed.is_empty()
+        let was_idle = !self.pool.retain(|pooled, _| pooled.idle != Some(key)).removed.is_empty();
+        if was_idle {
+            self.pool.manager().idles_no_more();
+        }
+        was_idle
     }
 }
 
@@ -187,7 +197,7 @@ impl Slots {
         };
         // Outside the lock: closing a pool drops its connections.
         for slot in closing {
-            slot.pool.close();
+            slot.close();
         }
         ticket
     }
@@ -204,7 +214,7 @@ impl Slots {
             (slot, leases, is_first)
         };
         if let Some(used) = slot {
-            used.slot.pool.close();
+            used.slot.close();
         }
         Draining { slots: self, tenant, leases, is_first }
     }
@@ -228,7 +238,7 @@ impl Slots {
             table.orphans.retain(|_, leases| !leases.is_empty());
         }
         for used in closing {
-            used.slot.pool.close();
+            used.slot.close();
         }
     }
 
@@ -239,7 +249,7 @@ impl Slots {
             std::iter::from_fn(|| table.slots.pop_lru()).map(|(_, used)| used.slot).collect()
         };
         for slot in slots {
-            slot.pool.close();
+            slot.close();
         }
     }
 

@@ -2,10 +2,14 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on says so")]
 #![expect(clippy::disallowed_methods, reason = "tests start tasks and daemons that no daemon knows of")]
 
+mod access;
 mod accounts;
 mod backup;
 mod catalog;
 mod cluster;
 mod harness;
+mod query;
+mod router;
 mod store;
+mod tenants;
 mod the_harness;

@@ -24,6 +24,7 @@ pub use client::{Client, Key, Keyed, reason, result_text};
 //pub use daemon::{Daemon, Process, signal};
 pub use fleet::{Fleet, Spec, THINGS};
 pub use leftovers::{Inventory, Leftovers};
+pub use logs::root_span;
 pub use machine::{Machine, machine};
 pub use proxy::Proxy;
 pub use standstill::{Armed, Point, Standstills};

@@ -1,0 +1,354 @@
+//! Pools under one budget: made once, capped as the server sees it, closed when they idle, never handed to the wrong
+//! tenant, and empty when a gate's operation needs it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Duration;
+
+use tenantd::domain::operation::OperationId;
+use tenantd::domain::principal::{Principal, Scope};
+use tenantd::domain::route::{Gate, Selector};
+use tenantd::domain::tenant::TenantRole;
+use tenantd::postgres::{ConnectRequest, Connection, Lane, SessionOptions};
+use tenantd::router::{Error, Lease, Request, Residue, TimeoutCause};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::harness::{Spec, until};
+use crate::tenants::{Made, Rooms, sessions};
+
+fn principal(scope: Scope) -> Principal {
+    Principal { name: "test".to_owned(), roles: [].into(), scope }
+}
+
+async fn one(lease: &Lease) -> i32 {
+    lease.query_one("SELECT 1", &[]).await.unwrap().get(0)
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(30)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_first_requests_make_one_pool() {
+    let rooms = Arc::new(Rooms::new(Spec::default()).await);
+    let acme = rooms.tenant("acme").await;
+    let mut calls = JoinSet::new();
+    for _ in 0..1000 {
+        let (rooms, acme) = (Arc::clone(&rooms), acme.clone());
+        calls.spawn(async move {
+            let lease = rooms.lease(&acme).await.unwrap();
+            assert_eq!(one(&lease).await, 1);
+            lease.release(Residue::Nothing);
+        });
+    }
+    while let Some(done) = calls.join_next().await {
+        done.unwrap();
+    }
+    let (pools, connections) = rooms.router.pool_count();
+    assert_eq!(pools, 1);
+    assert!(connections <= 10, "{connections} connections, and the tier has 10");
+    Arc::into_inner(rooms).unwrap().finish().await;
+}
+
+/// Counts the tenants' sessions again and again, as a superuser, and keeps the largest number.
+struct Watch {
+    most: Arc<AtomicI64>,
+    over: Arc<AtomicBool>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Watch {
+    async fn start(rooms: &Rooms) -> Self {
+        let judge = rooms.fleet.judge("postgres").await;
+        let (most, over) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (count, end, prefix) = (Arc::clone(&most), Arc::clone(&over), rooms.config.naming.prefix().to_owned());
+        let task = tokio::spawn(async move {
+            while !end.load(Ordering::Relaxed) {
+                count.fetch_max(sessions(&judge, &prefix).await, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        Self { most, over, task }
+    }
+
+    async fn end(self) -> i64 {
+        self.over.store(true, Ordering::Relaxed);
+        self.task.await.unwrap();
+        self.most.load(Ordering::Relaxed)
+    }
+}
+
+/// Six places for tenants.
+fn small_budget() -> Spec {
+    Spec::default().setting("[[servers]]", "connections_max", "22").setting("[[servers]]", "connections_reserved", "16")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn forty_tenants_share_six_connections() {
+    const TENANTS: usize = 40;
+    let spec = small_budget().setting("[router]", "acquire_timeout", "\"60s\"");
+    let rooms = Arc::new(Rooms::new(spec).await);
+    let mut tenants = Vec::new();
+    for number in 0..TENANTS {
+        tenants.push(rooms.tenant(&format!("t{number}")).await);
+    }
+    let watch = Watch::start(&rooms).await;
+    let begun = Instant::now();
+    let mut calls = JoinSet::new();
+    for round in 0..10 {
+        for tenant in tenants.clone() {
+            let rooms = Arc::clone(&rooms);
+            calls.spawn(async move {
+                let lease = rooms.lease(&tenant).await.unwrap();
+                let database: String = lease.query_one("SELECT current_database()::text", &[]).await.unwrap().get(0);
+                assert_eq!(database, tenant.database, "round {round}");
+                lease.release(Residue::Nothing);
+            });
+        }
+    }
+    while let Some(done) = calls.join_next().await {
+        done.unwrap();
+    }
+    eprintln!("400 calls on 40 tenants over 6 connections took {:?}", begun.elapsed());
+    let most = watch.end().await;
+    assert!(most <= 6, "the server saw {most} sessions, and the budget has 6 for tenants");
+    assert!(most >= 5, "only {most} sessions were seen: the budget was not used");
+    Arc::into_inner(rooms).unwrap().finish().await;
+}
+
+#[tokio::test]
+async fn a_busy_budget_is_named_in_the_refusal() {
+    let spec = small_budget().setting("[router]", "acquire_timeout", "\"3s\"");
+    let rooms = Rooms::new(spec).await;
+    let (acme, beta) = (rooms.tenant("acme").await, rooms.tenant("beta").await);
+    let mut held = Vec::new();
+    for _ in 0..6 {
+        held.push(rooms.lease(&acme).await.unwrap());
+    }
+    let refusal = rooms.lease(&beta).await.unwrap_err();
+    assert!(matches!(refusal, Error::Timeout { cause: TimeoutCause::Budget, .. }), "{refusal}");
+    assert!(refusal.is_transient());
+    // A connection that is given back is closed for the one who waits.
+    let waits = rooms.lease(&beta);
+    let give_back = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        held.remove(0).release(Residue::Nothing);
+    };
+    let (lease, ()) = tokio::join!(waits, give_back);
+    assert_eq!(one(&lease.unwrap()).await, 1);
+    drop(held);
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn what_idles_is_closed() {
+    let spec = Spec::default().setting("[router]", "connection_idle_timeout", "\"400ms\"").setting(
+        "[router]",
+        "pool_idle_timeout",
+        "\"1200ms\"",
+    );
+    let rooms = Rooms::new(spec).await;
+    let acme = rooms.tenant("acme").await;
+    let leases = [rooms.lease(&acme).await.unwrap(), rooms.lease(&acme).await.unwrap()];
+    assert_eq!(rooms.sessions().await, 2);
+    for lease in leases {
+        lease.release(Residue::Nothing);
+    }
+    rooms.sessions_become(0).await;
+    until("the pool is closed", async || (rooms.router.pool_count() == (0, 0)).then_some(())).await;
+    assert_eq!(one(&rooms.lease(&acme).await.unwrap()).await, 1);
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn the_least_recently_used_pool_makes_room() {
+    let rooms = Rooms::new(Spec::default().setting("[router]", "pools_max", "2")).await;
+    for code in ["t1", "t2", "t3"] {
+        let tenant = rooms.tenant(code).await;
+        rooms.lease(&tenant).await.unwrap().release(Residue::Nothing);
+    }
+    assert_eq!(rooms.router.pool_count().0, 2);
+    rooms.sessions_become(2).await;
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn a_database_that_was_exchanged_is_refused() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let (acme, beta) = (rooms.tenant("acme").await, rooms.tenant("beta").await);
+    let judge = rooms.fleet.judge("postgres").await;
+    // Behind the daemon's back, both names point to the other's data, and the roles may enter.
+    for sql in [
+        format!("ALTER DATABASE {} RENAME TO swapped_{}", acme.database, acme.database),
+        format!("ALTER DATABASE {} RENAME TO {}", beta.database, acme.database),
+        format!("GRANT CONNECT ON DATABASE {} TO {}", acme.database, acme.roles.owner),
+    ] {
+        judge.batch_execute(&sql).await.unwrap();
+    }
+    let inside = rooms.fleet.judge(&acme.database).await;
+    let roles = acme.roles.all().iter().map(|role| role.quoted()).collect::<Vec<_>>().join(", ");
+    inside
+        .batch_execute(&format!(
+            "GRANT USAGE ON SCHEMA tenantd TO {roles}; GRANT SELECT ON tenantd.identity TO {roles}"
+        ))
+        .await
+        .unwrap();
+    let refusal = rooms.lease(&acme).await.unwrap_err();
+    assert!(
+        matches!(&refusal, Error::IdentityMismatch { found, .. } if found.contains(&beta.id.to_string())),
+        "{refusal}"
+    );
+    assert!(!refusal.is_transient());
+    rooms.sessions_become(0).await;
+    judge.batch_execute(&format!("DROP DATABASE swapped_{}", acme.database)).await.unwrap();
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn who_may_not_reach_a_tenant_cannot_tell_whether_it_exists() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let acme = rooms.tenant("acme").await;
+    let resolve = async |selector: Option<Selector>, scope: &Scope| {
+        let request = Request { explicit: selector, metadata: None };
+        rooms.router.resolve(request, &principal(scope.clone()), soon()).await
+    };
+    let (all, own) = (Scope::All, Scope::Tenants([acme.code.clone()].into()));
+    let other = Scope::Tenants(["beta".parse().unwrap()].into());
+    let host = Selector::host("ACME.example.com:443").unwrap();
+    for selector in [Selector::Id(acme.id), Selector::code("acme").unwrap(), host] {
+        assert_eq!(resolve(Some(selector.clone()), &all).await.unwrap().tenant, acme.id);
+        assert_eq!(resolve(Some(selector.clone()), &own).await.unwrap().code, acme.code);
+        assert!(matches!(resolve(Some(selector), &other).await, Err(Error::NotPermitted)));
+    }
+    assert_eq!(resolve(None, &own).await.unwrap().tenant, acme.id);
+    let nobody = [
+        Selector::Id(tenantd::domain::tenant::TenantId(Uuid::now_v7())),
+        Selector::code("nobody").unwrap(),
+        Selector::host("nobody.example.com").unwrap(),
+    ];
+    for selector in nobody {
+        assert!(matches!(resolve(Some(selector.clone()), &all).await, Err(Error::TenantUnknown { .. })));
+        assert!(matches!(resolve(Some(selector), &own).await, Err(Error::NotPermitted)));
+    }
+    rooms.finish().await;
+}
+
+async fn gate_set(rooms: &Rooms, tenant: &Made, gate: Gate, by: Uuid) {
+    let txn = rooms.catalog.begin().await.unwrap();
+    rooms.catalog.gate_set_in_txn(&txn, tenant.id, gate, OperationId(by)).await.unwrap();
+    txn.commit().await.unwrap();
+}
+
+/// A session of the tenant's own programs.
+async fn direct(rooms: &Rooms, tenant: &Made) -> Connection {
+    let role = tenant.roles.name(TenantRole::DirectA).unwrap();
+    let login = rooms.router.tenant_login(tenant.id, role).await.unwrap();
+    let database = rooms.config.naming.tenant_database(&tenant.code).unwrap();
+    let request = ConnectRequest {
+        lane: Lane::Administration,
+        login: &login,
+        database: &database,
+        application_name: "direct",
+        options: SessionOptions::default(),
+        deadline: soon(),
+    };
+    rooms.server.connect(&request).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_tenant_is_empty_until_it_is_reopened() {
+    let rooms = Rooms::new(Spec::default().setting("[router]", "pause_wait_max", "\"500ms\"")).await;
+    let acme = rooms.tenant("acme").await;
+    let sleeper = rooms.lease(&acme).await.unwrap();
+    rooms.lease(&acme).await.unwrap().release(Residue::Nothing);
+    let sleeping = tokio::spawn(async move { sleeper.batch_execute("SELECT pg_sleep(60)").await });
+    let direct = direct(&rooms, &acme).await;
+
+    let operation = Uuid::now_v7();
+    gate_set(&rooms, &acme, Gate::Paused { operation }, operation).await;
+    rooms.router.route_forget(acme.id);
+    rooms.router.drain(acme.id, Duration::from_millis(200)).await.unwrap();
+
+    assert!(sleeping.await.unwrap().is_err(), "the statement was cancelled");
+    assert!(direct.batch_execute("SELECT 1").await.is_err(), "the direct client was ended");
+    assert_eq!(rooms.sessions().await, 0);
+    let refusal = rooms.lease(&acme).await.unwrap_err();
+    assert!(matches!(&refusal, Error::Paused { operation: Some(by), .. } if *by == operation), "{refusal}");
+    assert!(refusal.retry_after().is_some());
+
+    let waits = rooms.router.acquire(acme.id, soon());
+    let reopen = async {
+        gate_set(&rooms, &acme, Gate::Open, operation).await;
+        rooms.router.reopen(acme.id);
+    };
+    let (lease, ()) = tokio::join!(waits, reopen);
+    assert_eq!(one(&lease.unwrap()).await, 1);
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn a_new_epoch_gets_new_connections() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let acme = rooms.tenant("acme").await;
+    let backend =
+        async |lease: &Lease| -> i32 { lease.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0) };
+    let lease = rooms.lease(&acme).await.unwrap();
+    let first = backend(&lease).await;
+    lease.release(Residue::Nothing);
+    let lease = rooms.lease(&acme).await.unwrap();
+    assert_eq!(backend(&lease).await, first, "the newest connection is used again");
+    lease.release(Residue::Nothing);
+
+    let txn = rooms.catalog.begin().await.unwrap();
+    rooms.catalog.tenant_epoch_bump_in_txn(&txn, acme.id).await.unwrap();
+    txn.commit().await.unwrap();
+    rooms.router.route_forget(acme.id);
+    let lease = rooms.lease(&acme).await.unwrap();
+    assert_ne!(backend(&lease).await, first);
+    lease.release(Residue::Nothing);
+    rooms.sessions_become(1).await;
+    rooms.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_storm_of_deadlines_leaves_nothing_running() {
+    let rooms = Arc::new(Rooms::new(small_budget()).await);
+    let tenants = [rooms.tenant("acme").await, rooms.tenant("beta").await];
+    let watch = Watch::start(&rooms).await;
+    let mut calls = JoinSet::new();
+    for number in 0..600_u64 {
+        let (rooms, tenant) = (Arc::clone(&rooms), tenants[usize::from(number % 2 == 0)].clone());
+        calls.spawn(async move {
+            let call = async {
+                let lease = rooms.lease(&tenant).await?;
+                lease.batch_execute("BEGIN; SELECT pg_sleep(30)").await.unwrap();
+                lease.release(Residue::Nothing);
+                Ok::<(), Error>(())
+            };
+            // Every moment of a call is cut off by some of them.
+            let _cut_off = tokio::time::timeout(Duration::from_millis(number % 60), call).await;
+        });
+    }
+    while let Some(done) = calls.join_next().await {
+        done.unwrap();
+    }
+    let judge = rooms.fleet.judge("postgres").await;
+    let busy =
+        "SELECT count(*) FROM pg_stat_activity WHERE starts_with(application_name, $1 || '_') AND state <> 'idle'";
+    let prefix = rooms.config.naming.prefix();
+    until("no statement and no transaction is left", async || {
+        let count: i64 = judge.query_one(busy, &[&prefix]).await.unwrap().get(0);
+        (count == 0).then_some(())
+    })
+    .await;
+    assert!(watch.end().await <= 6);
+    for tenant in &tenants {
+        let lease = rooms.lease(tenant).await.unwrap();
+        assert_eq!(one(&lease).await, 1);
+        lease.release(Residue::Nothing);
+    }
+    until("the budget is free but for what idles", async || (rooms.server.budget().in_use() <= 12).then_some(())).await;
+    Arc::into_inner(rooms).unwrap().finish().await;
+}
