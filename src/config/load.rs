@@ -11,11 +11,11 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 use super::files::{Credentials, Keys};
-use super::validate;
 use super::{
     BackupConfig, Config, MigratorConfig, OperationsConfig, RouterConfig, ServerConfig, ServerTls, StoreConfig,
     TlsFiles,
 };
+use super::{mending, validate};
 use crate::domain::tenant::Naming;
 use crate::domain::tier::{self, Tier, Tiers};
 
@@ -43,16 +43,22 @@ pub fn load(path: &Path) -> Result<Config, Error> {
     }
     let figment =
         Figment::from(Toml::file_exact(path)).merge(Env::prefixed("TENANTD_").ignore(&["client_config"]).split("__"));
-    let file: File = figment.extract().map_err(|error| fail(error.into_iter().map(|e| e.to_string()).collect()))?;
+    let value = figment.extract().map_err(|error| fail(error.into_iter().map(|e| e.to_string()).collect()))?;
     let base = path.parent().unwrap_or(Path::new("."));
-    let mut problems = Vec::new();
-    let config = file.into_config(base, &mut problems);
+    let mut misfits = Vec::new();
+    let file: Option<File> = mending::read(value, &mut misfits);
+    let mut problems: Vec<String> = Vec::new();
+    let config = file.map(|file| file.into_config(base, &mut problems));
+    if let Some(config) = &config {
+        validate::check(config, &mut problems);
+    }
+    // What is said of a stand-in says nothing of the file.
+    problems.retain(|problem| !misfits.iter().any(|misfit| problem.starts_with(&format!("{}:", misfit.path))));
+    let misfits = misfits.iter().map(|misfit| format!("{}: {}", misfit.path, misfit.text));
+    problems.splice(0..0, misfits);
     match config {
-        Some(config) => {
-            validate::check(&config, &mut problems);
-            if problems.is_empty() { Ok(config) } else { Err(fail(problems)) }
-        }
-        None => Err(fail(problems)),
+        Some(config) if problems.is_empty() => Ok(config),
+        _ => Err(fail(problems)),
     }
 }
 
@@ -222,21 +228,24 @@ fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duratio
 }
 
 impl File {
-    fn into_config(self, base: &Path, problems: &mut Vec<String>) -> Option<Config> {
-        let naming = Naming::new(&self.prefix).map_err(|error| problems.push(format!("prefix: {error}"))).ok();
-        let keys =
-            Keys::read(&base.join(&self.keys_file)).map_err(|error| problems.push(format!("keys_file: {error}"))).ok();
-        let count = self.servers.len();
+    /// Whatever cannot be read is noted, and a stand-in takes its place, so that the rest can be checked too.
+    fn into_config(self, base: &Path, problems: &mut Vec<String>) -> Config {
+        let naming = Naming::new(&self.prefix).unwrap_or_else(|error| {
+            problems.push(format!("prefix: {error}"));
+            Naming::stand_in()
+        });
+        let keys = Keys::read(&base.join(&self.keys_file)).unwrap_or_else(|error| {
+            problems.push(format!("keys_file: {error}"));
+            Keys::stand_in()
+        });
         let servers: Vec<ServerConfig> =
-            self.servers.into_iter().filter_map(|server| server.into_config(base, problems)).collect();
-        let first = servers.first().map(|server| server.name.clone());
-        let complete = servers.len() == count;
-        if count == 0 {
+            self.servers.into_iter().map(|server| server.into_config(base, problems)).collect();
+        let first = servers.first().map_or_else(String::new, |server| server.name.clone());
+        if servers.is_empty() {
             problems.push("servers: at least one is needed".to_owned());
         }
         let tiers: Vec<(String, Tier)> = tier::defaults().into_iter().chain(self.tiers).collect();
-        let (naming, keys, first) = (naming?, keys?, first.filter(|_| complete)?);
-        Some(Config {
+        Config {
             naming,
             listen: self.listen,
             tls: self.tls.map(|tls| TlsFiles {
@@ -269,16 +278,20 @@ impl File {
             },
             tiers: tiers.into_iter().collect(),
             drain_timeout: self.drain_timeout,
-        })
+        }
     }
 }
 
 impl ServerSection {
-    fn into_config(self, base: &Path, problems: &mut Vec<String>) -> Option<ServerConfig> {
-        let credentials = Credentials::read(&base.join(&self.credentials_file))
-            .map_err(|error| problems.push(format!("servers.{}.credentials_file: {error}", self.name)))
-            .ok()?;
-        Some(ServerConfig {
+    fn into_config(self, base: &Path, problems: &mut Vec<String>) -> ServerConfig {
+        let credentials = Credentials::read(&base.join(&self.credentials_file)).unwrap_or_else(|error| {
+            // A stand-in is a file that is known to be missing.
+            if self.credentials_file.as_os_str() != mending::STAND_IN {
+                problems.push(format!("servers.{}.credentials_file: {error}", self.name));
+            }
+            Credentials::stand_in()
+        });
+        ServerConfig {
             name: self.name,
             host: self.host,
             port: self.port,
@@ -288,7 +301,7 @@ impl ServerSection {
             connections_reserved: self.connections_reserved,
             connects_parallel_max: self.connects_parallel_max,
             credentials,
-        })
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 pub mod client;
 mod files;
 mod load;
+mod mending;
 mod validate;
 
 use std::net::SocketAddr;

@@ -162,6 +162,11 @@ macro_rules! identifier {
                 Ok(Self(name))
             }
 
+            /// A name that nothing has, for values that are shown and never used.
+            pub fn stand_in() -> Self {
+                Self("-".to_owned())
+            }
+
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -273,6 +278,11 @@ impl Naming {
             return Err(NameError::Prefix { prefix: prefix.to_owned(), max: Self::PREFIX_BYTES_MAX });
         }
         Ok(Self { prefix: prefix.to_owned() })
+    }
+
+    /// A prefix for values that are checked and never used.
+    pub fn stand_in() -> Self {
+        Self { prefix: "x".to_owned() }
     }
 
     pub fn prefix(&self) -> &str {

@@ -5,7 +5,7 @@
 //! whoever picks it up. Steps may be repeated at any time and must bear it.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -34,6 +34,16 @@ pub(super) struct Engine {
     pub(super) wake: Arc<tokio::sync::Notify>,
     pub(super) stop: CancellationToken,
     pub(super) slots: Arc<Semaphore>,
+    /// What this daemon drives. A lease that ran out while the catalog was slow may be claimed again by the same
+    /// daemon: then the older driver goes first.
+    pub(super) driven: Mutex<BTreeMap<OperationId, Arc<Driver>>>,
+}
+
+/// One drive of one operation.
+#[derive(Debug, Default)]
+pub(super) struct Driver {
+    superseded: CancellationToken,
+    gone: CancellationToken,
 }
 
 impl Engine {
@@ -88,10 +98,18 @@ impl Engine {
     async fn drive(&self, claimed: ClaimedOperation) {
         let id = claimed.operation.id;
         let fence = claimed.fence;
+        let driver = Arc::new(Driver::default());
+        let older = self.driven().insert(id, Arc::clone(&driver));
+        let _gone = driver.gone.clone().drop_guard();
+        if let Some(older) = older {
+            older.superseded.cancel();
+            older.gone.cancelled().await;
+        }
         let span = tracing::info_span!("operation", %id, kind = %claimed.operation.kind, tenant = claimed.operation.tenant_code.as_ref().map(tracing::field::display));
         let outcome = tokio::select! {
             outcome = self.attempt(claimed).instrument(span.clone()) => outcome,
             () = self.heartbeat(id, fence) => Err(Error::ClaimLost { id }),
+            () = driver.superseded.cancelled() => return,
             () = self.stop.cancelled() => {
                 if let Err(error) = self.parts.catalog.operation_release(id, fence).await {
                     span.in_scope(|| tracing::info!(%error, "the claim could not be given back; it runs out by itself"));
@@ -102,7 +120,12 @@ impl Engine {
         if let Err(error) = outcome {
             span.in_scope(|| tracing::warn!(%error, "the operation stands still until a daemon claims it again"));
         }
+        self.driven().retain(|_, other| !Arc::ptr_eq(other, &driver));
         self.announce(id);
+    }
+
+    fn driven(&self) -> MutexGuard<'_, BTreeMap<OperationId, Arc<Driver>>> {
+        self.driven.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns when the claim is lost.

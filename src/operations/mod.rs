@@ -111,6 +111,7 @@ impl Operations {
             wake: Arc::clone(&wake),
             stop: stop.clone(),
             slots: Arc::clone(&slots),
+            driven: std::sync::Mutex::default(),
         };
         parts.tasks.spawn("operations", engine.run());
         Self { parts, changed, wake, stop, slots }
