@@ -8,6 +8,7 @@ mod backup;
 mod catalog;
 mod cluster;
 mod harness;
+mod postgres;
 mod query;
 mod router;
 mod store;
