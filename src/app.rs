@@ -83,6 +83,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the one who started the daemon can put it right: a setting or an argument.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Config(_) | Self::Usage(_))
+    }
+
     fn file(path: &Path, source: std::io::Error) -> Self {
         Self::File { path: path.display().to_string(), source }
     }
@@ -140,6 +145,11 @@ impl App {
     /// Where the daemon listens; the port is real even when 0 was asked for.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Writes the first admin key to `file`, while no admin key exists.
+    pub async fn admin_key_ensure(&self, file: &Path) -> Result<AdminKey, Error> {
+        admin_key::ensure(&self.parts.accounts, file).await
     }
 
     /// Begins to drive operations, those included that an earlier daemon has left.
@@ -221,7 +231,7 @@ async fn check(server: &Server) -> Result<(), postgres::Error> {
 pub async fn serve(config: &Path, admin_key_file: Option<&Path>, tasks: Tasks) -> Result<(), Error> {
     let app = App::build(config::load(config)?, tasks).await?;
     if let Some(file) = admin_key_file {
-        match admin_key::ensure(&app.parts.accounts, file).await? {
+        match app.admin_key_ensure(file).await? {
             AdminKey::Written => tracing::info!(file = %file.display(), "the first admin key is written"),
             AdminKey::Exists => tracing::info!("an admin key exists already; no file is written"),
         }

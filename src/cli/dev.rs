@@ -34,7 +34,7 @@ pub async fn run(arguments: Arguments) -> Result<(), Error> {
     let tasks = Tasks::new(tracing::info_span!("daemon"));
     let progress = |text: &str| output::note(&format!("{text} …"));
     let ready = |ready: &DevReady| output::note(&banner(ready));
-    app::dev(&request, tasks, progress, ready).await.map_err(Error::from)
+    app::dev(&request, tasks, progress, ready).await.map_err(|error| Error::daemon(error.is_usage(), error))
 }
 
 /// What to type next.

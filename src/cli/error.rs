@@ -39,8 +39,9 @@ pub enum Error {
     Silent,
     #[error(transparent)]
     Json(#[from] protobuf_json::Error),
-    #[error(transparent)]
-    App(#[from] crate::app::Error),
+    /// The daemon itself, in the commands that run it.
+    #[error("{source}")]
+    Daemon { is_usage: bool, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("cannot write the result: {0}")]
     Output(io::Error),
 }
@@ -62,13 +63,18 @@ fn failure(operation: &Operation) -> String {
 }
 
 impl Error {
+    /// What ended a daemon of this process; `is_usage` when the one who started it can put it right.
+    pub fn daemon(is_usage: bool, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::Daemon { is_usage, source: Box::new(source) }
+    }
+
     pub fn exit_code(&self) -> ExitCode {
         match self {
             Self::Client(_)
             | Self::Usage(_)
             | Self::Config(_)
             | Self::Input { .. }
-            | Self::App(crate::app::Error::Config(_) | crate::app::Error::Usage(_)) => ExitCode::Usage,
+            | Self::Daemon { is_usage: true, .. } => ExitCode::Usage,
             Self::Unreachable { .. } | Self::Silent => ExitCode::Unavailable,
             Self::Interrupted(_) => ExitCode::Interrupted,
             Self::Refused(status) => exit_code_of(status),
@@ -76,7 +82,7 @@ impl Error {
                 Some("MIGRATION_DIRECTORY_INVALID") => ExitCode::Usage,
                 _ => ExitCode::Failed,
             },
-            Self::App(_) | Self::Incomplete(_) | Self::Json(_) | Self::Output(_) => ExitCode::Failed,
+            Self::Daemon { .. } | Self::Incomplete(_) | Self::Json(_) | Self::Output(_) => ExitCode::Failed,
         }
     }
 

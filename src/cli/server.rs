@@ -80,7 +80,7 @@ async fn bootstrap(arguments: Bootstrap) -> Result<(), Error> {
         catalog: !arguments.no_catalog,
     };
     let tasks = Tasks::new(tracing::info_span!("bootstrap"));
-    let done = app::bootstrap(&request, &tasks).await?;
+    let done = app::bootstrap(&request, &tasks).await.map_err(|error| Error::daemon(error.is_usage(), error))?;
     let _stubborn = tasks.end(std::time::Duration::from_secs(5)).await;
     done.iter().try_for_each(|sentence| output::write(&format!("{sentence}\n")))
 }

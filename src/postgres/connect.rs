@@ -17,7 +17,7 @@ use super::budget::Permit;
 use super::errors::Error;
 use super::lane::Lane;
 use super::server::Server;
-use super::session::{Opened, Order, down_for_good};
+use super::session::{Opened, Order};
 use crate::config::RoleLogin;
 use crate::domain::tenant::DatabaseName;
 
@@ -119,10 +119,10 @@ impl Server {
         request: &ConnectRequest<'_>,
     ) -> Result<(Client, JoinHandle<()>), Error> {
         let opened = self.open(permit, request).await?;
-        let (held, tasks) = (opened.held, self.tasks().clone());
+        let (held, down) = (opened.held, self.tasks().token().clone());
         let sign = self.tasks().spawn("pooled client", async move {
             let _held = held;
-            down_for_good(&tasks).await;
+            down.cancelled().await;
         });
         Ok((opened.client, sign))
     }

@@ -139,10 +139,10 @@ impl Server {
     }
 }
 
-/// How the names of a daemon's sessions begin: with the end of its id, because ids of one minute may begin alike.
+/// How the names of a daemon's sessions begin.
 pub(super) fn instance_prefix(instance: Uuid) -> String {
     let hex = instance.simple().to_string();
-    format!("tenantd {}", &hex[hex.len() - 8..])
+    format!("tenantd {}", &hex[..8])
 }
 
 #[cfg(test)]
@@ -152,6 +152,6 @@ mod tests {
     #[test]
     fn sessions_are_named_after_their_instance() {
         let instance = Uuid::from_u128(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);
-        assert_eq!(instance_prefix(instance), "tenantd 89abcdef");
+        assert_eq!(instance_prefix(instance), "tenantd 01234567");
     }
 }

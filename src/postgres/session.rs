@@ -20,7 +20,6 @@ use super::server::Server;
 use super::socket::{self, Lent, lend};
 use super::tls::Tls;
 use crate::domain::tenant::DatabaseName;
-use crate::shutdown::Tasks;
 
 /// How long a backend may take to go away after its session has ended, before its permit is given out regardless.
 const BACKEND_END_MAX: Duration = Duration::from_secs(30);
@@ -124,8 +123,11 @@ impl Order {
                 }
             }
         };
-        let abandoned = async {
-            gone.cancelled().await;
+        let ended_from_outside = async {
+            tokio::select! {
+                () = gone.cancelled() => {}
+                () = async { self.server.tasks().token().cancelled().await; sleep(SHUTDOWN_GRACE).await; } => return,
+            }
             sleep(CANCEL_DELAY).await;
             loop {
                 if let Err(error) = self.server.cancel_query(cancel).await {
@@ -136,8 +138,7 @@ impl Order {
         };
         tokio::select! {
             () = session => {}
-            () = abandoned => {}
-            () = down_for_good(self.server.tasks()) => {}
+            () = ended_from_outside => {}
         }
     }
 
@@ -159,12 +160,6 @@ impl Order {
             cause,
         }
     }
-}
-
-/// Resolves when the daemon has gone down and nobody should need a session any more.
-pub(super) async fn down_for_good(tasks: &Tasks) {
-    tasks.token().cancelled().await;
-    sleep(SHUTDOWN_GRACE).await;
 }
 
 /// A caller that has gone drops the client, and with it the session.

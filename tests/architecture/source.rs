@@ -16,6 +16,8 @@ pub struct Source {
     pub module: Vec<String>,
     pub text: String,
     pub references: Vec<Reference>,
+    /// It has files of its own below it.
+    pub is_face: bool,
     /// Things that hide what a file names, and are refused for that.
     pub oddities: Vec<(usize, String)>,
     /// Modules that the file declares, by name.
@@ -77,10 +79,6 @@ impl Source {
             "lib.rs" => "lib",
             _ => self.module.first().map_or("", String::as_str),
         }
-    }
-
-    pub fn is_face(&self) -> bool {
-        self.path.ends_with("/mod.rs")
     }
 
     pub fn lines_outside_tests(&self) -> usize {
@@ -195,6 +193,7 @@ impl Scanner<'_> {
                         self.items(body.stream(), &Place { module, in_test: place.in_test });
                         return (at + 3, Some(body.span_close().end().line));
                     }
+                    self.source.is_face |= !self.source.module.is_empty();
                     return (at + 3, Some(line_of(body)));
                 }
             }

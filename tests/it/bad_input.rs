@@ -1,6 +1,6 @@
 //! What people and machines get wrong: each gives a clear error, and nothing is left over.
 
-use tenantd::proto::v1::{Operation, OperationState, VerifyBackupRequest};
+use tenantd::proto::v1::{Operation, OperationState, VerifyBackupRequest, WhoAmIRequest};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 use uuid::Uuid;
@@ -37,6 +37,24 @@ async fn a_bad_code_is_refused_with_the_reason() {
         assert!(field == "code" && text.contains(explanation), "{code:?}: {field}: {text}");
     }
     assert_eq!(fleet.inventory().await, before);
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn without_a_known_key_nothing_answers() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    for key in [None, Some("tnd_nobody"), Some("")] {
+        let stranger = Client::new(daemon.address, key);
+        let refusals = [
+            stranger.access().who_am_i(WhoAmIRequest {}).await.unwrap_err(),
+            stranger.tenant_create(Uuid::new_v4(), "acme").await.unwrap_err(),
+            stranger.execute("acme", "SELECT 1").await.unwrap_err(),
+        ];
+        for refusal in refusals {
+            assert_eq!((refusal.code(), reason(&refusal).as_str()), (Code::Unauthenticated, "UNAUTHENTICATED"));
+        }
+    }
     fleet.stop(daemon).await;
 }
 

@@ -50,7 +50,8 @@ impl Desk {
 
     /// Up, with its demo tenants: it says what to type next.
     async fn ready(&self) {
-        until("dev says what to type next", || async { self.log().contains("./tenantd tenant create").then_some(()) }).await;
+        until("dev says what to type next", || async { self.log().contains("./tenantd tenant create").then_some(()) })
+            .await;
     }
 
     fn command(&self, arguments: &[&str]) -> Output {
@@ -113,14 +114,19 @@ impl Drop for Desk {
 #[tokio::test]
 async fn the_whole_job() {
     let mut desk = Desk::new().await;
-    let created = desk.run(&["tenant", "create", "acme", "--name", "Acme Steel", "--tier", "standard", "--sample-data"]);
+    let created =
+        desk.run(&["tenant", "create", "acme", "--name", "Acme Steel", "--tier", "standard", "--sample-data"]);
     assert!(created.contains("acme") && created.contains("ACTIVE"), "{created}");
     assert!(desk.run(&["resolve", "acme"]).contains("erp_topsteel_acme"));
     assert!(desk.run(&["sql", "acme", "-c", "select count(*) from articles"]).contains("(1 row)"));
     assert_eq!(desk.json(&["resolve", "acme"])["route"]["code"], "acme");
 
     let migration = desk.dir.path().join("tenant-migrations/V900__a_users_own.sql");
-    std::fs::write(&migration, "CREATE TABLE a_users_own (id bigint PRIMARY KEY);\nINSERT INTO a_users_own VALUES (7);\n").unwrap();
+    std::fs::write(
+        &migration,
+        "CREATE TABLE a_users_own (id bigint PRIMARY KEY);\nINSERT INTO a_users_own VALUES (7);\n",
+    )
+    .unwrap();
     let first = desk.json(&["migrate-all"]);
     assert_eq!(first["rollout"]["state"], "ROLLOUT_STATE_SUCCEEDED", "{first}");
     assert_eq!(first["rollout"]["counts"]["migrated"], 3, "two demo tenants and acme: {first}");
@@ -200,8 +206,7 @@ async fn a_tenants_login_reaches_its_own_database_and_no_other() {
     for code in ["acme", "other"] {
         daemon.client.tenant(code).await;
     }
-    let request =
-        ResolveTenantRequest { selector: Some(Selector::Code("acme".to_owned())), include_credentials: true };
+    let request = ResolveTenantRequest { selector: Some(Selector::Code("acme".to_owned())), include_credentials: true };
     let route = daemon.client.router().resolve_tenant(request).await.unwrap().into_inner().route.unwrap();
     let judge = fleet.judge("postgres").await;
     let all = judge.query("SELECT datname::text FROM pg_database WHERE datallowconn", &[]).await.unwrap();

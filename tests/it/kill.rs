@@ -31,6 +31,11 @@ async fn a_backup_survives_kill_9_at_each_step() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn undoing_a_backup_survives_kill_9_at_each_step() {
+    matrix::run(Kind::BackupRefused).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restore_in_place_survives_kill_9_at_each_step() {
     matrix::run(Kind::RestoreInPlace).await;
 }

@@ -1,14 +1,17 @@
 //! The one integration binary: a file per topic, over the harness.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on says so")]
 #![expect(clippy::disallowed_methods, reason = "tests start tasks and daemons that no daemon knows of")]
+#![expect(clippy::print_stderr, reason = "a failed test shows what its daemon logged")]
 
 mod access;
 mod accounts;
 mod backup;
+mod bad_input;
 mod catalog;
 mod cluster;
+mod end_to_end;
 mod harness;
-mod postgres;
+mod kill;
 mod query;
 mod router;
 mod store;

@@ -18,7 +18,7 @@ use super::fleet::Fleet;
 use super::logs;
 
 /// How long the daemon may take to listen.
-const START_MAX: Duration = Duration::from_secs(60);
+const START_MAX: Duration = Duration::from_mins(1);
 
 /// A running daemon in this process, on a port of its own.
 #[derive(Debug)]
@@ -33,7 +33,6 @@ pub struct Daemon {
 /// A daemon in a process of its own.
 #[derive(Debug)]
 pub struct Process {
-    pub address: SocketAddr,
     pub client: Client,
     child: Child,
 }
@@ -44,11 +43,11 @@ impl Fleet {
         let tasks = Tasks::new(logs::root_span(self.naming.prefix()));
         let app = App::build(self.config(), tasks).await.unwrap();
         let key_file = self.admin_key_file();
-        app.admin_key_init(&key_file).await.unwrap();
+        app.admin_key_ensure(&key_file).await.unwrap();
         let address = app.address();
         let (stop, stopped) = oneshot::channel::<()>();
         let running = tokio::spawn(async move {
-            app.run(async move { drop(stopped.await) }).await.unwrap();
+            app.start().serve(async move { drop(stopped.await) }).await.unwrap();
         });
         Daemon { address, client: self.client(address), stop, running }
     }
@@ -56,7 +55,7 @@ impl Fleet {
     /// Why the daemon does not start in this process.
     pub async fn start_refused(&self) -> String {
         let tasks = Tasks::new(logs::root_span(self.naming.prefix()));
-        App::build(self.config(), tasks).await.err().expect("the daemon may not start").to_string()
+        App::build(self.config(), tasks).await.expect_err("the daemon may not start").to_string()
     }
 
     /// Stops the daemon; the fleet is over.
@@ -85,7 +84,7 @@ impl Fleet {
             for line in lines.map_while(Result::ok) {
                 if let Some(address) = line.split("serving address=").nth(1) {
                     let address = address.split_whitespace().next().unwrap_or_default();
-                    drop(found.send(address.parse().unwrap()));
+                    let _ = found.send(address.parse().unwrap());
                 }
                 let is_problem = [" WARN ", " ERROR ", "panicked at"].iter().any(|mark| line.contains(mark));
                 logs::note(&fleet, is_problem, line);
@@ -94,7 +93,7 @@ impl Fleet {
         let address = address.recv_timeout(START_MAX).unwrap_or_else(|_| {
             panic!("the daemon does not listen:\n{}", logs::latest(self.naming.prefix()));
         });
-        Process { address, client: self.client(address), child }
+        Process { client: self.client(address), child }
     }
 
     /// The binary, in the fleet's folder.
@@ -120,16 +119,12 @@ fn read(path: &Path) -> String {
 impl Daemon {
     /// Drains and stops; every task must end in time.
     pub async fn stop(self) {
-        drop(self.stop.send(()));
+        let _ = self.stop.send(());
         self.running.await.unwrap();
     }
 }
 
 impl Process {
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
     /// The process id of a program that the daemon has started, once it has.
     pub async fn child(&self, program: &str) -> u32 {
         super::until("the daemon starts the program", || async { descendant(self.child.id(), program) }).await
@@ -170,7 +165,8 @@ fn descendant(ancestor: u32, program: &str) -> Option<u32> {
             named.push(pid);
         }
     }
-    let below = |pid: &u32| std::iter::successors(Some(*pid), |pid| parents.get(pid).copied()).any(|pid| pid == ancestor);
+    let below =
+        |pid: &u32| std::iter::successors(Some(*pid), |pid| parents.get(pid).copied()).any(|pid| pid == ancestor);
     named.into_iter().find(below)
 }
 

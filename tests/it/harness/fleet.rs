@@ -124,7 +124,7 @@ impl Fleet {
         let mut text = String::new();
         for (section, values) in sections {
             if !section.is_empty() {
-                text += &format!("\n{section}\n");
+                text = text + "\n" + section + "\n";
             }
             text.extend(values.into_iter().map(|(name, value)| format!("{name} = {value}\n")));
         }
@@ -153,7 +153,6 @@ impl Fleet {
             ("[store]", "access_key_id", quoted(ACCESS_KEY)),
             ("[store]", "secret_access_key", quoted(machine.s3_secret.expose_secret())),
             ("[store]", "path_style", "true".to_owned()),
-            ("[operations]", "lease", quoted("2s")),
             ("[operations]", "poll_interval", quoted("100ms")),
         ]
     }
@@ -171,6 +170,7 @@ impl Fleet {
     pub fn store(&self) -> Store {
         let mut config = self.config().store;
         config.endpoint = Some(format!("http://{}", self.machine.s3));
+        config.secret_access_key = self.machine.s3_secret.clone();
         Store::new(&config)
     }
 

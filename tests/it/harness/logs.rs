@@ -60,7 +60,7 @@ pub fn problems(fleet: &str) -> Vec<String> {
 
 /// What to show beside a failure.
 pub fn latest(fleet: &str) -> String {
-    lines().get(fleet).map_or_else(String::new, |lines| lines.latest.iter().map(|line| format!("{line}\n")).collect())
+    lines().get(fleet).map_or_else(String::new, |lines| lines.latest.iter().cloned().collect::<Vec<_>>().join("\n"))
 }
 
 struct Capture;

@@ -10,7 +10,7 @@
 //! ```
 
 mod client;
-//mod daemon;
+mod daemon;
 mod fleet;
 mod leftovers;
 mod logs;
@@ -20,17 +20,16 @@ mod standstill;
 
 use std::time::Duration;
 
-pub use client::{Client, Key, Keyed, reason, result_text};
-//pub use daemon::{Daemon, Process, signal};
-pub use fleet::{Fleet, Spec, THINGS};
-pub use leftovers::{Inventory, Leftovers};
+pub use client::{Client, reason, result_text};
+pub use daemon::{Process, signal};
+pub use fleet::{Fleet, Spec};
 pub use logs::root_span;
 pub use machine::{Machine, machine};
 pub use proxy::Proxy;
 pub use standstill::{Armed, Point, Standstills};
 
 /// How long anything may take that a test waits for; far more than it needs.
-const PATIENCE: Duration = Duration::from_mins(1);
+const PATIENCE: Duration = Duration::from_mins(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(15);
 
 /// Awaits a condition that can only be asked for, bounded.

@@ -50,6 +50,13 @@ pub struct Point {
     pub state: &'static str,
 }
 
+impl Point {
+    /// Where a daemon takes an operation.
+    pub fn is_claim(&self) -> bool {
+        self.place == "operations" && self.state == "RUNNING"
+    }
+}
+
 /// A point that is armed for one operation.
 #[derive(Debug, Clone, Copy)]
 pub struct Armed {

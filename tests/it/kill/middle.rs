@@ -12,13 +12,18 @@ use crate::harness::{Fleet, Point, Proxy, Spec, Standstills, machine, result_tex
 
 /// About 24 MB in the dump, and half of it in the bucket: random digits do not compress further.
 pub const BLOBS: &str = "CREATE TABLE blobs AS
-    SELECT n, (SELECT string_agg(md5(random()::text || n), '') FROM generate_series(1, 256)) AS noise
+    SELECT n, (SELECT string_agg(md5(random()::text || n || g), '') FROM generate_series(1, 256) AS g) AS noise
     FROM generate_series(1, 3000) AS n";
+
+/// A successor takes over soon.
+fn short_lease() -> Spec {
+    Spec::default().setting("[operations]", "lease", "\"3s\"")
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn during_the_upload() {
     let proxy = Proxy::start(machine().s3).await;
-    let fleet = Fleet::new(Spec { store: Some(proxy.address), ..Spec::default() }).await;
+    let fleet = Fleet::new(Spec { store: Some(proxy.address), ..short_lease() }).await;
     let daemon = fleet.spawn();
     daemon.client.tenant("acme").await;
     let judge = fleet.judge(&format!("{}_acme", fleet.naming.prefix())).await;
@@ -45,13 +50,16 @@ async fn during_the_upload() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn during_a_migration() {
-    let fleet = Fleet::new(Spec::default().setting("[migrator]", "lock_timeout", "\"50s\"")).await;
+    let fleet = Fleet::new(short_lease().setting("[migrator]", "lock_timeout", "\"50s\"")).await;
     let daemon = fleet.spawn();
     daemon.client.tenant("acme").await;
     let database = format!("{}_acme", fleet.naming.prefix());
     let (holder, judge) = (fleet.judge(&database).await, fleet.judge(&database).await);
     holder.batch_execute("BEGIN; LOCK TABLE things IN ACCESS SHARE MODE").await.unwrap();
-    fleet.migration("V2__colours.sql", "CREATE TABLE colours (name text);\nALTER TABLE things ADD COLUMN colour text;\n");
+    fleet.migration(
+        "V2__colours.sql",
+        "CREATE TABLE colours (name text);\nALTER TABLE things ADD COLUMN colour text;\n",
+    );
 
     let rollout = daemon.client.rollout_create(Uuid::new_v4(), 0).await.unwrap();
     let backend = waiter(&judge).await;
@@ -71,7 +79,7 @@ async fn during_a_migration() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn during_pg_restore() {
-    let fleet = Fleet::new(Spec::default()).await;
+    let fleet = Fleet::new(short_lease()).await;
     let daemon = fleet.spawn();
     daemon.client.tenant("acme").await;
     let backup = daemon.client.backup("acme").await;
@@ -91,7 +99,8 @@ async fn during_pg_restore() {
     let restore = daemon.child("pg_restore").await;
     daemon.kill();
     until("pg_restore dies with its daemon", || async {
-        let running = std::fs::read_to_string(format!("/proc/{restore}/comm")).is_ok_and(|name| name.contains("pg_restore"));
+        let running =
+            std::fs::read_to_string(format!("/proc/{restore}/comm")).is_ok_and(|name| name.contains("pg_restore"));
         (!running).then_some(())
     })
     .await;
@@ -111,7 +120,8 @@ async fn during_pg_restore() {
 async fn waiter(judge: &Client) -> i32 {
     let query = "SELECT l.pid FROM pg_locks l JOIN pg_database d ON d.oid = l.database
         WHERE d.datname = current_database() AND NOT l.granted";
-    until("a session waits for a lock", || async { judge.query_opt(query, &[]).await.unwrap().map(|row| row.get(0)) }).await
+    until("a session waits for a lock", || async { judge.query_opt(query, &[]).await.unwrap().map(|row| row.get(0)) })
+        .await
 }
 
 fn counts(pairs: &[(&str, i64)]) -> BTreeMap<String, i64> {
