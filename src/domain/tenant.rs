@@ -342,6 +342,11 @@ pub fn database_under_construction(operation: Uuid) -> DatabaseName {
     DatabaseName(format!("tenantd_new_{}", operation.simple()))
 }
 
+/// Where sessions go that belong to no database in particular.
+pub fn maintenance_database() -> DatabaseName {
+    DatabaseName("postgres".to_owned())
+}
+
 /// The name that a database keeps after a restore has replaced it.
 pub fn database_replaced(operation: Uuid) -> DatabaseName {
     DatabaseName(format!("tenantd_old_{}", operation.simple()))

@@ -34,7 +34,7 @@ pub enum Kind {
     Shutdown,
     /// 57014: cancelled, or the statement took too long.
     Cancelled,
-    /// 55006, 55000: somebody uses the object, or it takes no sessions at the moment.
+    /// 55006 or, from a connect, 55000: somebody uses the object, or it takes no sessions at the moment.
     InUse,
     /// 42P04, 42710, 42P06, 23505: there is one already.
     Duplicate,
@@ -160,7 +160,9 @@ fn kind_of(code: &SqlState, routine: Option<&str>) -> Kind {
         "40001" => Kind::Serialization,
         "57P01" | "57P02" | "57P03" => Kind::Shutdown,
         "57014" => Kind::Cancelled,
-        "55006" | "55000" => Kind::InUse,
+        "55006" => Kind::InUse,
+        // Many things have this code; from here it says that the database takes no sessions.
+        "55000" if routine == Some("CheckMyDatabase") => Kind::InUse,
         "42P04" | "42710" | "42P06" | "23505" => Kind::Duplicate,
         code if code.starts_with("08") => Kind::Unreachable,
         _ => Kind::Other,
@@ -207,7 +209,7 @@ mod tests {
         for code in ["53300", "55P03", "40P01", "40001", "57P01", "57P03", "08006"] {
             assert!(transient(code), "{code}");
         }
-        for code in ["3D000", "28P01", "42501", "57014", "42601", "23505"] {
+        for code in ["3D000", "28P01", "42501", "57014", "42601", "23505", "55000"] {
             assert!(!transient(code), "{code}");
         }
     }

@@ -14,13 +14,11 @@ use super::lane::Lane;
 use super::socket::{self, lend};
 use super::tls::Tls;
 use crate::config::{RoleLogin, ServerConfig};
-use crate::domain::tenant::DatabaseName;
+use crate::domain::tenant::{DatabaseName, maintenance_database};
 use crate::shutdown::Tasks;
 
 /// How long a cancel request may take.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
-/// Where sessions go that belong to no database in particular.
-const MAINTENANCE_DATABASE: &str = "postgres";
 
 /// A handle on one server. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -45,8 +43,6 @@ impl Server {
     /// Reads the TLS roots; opens nothing. `instance` is this daemon's, and part of its sessions' names.
     pub fn new(config: &ServerConfig, tasks: &Tasks, instance: Uuid) -> Result<Self, Error> {
         let connects = config.connects_parallel_max.max(1) as usize;
-        let maintenance_database = DatabaseName::new(MAINTENANCE_DATABASE)
-            .map_err(|error| Error::Tls { server: config.name.clone(), reason: error.to_string() })?;
         Ok(Self(Arc::new(Inner {
             config: config.clone(),
             instance,
@@ -55,7 +51,7 @@ impl Server {
             budget: Budget::new(&config.name, config.connections_max, config.connections_reserved),
             gates: std::array::from_fn(|_lane| Arc::new(Semaphore::new(connects))),
             opening: Arc::new(Semaphore::new(connects)),
-            maintenance_database,
+            maintenance_database: maintenance_database(),
         })))
     }
 
