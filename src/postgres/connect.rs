@@ -17,7 +17,7 @@ use super::budget::Permit;
 use super::errors::Error;
 use super::lane::Lane;
 use super::server::Server;
-use super::session::{Opened, Order};
+use super::session::{Opened, Order, down_for_good};
 use crate::config::RoleLogin;
 use crate::domain::tenant::DatabaseName;
 
@@ -119,10 +119,10 @@ impl Server {
         request: &ConnectRequest<'_>,
     ) -> Result<(Client, JoinHandle<()>), Error> {
         let opened = self.open(permit, request).await?;
-        let (held, down) = (opened.held, self.tasks().token().clone());
+        let (held, tasks) = (opened.held, self.tasks().clone());
         let sign = self.tasks().spawn("pooled client", async move {
             let _held = held;
-            down.cancelled().await;
+            down_for_good(&tasks).await;
         });
         Ok((opened.client, sign))
     }

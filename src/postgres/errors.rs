@@ -54,7 +54,7 @@ pub enum Error {
     ConnectTimeout { server: String, database: String },
     #[error("the server {server} cannot be reached at {address}: {cause}; check that it runs there")]
     Unreachable { server: String, address: String, cause: io::Error },
-    #[error("the server {server} refuses the role {role} a session in the database {database}: {}", describe(.cause))]
+    #[error("the role {role} gets no session in the database {database} on the server {server}: {}", describe(.cause))]
     Connect { server: String, database: String, role: String, cause: tokio_postgres::Error },
     #[error("TLS towards the server {server} cannot be set up: {reason}")]
     Tls { server: String, reason: String },

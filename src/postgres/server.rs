@@ -135,10 +135,10 @@ impl Server {
     }
 }
 
-/// How the names of a daemon's sessions begin.
+/// How the names of a daemon's sessions begin: with the end of its id, because ids of one minute may begin alike.
 pub(super) fn instance_prefix(instance: Uuid) -> String {
     let hex = instance.simple().to_string();
-    format!("tenantd {}", &hex[..8])
+    format!("tenantd {}", &hex[hex.len() - 8..])
 }
 
 #[cfg(test)]
@@ -148,6 +148,6 @@ mod tests {
     #[test]
     fn sessions_are_named_after_their_instance() {
         let instance = Uuid::from_u128(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);
-        assert_eq!(instance_prefix(instance), "tenantd 01234567");
+        assert_eq!(instance_prefix(instance), "tenantd 89abcdef");
     }
 }

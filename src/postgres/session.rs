@@ -20,6 +20,7 @@ use super::server::Server;
 use super::socket::{self, Lent, lend};
 use super::tls::Tls;
 use crate::domain::tenant::DatabaseName;
+use crate::shutdown::Tasks;
 
 /// How long a backend may take to go away after its session has ended, before its permit is given out regardless.
 const BACKEND_END_MAX: Duration = Duration::from_secs(30);
@@ -123,11 +124,8 @@ impl Order {
                 }
             }
         };
-        let ended_from_outside = async {
-            tokio::select! {
-                () = gone.cancelled() => {}
-                () = async { self.server.tasks().token().cancelled().await; sleep(SHUTDOWN_GRACE).await; } => return,
-            }
+        let abandoned = async {
+            gone.cancelled().await;
             sleep(CANCEL_DELAY).await;
             loop {
                 if let Err(error) = self.server.cancel_query(cancel).await {
@@ -138,7 +136,8 @@ impl Order {
         };
         tokio::select! {
             () = session => {}
-            () = ended_from_outside => {}
+            () = abandoned => {}
+            () = down_for_good(self.server.tasks()) => {}
         }
     }
 
@@ -160,6 +159,12 @@ impl Order {
             cause,
         }
     }
+}
+
+/// Resolves when the daemon has gone down and nobody should need a session any more.
+pub(super) async fn down_for_good(tasks: &Tasks) {
+    tasks.token().cancelled().await;
+    sleep(SHUTDOWN_GRACE).await;
 }
 
 /// A caller that has gone drops the client, and with it the session.

@@ -12,6 +12,7 @@ mod cluster;
 mod end_to_end;
 mod harness;
 mod kill;
+mod postgres;
 mod query;
 mod router;
 mod store;
