@@ -1,4 +1,4 @@
-//! AccessService.
+//! AccessService: who calls, and the keys of those who may. A key's secret is in one answer and nowhere else.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;

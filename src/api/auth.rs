@@ -88,7 +88,7 @@ where
                 }
                 () = guard.cut.cancelled() => Err(status::draining()),
             };
-            Ok(answer.unwrap_or_else(Status::into_http))
+            Ok(answer.unwrap_or_else(status::answer))
         };
         Box::pin(call.instrument(span))
     }
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn timeouts_are_as_grpc_writes_them() {
-        assert_eq!(timeout("2H"), Some(Duration::from_secs(7_200)));
+        assert_eq!(timeout("2H"), Some(Duration::from_hours(2)));
         assert_eq!(timeout("250m"), Some(Duration::from_millis(250)));
         assert_eq!(timeout("99999999n"), Some(Duration::from_nanos(99_999_999)));
         for bad in ["", "S", "1", "1x", "123456789S", "-1S", "1.5S", "é"] {

@@ -1,4 +1,4 @@
-//! BackupService.
+//! BackupService: backups of the tenants in the caller's scope. Must not know how one is made or restored.
 
 use tonic::{Request, Response, Status};
 use uuid::Uuid;

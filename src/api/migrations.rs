@@ -1,4 +1,4 @@
-//! MigrationService.
+//! MigrationService: rollouts over the whole fleet, for callers whose scope is the whole fleet.
 
 use std::collections::HashMap;
 use std::time::Duration;

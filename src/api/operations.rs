@@ -1,4 +1,4 @@
-//! OperationService.
+//! OperationService: what goes on, and went on, with the tenants in the caller's scope.
 
 use futures_util::StreamExt as _;
 use tonic::{Request, Response, Status};

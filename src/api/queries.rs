@@ -1,4 +1,4 @@
-//! QueryService.
+//! QueryService: one statement over the router's pools, for callers who may reach the tenant. Must not read the SQL.
 
 use tonic::{Request, Response, Status};
 

@@ -1,4 +1,4 @@
-//! RouterService.
+//! RouterService: where a tenant is. A password is in the answer only when it was asked for and may be seen.
 
 use std::sync::Arc;
 

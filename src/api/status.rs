@@ -7,6 +7,8 @@ use std::error::Error as StdError;
 use std::fmt::Display;
 use std::time::Duration;
 
+use http::Response;
+use tonic::body::Body;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 use uuid::Uuid;
@@ -78,6 +80,11 @@ pub(super) fn internal(error: &(dyn StdError + 'static)) -> Status {
     )
     .meta("error_id", error_id)
     .status()
+}
+
+/// The status as the answer of a call.
+pub(super) fn answer(status: Status) -> Response<Body> {
+    status.into_http()
 }
 
 fn not_found(reason: Reason, kind: &str, name: impl Display, message: impl Display) -> Status {

@@ -1,4 +1,5 @@
-//! TenantService.
+//! TenantService: the life cycle of the tenants in the caller's scope. Changes are operations, begun here and
+//! driven elsewhere.
 
 use tonic::{Request, Response, Status};
 

@@ -66,13 +66,15 @@ async fn create(arguments: Create, context: &Context, connection: &Connection) -
     let (request_id, validate_only) = (mutation.request_id(), mutation.validate_only);
     let message = CreateBackupRequest { request_id, validate_only, tenant };
     let answer = connection.backups().create_backup(request(message)).await?.into_inner();
-    let settled = settle(connection, context.output, wait, answer.operation).await?;
+    let settled = settle(context, connection, wait, answer.operation).await?;
     let ended = match &settled {
-        Settled::Ended(operation) => created_text(&backup_get(connection, backup_id(operation)?).await?),
+        Settled::Ended(operation) => {
+            created_text(&context.program, &backup_get(connection, backup_id(operation)?).await?)
+        }
         Settled::Valid | Settled::Begun(_) => String::new(),
     };
     let answer = CreateBackupResponse { operation: settled.operation().cloned() };
-    context.output.answer(&answer, || settled.text(|_| ended))
+    context.output.answer(&answer, || settled.text(context, |_| ended))
 }
 
 /// The id that a backup's operation has as its result.
@@ -84,9 +86,12 @@ fn backup_id(operation: &Operation) -> Result<String, Error> {
     }
 }
 
-fn created_text(backup: &Backup) -> String {
+fn created_text(program: &str, backup: &Backup) -> String {
     let id = &backup.backup_id;
-    format!("{}\nCheck it:    tenantd backup verify {id}\nRestore it:  tenantd restore {id} --in-place\n", text(backup))
+    format!(
+        "{}\nCheck it:    {program} backup verify {id}\nRestore it:  {program} restore {id} --in-place\n",
+        text(backup)
+    )
 }
 
 async fn backup_get(connection: &Connection, backup_id: String) -> Result<Backup, Error> {
@@ -167,7 +172,7 @@ fn text(backup: &Backup) -> String {
         ("SHA-256", backup.sha256.clone()),
         ("Schema version", backup.schema_version.to_string()),
         ("PostgreSQL", backup.server_version.clone()),
-        ("pg_dump", backup.dump_version.clone()),
+        ("pg_dump", backup.dump_version.trim_start_matches("pg_dump (PostgreSQL) ").to_owned()),
     ])
 }
 

@@ -4,9 +4,10 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::Logs;
+use serde_json::{Value, json};
+
 use super::error::Error;
-use super::output;
+use super::{Context, Logs};
 use crate::app::{self, DevReady, DevRequest};
 use crate::shutdown::Tasks;
 
@@ -15,6 +16,7 @@ pub struct Arguments {
     /// Where the private cluster, the objects and the keys are kept.
     #[arg(long, value_name = "DIR", default_value = ".tenantd")]
     data_dir: PathBuf,
+    /// Where to answer calls.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7432")]
     listen: SocketAddr,
     /// The migrations of the tenants' databases.
@@ -24,7 +26,7 @@ pub struct Arguments {
     logs: Logs,
 }
 
-pub async fn run(arguments: Arguments) -> Result<(), Error> {
+pub async fn run(arguments: Arguments, context: &Context) -> Result<(), Error> {
     arguments.logs.init()?;
     let request = DevRequest {
         data_dir: arguments.data_dir,
@@ -32,9 +34,25 @@ pub async fn run(arguments: Arguments) -> Result<(), Error> {
         tenant_migrations_dir: arguments.tenant_migrations,
     };
     let tasks = Tasks::new(tracing::info_span!("daemon"));
-    let progress = |text: &str| output::note(&format!("{text} …"));
-    let ready = |ready: &DevReady| output::note(&banner(ready));
-    app::dev(&request, tasks, progress, ready).await.map_err(|error| Error::daemon(error.is_usage(), error))
+    let progress = |text: &str| context.output.note(&format!("{text} …"));
+    let mut printed = Ok(());
+    let ready = |ready: &DevReady| printed = context.output.local(&value(ready), || banner(ready));
+    app::dev(&request, tasks, progress, ready).await.map_err(|error| Error::daemon(error.is_usage(), error))?;
+    printed
+}
+
+fn value(ready: &DevReady) -> Value {
+    json!({
+        "endpoint": ready.endpoint,
+        "clientConfig": ready.client_config.display().to_string(),
+        "dataDir": ready.data_dir.display().to_string(),
+        "clusterDir": ready.cluster_dir.display().to_string(),
+        "postgresPort": ready.postgres_port,
+        "postgresVersion": ready.postgres_version,
+        "objectStore": ready.s3_endpoint,
+        "bucket": ready.bucket,
+        "tenants": ready.tenants,
+    })
 }
 
 /// What to type next.
@@ -67,6 +85,6 @@ fn banner(ready: &DevReady) -> String {
         // Writing to a text cannot fail.
         let _ = writeln!(text, "  {command:<64} {what}");
     }
-    text.push_str("\nCtrl-C stops everything; the next start goes on with the same data.");
+    text.push_str("\nCtrl-C stops everything; the next start goes on with the same data.\n");
     text
 }

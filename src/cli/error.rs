@@ -27,12 +27,16 @@ pub enum Error {
         "the daemon at {endpoint} does not answer: {cause}. Start it with \"tenantd dev\" or \"tenantd serve\", or name another with --endpoint"
     )]
     Unreachable { endpoint: String, cause: String },
-    #[error("{}", human::printable(.0.message()))]
-    Refused(Box<Status>),
+    #[error("{}", human::printable(.status.message()))]
+    Refused {
+        status: Box<Status>,
+        /// The place in what was sent that the daemon did not like.
+        place: Option<String>,
+    },
     #[error("{} {}{}", .0.kind, ended(.0), failure(.0))]
     Operation(Box<Operation>),
-    #[error("interrupted; operation {0} goes on in the daemon: tenantd operation watch {0}")]
-    Interrupted(String),
+    #[error("interrupted; the operation goes on in the daemon: {program} operation watch {id}")]
+    Interrupted { program: String, id: String },
     #[error("the daemon's answer has no {0}; is it of another version than this program?")]
     Incomplete(&'static str),
     #[error("the daemon keeps ending the stream; try again later")]
@@ -41,14 +45,14 @@ pub enum Error {
     Json(#[from] protobuf_json::Error),
     /// The daemon itself, in the commands that run it.
     #[error("{source}")]
-    Daemon { is_usage: bool, source: Box<dyn std::error::Error + Send + Sync> },
+    Daemon { is_usage: bool, source: Box<dyn StdError + Send + Sync> },
     #[error("cannot write the result: {0}")]
     Output(io::Error),
 }
 
 impl From<Status> for Error {
     fn from(status: Status) -> Self {
-        Self::Refused(Box::new(status))
+        Self::Refused { status: Box::new(status), place: None }
     }
 }
 
@@ -64,25 +68,23 @@ fn failure(operation: &Operation) -> String {
 
 impl Error {
     /// What ended a daemon of this process; `is_usage` when the one who started it can put it right.
-    pub fn daemon(is_usage: bool, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+    pub fn daemon(is_usage: bool, source: impl StdError + Send + Sync + 'static) -> Self {
         Self::Daemon { is_usage, source: Box::new(source) }
     }
 
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Client(_)
-            | Self::Usage(_)
-            | Self::Config(_)
-            | Self::Input { .. }
-            | Self::Daemon { is_usage: true, .. } => ExitCode::Usage,
+            Self::Client(_) | Self::Usage(_) | Self::Config(_) | Self::Input { .. } => ExitCode::Usage,
             Self::Unreachable { .. } | Self::Silent => ExitCode::Unavailable,
-            Self::Interrupted(_) => ExitCode::Interrupted,
-            Self::Refused(status) => exit_code_of(status),
+            Self::Interrupted { .. } => ExitCode::Interrupted,
+            Self::Daemon { is_usage: true, .. } => ExitCode::Usage,
+            Self::Daemon { .. } => ExitCode::Failed,
+            Self::Refused { status, .. } => exit_code_of(status),
             Self::Operation(operation) => match operation.error.as_ref().map(|error| error.reason.as_str()) {
                 Some("MIGRATION_DIRECTORY_INVALID") => ExitCode::Usage,
                 _ => ExitCode::Failed,
             },
-            Self::Daemon { .. } | Self::Incomplete(_) | Self::Json(_) | Self::Output(_) => ExitCode::Failed,
+            Self::Incomplete(_) | Self::Json(_) | Self::Output(_) => ExitCode::Failed,
         }
     }
 
@@ -90,7 +92,10 @@ impl Error {
     pub fn text(&self) -> String {
         let mut lines = vec![format!("error: {self}")];
         match self {
-            Self::Refused(status) => lines.extend(details_lines(status)),
+            Self::Refused { status, place } => {
+                lines.extend(place.iter().flat_map(|place| place.lines()).map(|line| format!("  {line}")));
+                lines.extend(details_lines(status));
+            }
             Self::Operation(operation) => {
                 lines.push(format!("  operation: {}", operation.operation_id));
                 if let Some(error) = operation.error.as_ref().filter(|error| !error.reason.is_empty()) {
@@ -106,7 +111,7 @@ impl Error {
     pub fn json(&self) -> Value {
         let mut error = json!({ "message": self.to_string(), "exitCode": self.exit_code().number() });
         match self {
-            Self::Refused(status) => details_json(status, &mut error),
+            Self::Refused { status, .. } => details_json(status, &mut error),
             Self::Operation(operation) => {
                 error["operation"] = protobuf_json::value(operation.as_ref()).unwrap_or_default();
             }
@@ -132,10 +137,17 @@ fn details_lines(status: &Status) -> Vec<String> {
     let details = status.get_error_details();
     let mut lines = Vec::new();
     for violation in details.bad_request().into_iter().flat_map(|bad| &bad.field_violations) {
-        lines.push(format!("  {}: {}", violation.field, human::printable(&violation.description)));
+        // The problem of a single field is the message already.
+        if violation.description == status.message() {
+            lines.push(format!("  field: {}", violation.field));
+        } else {
+            lines.push(format!("  {}: {}", violation.field, human::printable(&violation.description)));
+        }
     }
     for violation in details.precondition_failure().into_iter().flat_map(|failure| &failure.violations) {
-        lines.push(format!("  {}: {}", violation.subject, human::printable(&violation.description)));
+        if !status.message().contains(&violation.description) {
+            lines.push(format!("  {}: {}", violation.subject, human::printable(&violation.description)));
+        }
     }
     if let Some(info) = details.error_info() {
         let mut metadata: Vec<_> = info.metadata.iter().collect();
@@ -157,7 +169,7 @@ fn details_lines(status: &Status) -> Vec<String> {
 
 fn details_json(status: &Status, error: &mut Value) {
     let details = status.get_error_details();
-    error["code"] = json!(format!("{:?}", status.code()));
+    error["code"] = json!(code_name(status.code()));
     if let Some(info) = details.error_info() {
         error["reason"] = json!(info.reason);
         error["metadata"] = json!(info.metadata);
@@ -171,6 +183,18 @@ fn details_json(status: &Status, error: &mut Value) {
     }
 }
 
+/// As gRPC writes it: `NOT_FOUND`.
+fn code_name(code: Code) -> String {
+    let mut name = String::new();
+    for letter in format!("{code:?}").chars() {
+        if letter.is_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(letter.to_ascii_uppercase());
+    }
+    name
+}
+
 fn retry_delay(details: &ErrorDetails) -> Option<std::time::Duration> {
     details.retry_info().and_then(|info| info.retry_delay)
 }
@@ -178,4 +202,41 @@ fn retry_delay(details: &ErrorDetails) -> Option<std::time::Duration> {
 /// The causes of an error, outermost first.
 pub fn sources(error: &dyn StdError) -> impl Iterator<Item = String> {
     std::iter::successors(error.source(), |error| (*error).source()).map(ToString::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic_types::FieldViolation;
+
+    fn refusal(fields: Vec<FieldViolation>, message: &str) -> Error {
+        let mut details = ErrorDetails::new();
+        details.set_bad_request(fields).set_error_info("INVALID_ARGUMENT", "tenantd", std::collections::HashMap::new());
+        Status::with_error_details(Code::InvalidArgument, message, details).into()
+    }
+
+    #[test]
+    fn every_bad_field_is_a_line() {
+        let fields = vec![FieldViolation::new("code", "it is reserved"), FieldViolation::new("tier", "it is unknown")];
+        let error = refusal(fields, "2 fields of the request are not usable");
+        insta::assert_snapshot!(error.text(), @r"
+        error: 2 fields of the request are not usable
+          code: it is reserved
+          tier: it is unknown
+          reason: INVALID_ARGUMENT
+        ");
+        assert_eq!(error.exit_code(), ExitCode::Usage);
+        assert_eq!(error.json()["error"]["code"], json!("INVALID_ARGUMENT"));
+        assert_eq!(error.json()["error"]["fieldViolations"][1]["field"], json!("tier"));
+    }
+
+    #[test]
+    fn a_single_problem_is_said_once() {
+        let error = refusal(vec![FieldViolation::new("code", "it is reserved")], "it is reserved");
+        insta::assert_snapshot!(error.text(), @r"
+        error: it is reserved
+          field: code
+          reason: INVALID_ARGUMENT
+        ");
+    }
 }

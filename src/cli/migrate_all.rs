@@ -59,16 +59,16 @@ pub async fn run(arguments: Arguments, context: &Context) -> Result<ExitCode, Er
     let begun = answer.rollout.ok_or(Error::Incomplete("rollout"))?;
     if arguments.wait.no_wait {
         let answer = CreateRolloutResponse { rollout: Some(begun.clone()) };
-        context.output.answer(&answer, || begun_text(&begun.rollout_id))?;
+        context.output.answer(&answer, || begun_text(&context.program, &begun.rollout_id))?;
         return Ok(ExitCode::Done);
     }
     let id = begun.rollout_id.clone();
     let mut view = View::new(context.output, &begun);
     tokio::select! {
         ended = follow(&connection, &id, &mut view) => ended?,
-        _ = tokio::signal::ctrl_c() => return Err(Error::Interrupted(id)),
+        _ = tokio::signal::ctrl_c() => return Err(Error::Interrupted { program: context.program.clone(), id }),
     }
-    drop(view);
+    view.finish();
     report(context.output, rollout_get(&connection, id).await?)
 }
 
@@ -126,6 +126,12 @@ impl View {
         Self { output, progress: Progress::new(output), state: RolloutState::Running, seen: BTreeMap::new() }
     }
 
+    /// Takes the bar away, and leaves a line between the tenants and the report.
+    fn finish(self) {
+        drop(self.progress);
+        self.output.note("");
+    }
+
     fn show(&mut self, rollout: &Rollout) -> Result<(), Error> {
         self.state = rollout.state();
         let mut now = "";
@@ -167,8 +173,9 @@ fn target_line(target: &RolloutTarget) -> Option<String> {
 }
 
 fn failure(target: &RolloutTarget) -> String {
-    let sqlstate = if target.sqlstate.is_empty() { String::new() } else { format!(" ({})", target.sqlstate) };
-    format!("{}{sqlstate}", human::printable(&target.error))
+    let error = human::printable(&target.error);
+    // Most messages of PostgreSQL's have it already.
+    if error.contains(&target.sqlstate) { error } else { format!("{error} ({})", target.sqlstate) }
 }
 
 /// Prints how it ended.
@@ -188,16 +195,18 @@ fn report(output: Output, rollout: Rollout) -> Result<ExitCode, Error> {
     Ok(code)
 }
 
-fn begun_text(rollout_id: &str) -> String {
-    format!("Rollout {rollout_id} has begun.\n\nFollow it: tenantd operation watch {rollout_id}\n")
+fn begun_text(program: &str, rollout_id: &str) -> String {
+    format!("Rollout {rollout_id} has begun.\n\nFollow it: {program} operation watch {rollout_id}\n")
 }
 
 fn report_text(rollout: &Rollout) -> String {
     let counts = rollout.counts.unwrap_or_default();
     let version = rollout.target_version;
-    let tenants = human::plural(i64::try_from(rollout.targets.len()).unwrap_or(i64::MAX), "tenant");
     if rollout.state() == RolloutState::Succeeded && counts.migrated == 0 && counts.ahead == 0 {
-        return format!("Nothing to do: {tenants} at version {version} already.\n");
+        return match rollout.targets.len() {
+            1 => format!("Nothing to do: the tenant is at version {version}.\n"),
+            count => format!("Nothing to do: all {count} tenants are at version {version}.\n"),
+        };
     }
     let changed = |target: &&RolloutTarget| target.state() != RolloutTargetState::Current;
     let columns = [
@@ -294,6 +303,6 @@ mod tests {
             targets: vec![target("acme", RolloutTargetState::Current, "")],
             ..Rollout::default()
         };
-        assert_eq!(report_text(&rollout), "Nothing to do: 1 tenant at version 4 already.\n");
+        assert_eq!(report_text(&rollout), "Nothing to do: the tenant is at version 4.\n");
     }
 }

@@ -45,6 +45,9 @@ use output::{Format, Output};
 #[derive(Debug, clap::Parser)]
 #[command(name = "tenantd", version, after_help = exit_code::HELP, max_term_width = 110)]
 pub struct CommandLine {
+    /// How the program was called, for commands that a person is told to type next.
+    #[arg(skip)]
+    program: String,
     #[command(flatten)]
     global: Global,
     #[command(subcommand)]
@@ -125,6 +128,7 @@ impl Logs {
 /// What every command gets.
 #[derive(Debug)]
 struct Context {
+    program: String,
     output: Output,
     flags: ClientFlags,
 }
@@ -137,18 +141,21 @@ impl Context {
 
 /// Parses the command line. Prints help, or what is wrong with the arguments, and answers with the code to end with.
 pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<CommandLine, ExitCode> {
+    let arguments: Vec<_> = arguments.collect();
+    let program = arguments.first().map_or("tenantd".into(), |name| name.to_string_lossy()).into_owned();
     CommandLine::command()
         .try_get_matches_from(arguments)
         .and_then(|matches| CommandLine::from_arg_matches(&matches))
+        .map(|command_line| CommandLine { program, ..command_line })
         .map_err(|error| output::usage(&error))
 }
 
 /// Runs the command, and prints why it failed if it did.
 pub async fn run(command_line: CommandLine) -> ExitCode {
-    let CommandLine { global, command } = command_line;
+    let CommandLine { program, global, command } = command_line;
     let output = Output::new(global.output);
     let flags = ClientFlags { endpoint: global.endpoint, key_file: global.key_file, file: global.client_config };
-    match command.run(&Context { output, flags }).await {
+    match command.run(&Context { program, output, flags }).await {
         Ok(code) => code,
         Err(error) => {
             output.error(&error);
@@ -166,9 +173,9 @@ pub fn fail(error: &std::io::Error) -> ExitCode {
 impl Command {
     async fn run(self, context: &Context) -> Result<ExitCode, Error> {
         match self {
-            Self::Dev(arguments) => dev::run(arguments).await?,
+            Self::Dev(arguments) => dev::run(arguments, context).await?,
             Self::Serve(arguments) => serve::run(arguments).await?,
-            Self::Server(command) => command.run().await?,
+            Self::Server(command) => command.run(context).await?,
             Self::Tenant(command) => command.run(context).await?,
             Self::Resolve(arguments) => resolve::run(arguments, context).await?,
             Self::Sql(arguments) => sql::run(arguments, context).await?,

@@ -65,7 +65,7 @@ impl Command {
             }
             Self::Watch { operation_id } => {
                 let operation = wait::operation_get(&connection, &operation_id).await?;
-                let operation = wait::to_the_end(&connection, context.output, operation).await?;
+                let operation = wait::to_the_end(context, &connection, operation).await?;
                 show(context, &operation)
             }
         }

@@ -46,7 +46,7 @@ pub async fn run(arguments: Arguments, context: &Context) -> Result<(), Error> {
         reason: arguments.reason,
     };
     let answer = connection.backups().restore_backup(request(message)).await?.into_inner();
-    let settled = settle(&connection, context.output, arguments.wait, answer.operation).await?;
+    let settled = settle(context, &connection, arguments.wait, answer.operation).await?;
     let answer = RestoreBackupResponse { operation: settled.operation().cloned() };
-    context.output.answer(&answer, || settled.text(operation::summary))
+    context.output.answer(&answer, || settled.text(context, operation::summary))
 }

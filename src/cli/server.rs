@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
+use serde_json::json;
+
 use super::error::Error;
-use super::{Logs, output};
+use super::{Context, Logs};
 use crate::app::{self, BootstrapRequest};
 use crate::config::{RoleLogin, ServerTls};
 use crate::domain::tenant::RoleName;
@@ -17,8 +19,10 @@ pub enum Command {
 
 #[derive(Debug, clap::Args)]
 pub struct Bootstrap {
+    /// Where the server is.
     #[arg(long, value_name = "HOST")]
     host: String,
+    /// Its port.
     #[arg(long, value_name = "PORT", default_value_t = 5432)]
     port: u16,
     /// A superuser; its rights are used for this command only.
@@ -50,14 +54,14 @@ pub struct Bootstrap {
 }
 
 impl Command {
-    pub async fn run(self) -> Result<(), Error> {
+    pub async fn run(self, context: &Context) -> Result<(), Error> {
         match self {
-            Self::Bootstrap(arguments) => bootstrap(arguments).await,
+            Self::Bootstrap(arguments) => bootstrap(arguments, context).await,
         }
     }
 }
 
-async fn bootstrap(arguments: Bootstrap) -> Result<(), Error> {
+async fn bootstrap(arguments: Bootstrap, context: &Context) -> Result<(), Error> {
     arguments.logs.init()?;
     let usage = |error: &dyn std::fmt::Display| Error::Usage(error.to_string());
     let password = match &arguments.superuser_password_file {
@@ -82,5 +86,5 @@ async fn bootstrap(arguments: Bootstrap) -> Result<(), Error> {
     let tasks = Tasks::new(tracing::info_span!("bootstrap"));
     let done = app::bootstrap(&request, &tasks).await.map_err(|error| Error::daemon(error.is_usage(), error))?;
     let _stubborn = tasks.end(std::time::Duration::from_secs(5)).await;
-    done.iter().try_for_each(|sentence| output::write(&format!("{sentence}\n")))
+    context.output.local(&json!({ "done": done }), || done.iter().flat_map(|said| ["  ✓ ", said, "\n"]).collect())
 }

@@ -3,8 +3,7 @@
 use super::connection::Connection;
 use super::error::Error;
 use super::operation;
-use super::output::Output;
-use super::wait;
+use super::{Context, wait};
 use crate::proto::v1::Operation;
 
 /// Whether a command waits for the operation that it began.
@@ -35,12 +34,12 @@ impl Settled {
     }
 
     /// The text for people; `ended` is what there is to say of an end.
-    pub fn text(&self, ended: impl FnOnce(&Operation) -> String) -> String {
+    pub fn text(&self, context: &Context, ended: impl FnOnce(&Operation) -> String) -> String {
         match self {
             Self::Valid => "Everything is in order; nothing was changed.\n".to_owned(),
             Self::Begun(operation) => {
-                let id = &operation.operation_id;
-                format!("{}\nFollow it: tenantd operation watch {id}\n", operation::text(operation))
+                let (program, id) = (&context.program, &operation.operation_id);
+                format!("{}\nFollow it: {program} operation watch {id}\n", operation::text(operation))
             }
             Self::Ended(operation) => ended(operation),
         }
@@ -49,14 +48,14 @@ impl Settled {
 
 /// Waits for the operation that an answer carries, unless there is none or nobody wants to wait.
 pub async fn settle(
+    context: &Context,
     connection: &Connection,
-    output: Output,
     wait: Wait,
     begun: Option<Operation>,
 ) -> Result<Settled, Error> {
     match begun {
         None => Ok(Settled::Valid),
         Some(begun) if wait.no_wait => Ok(Settled::Begun(begun)),
-        Some(begun) => Ok(Settled::Ended(wait::to_the_end(connection, output, begun).await?)),
+        Some(begun) => Ok(Settled::Ended(wait::to_the_end(context, connection, begun).await?)),
     }
 }

@@ -49,10 +49,8 @@ pub async fn run(arguments: Arguments, context: &Context) -> Result<(), Error> {
         Err(status) => {
             let details = status.get_error_details();
             let position = details.error_info().and_then(|info| info.metadata.get("position")?.parse().ok());
-            if let Some(place) = position.and_then(|position| place(&sql, position)) {
-                context.output.note(&place);
-            }
-            return Err(status.into());
+            let place = position.and_then(|position| place(&sql, position));
+            return Err(Error::Refused { status: Box::new(status), place });
         }
     };
     context.output.answer(&answer, || text(&answer))

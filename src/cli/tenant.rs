@@ -131,13 +131,13 @@ async fn create(arguments: Create, context: &Context, connection: &Connection) -
     let (wait, message) = (arguments.wait, arguments.into_message());
     let code = message.code.clone();
     let mut answer = connection.tenants().create_tenant(request(message)).await?.into_inner();
-    let settled = settle(connection, context.output, wait, answer.operation.take()).await?;
+    let settled = settle(context, connection, wait, answer.operation.take()).await?;
     if let Settled::Ended(_) = settled {
         answer.tenant = Some(tenant_get(connection, code).await?);
     }
     answer.operation = settled.operation().cloned();
     let tenant_text = || answer.tenant.as_ref().map(text).unwrap_or_default();
-    context.output.answer(&answer, || settled.text(|_| tenant_text()))
+    context.output.answer(&answer, || settled.text(context, |_| tenant_text()))
 }
 
 impl Create {
@@ -167,9 +167,9 @@ async fn suspend(arguments: Suspend, context: &Context, connection: &Connection)
     let (request_id, validate_only) = (mutation.request_id(), mutation.validate_only);
     let message = SuspendTenantRequest { request_id, validate_only, tenant: tenant.clone(), reason };
     let answer = connection.tenants().suspend_tenant(request(message)).await?.into_inner();
-    let settled = settle(connection, context.output, wait, answer.operation).await?;
+    let settled = settle(context, connection, wait, answer.operation).await?;
     let answer = SuspendTenantResponse { operation: settled.operation().cloned() };
-    let text = text_after(connection, tenant, &settled).await?;
+    let text = text_after(context, connection, tenant, &settled).await?;
     context.output.answer(&answer, || text)
 }
 
@@ -178,19 +178,24 @@ async fn resume(arguments: Resume, context: &Context, connection: &Connection) -
     let (request_id, validate_only) = (mutation.request_id(), mutation.validate_only);
     let message = ResumeTenantRequest { request_id, validate_only, tenant: tenant.clone() };
     let answer = connection.tenants().resume_tenant(request(message)).await?.into_inner();
-    let settled = settle(connection, context.output, wait, answer.operation).await?;
+    let settled = settle(context, connection, wait, answer.operation).await?;
     let answer = ResumeTenantResponse { operation: settled.operation().cloned() };
-    let text = text_after(connection, tenant, &settled).await?;
+    let text = text_after(context, connection, tenant, &settled).await?;
     context.output.answer(&answer, || text)
 }
 
 /// The tenant as it is after an operation.
-async fn text_after(connection: &Connection, tenant: String, settled: &Settled) -> Result<String, Error> {
+async fn text_after(
+    context: &Context,
+    connection: &Connection,
+    tenant: String,
+    settled: &Settled,
+) -> Result<String, Error> {
     let ended = match settled {
         Settled::Ended(_) => text(&tenant_get(connection, tenant).await?),
         Settled::Valid | Settled::Begun(_) => String::new(),
     };
-    Ok(settled.text(|_| ended))
+    Ok(settled.text(context, |_| ended))
 }
 
 /// One tenant, by id or code.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tonic::{Code, Status, Streaming};
 
+use super::Context;
 use super::connection::Connection;
 use super::error::Error;
 use super::human;
@@ -23,14 +24,14 @@ const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// When it ended in another state than SUCCEEDED.
-pub async fn to_the_end(connection: &Connection, output: Output, operation: Operation) -> Result<Operation, Error> {
+pub async fn to_the_end(context: &Context, connection: &Connection, operation: Operation) -> Result<Operation, Error> {
     let id = operation.operation_id.clone();
-    let mut view = View::new(output, operation);
+    let mut view = View::new(context.output, operation);
     tokio::select! {
         ended = follow(connection, &id, &mut view) => ended?,
-        _ = tokio::signal::ctrl_c() => return Err(Error::Interrupted(id)),
+        _ = tokio::signal::ctrl_c() => return Err(Error::Interrupted { program: context.program.clone(), id }),
     }
-    let operation = view.operation;
+    let operation = view.finish();
     match operation.state() {
         OperationState::Succeeded => Ok(operation),
         _ => Err(Error::Operation(Box::new(operation))),
@@ -147,6 +148,13 @@ impl View {
         output.note(&format!("{subject} (operation {})", operation.operation_id));
         let progress = Progress::new(output);
         Self { output, progress, seen: Vec::new(), operation }
+    }
+
+    /// Takes the bar away, and leaves a line between the steps and what follows.
+    fn finish(self) -> Operation {
+        drop(self.progress);
+        self.output.note("");
+        self.operation
     }
 
     fn show(&mut self, operation: Operation) {
