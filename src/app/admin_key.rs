@@ -7,7 +7,7 @@ use secrecy::ExposeSecret as _;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::Error;
+use super::error::Error;
 use crate::accounts::{Accounts, NewApiKey};
 use crate::config::write_private;
 use crate::domain::permission::Role;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::Error;
+use super::error::Error;
 use crate::config::{Credentials, Keys, RoleLogin, ServerConfig, ServerTls, write_private};
 use crate::domain::tenant::{Naming, RoleName};
 use crate::postgres::{ConnectRequest, Connection, Lane, Server, SessionOptions, bootstrap as postgres_bootstrap};

@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::bootstrap::{credentials, keys, superuser};
-use super::{App, Error, TASKS_END_MAX, admin_key};
+use super::daemon::{App, TASKS_END_MAX};
+use super::error::Error;
 use crate::config::{self, ServerConfig, ServerTls};
 use crate::domain::operation::OperationState;
 use crate::domain::tenant::Naming;
@@ -90,7 +91,7 @@ async fn serve_on(
     let text = configuration(request, cluster, &s3, &s3_secret);
     replace_private(&files.config, &text)?;
     let app = App::build(config::load(&files.config)?, tasks.clone()).await?;
-    admin_key::ensure(&app.parts.accounts, &files.admin_key).await?;
+    app.admin_key_ensure(&files.admin_key).await?;
     let endpoint = format!("http://{}", app.address());
     replace_private(&files.client, &format!("endpoint = {endpoint:?}\nkey_file = \"admin.key\"\n"))?;
     let running = app.start();

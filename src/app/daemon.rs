@@ -1,0 +1,177 @@
+//! The daemon: configuration → build (ports bound, catalog ready, nothing running) → start → serve → drain with a
+//! deadline. Knows neither where its configuration came from nor what began it.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use uuid::Uuid;
+
+use super::admin_key::{self, AdminKey};
+use super::error::Error;
+use crate::access::Access;
+use crate::accounts::Accounts;
+use crate::api::{self, Api};
+use crate::catalog::Catalog;
+use crate::config::Config;
+use crate::operations::{Operations, Parts};
+use crate::postgres::{self, Server, admin};
+use crate::router::Router;
+use crate::secrets::{Envelope, ManifestSigner};
+use crate::shutdown::Tasks;
+use crate::store::Store;
+
+/// The oldest PostgreSQL that is served.
+const POSTGRES_MAJOR_MIN: i32 = 15;
+/// How long operations may take to give their claims back.
+const OPERATIONS_STOP_MAX: Duration = Duration::from_secs(5);
+/// How long tasks may take to end after the drain.
+pub(super) const TASKS_END_MAX: Duration = Duration::from_secs(10);
+
+/// A daemon that is built and bound, and not yet running.
+#[derive(Debug)]
+pub struct App {
+    config: Arc<Config>,
+    tasks: Tasks,
+    listener: TcpListener,
+    address: SocketAddr,
+    parts: Parts,
+}
+
+impl App {
+    /// Binds the port, reaches the servers, and brings the shared and the auth database to this version's schema.
+    pub async fn build(config: Config, tasks: Tasks) -> Result<Self, Error> {
+        let listen_error = |source| Error::Listen { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
+        let address = listener.local_addr().map_err(listen_error)?;
+        let instance = Uuid::new_v4();
+        let servers = servers(&config, &tasks, instance).await?;
+        let home = servers.get(&config.catalog_server).ok_or_else(|| {
+            Error::Usage(format!("catalog_server {:?} is none of the servers", config.catalog_server))
+        })?;
+        let catalog = Catalog::new(home, &config.naming.shared_database())?;
+        catalog.migrate().await?;
+        let accounts = Accounts::new(home, &config.naming.auth_database())?;
+        accounts.migrate().await?;
+        for server in &config.servers {
+            catalog.server_register(&server.name, &server.host, server.port).await?;
+        }
+        let catalog_id = catalog.id().await?;
+        let store = Store::new(&config.store);
+        store.check().await?;
+        let envelope = Arc::new(Envelope::new(&config.keys.key_encryption_key)?);
+        let signer = ManifestSigner::new(&config.keys.manifest_signing_key)?;
+        let router = Router::new(
+            config.router.clone(),
+            config.tiers.clone(),
+            config.naming.clone(),
+            servers.clone(),
+            catalog.clone(),
+            Arc::clone(&envelope),
+            &tasks,
+        );
+        let config = Arc::new(config);
+        let parts = Parts {
+            config: Arc::clone(&config),
+            catalog_id,
+            instance,
+            tasks: tasks.clone(),
+            catalog,
+            accounts,
+            servers,
+            router,
+            store,
+            envelope,
+            signer,
+        };
+        Ok(Self { config, tasks, listener, address, parts })
+    }
+
+    /// Writes the first admin key to `file`, while no admin key exists.
+    pub async fn admin_key_ensure(&self, file: &Path) -> Result<AdminKey, Error> {
+        admin_key::ensure(&self.parts.accounts, file).await
+    }
+
+    /// Where the daemon listens; the port is real even when 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Begins to drive operations, those included that an earlier daemon has left.
+    pub fn start(self) -> Running {
+        let Self { config, tasks, listener, address, parts } = self;
+        let api = Api {
+            config: Arc::clone(&config),
+            catalog: parts.catalog.clone(),
+            accounts: parts.accounts.clone(),
+            access: Access::new(parts.accounts.clone(), &tasks),
+            router: parts.router.clone(),
+            tasks: tasks.clone(),
+            operations: Operations::start(parts),
+        };
+        Running { config, tasks, listener, address, api }
+    }
+}
+
+/// A daemon that drives operations and is about to answer calls.
+#[derive(Debug)]
+pub struct Running {
+    config: Arc<Config>,
+    tasks: Tasks,
+    listener: TcpListener,
+    address: SocketAddr,
+    api: Api,
+}
+
+impl Running {
+    pub fn operations(&self) -> &Operations {
+        &self.api.operations
+    }
+
+    /// Serves until `shutdown` resolves, then drains: health says so, new calls are refused, running ones end within
+    /// the deadline, operations give their claims back, and every task is joined.
+    pub async fn serve(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
+        let Self { config, tasks, listener, address, api } = self;
+        tracing::info!(%address, prefix = config.naming.prefix(), "serving");
+        let operations = api.operations.clone();
+        let served = api::serve(listener, api, shutdown).await;
+        operations.stop(OPERATIONS_STOP_MAX).await;
+        let stubborn = tasks.end(TASKS_END_MAX).await;
+        if !stubborn.is_empty() {
+            tracing::warn!(?stubborn, "tasks that did not end in time were cut off");
+        }
+        tracing::info!("stopped");
+        Ok(served?)
+    }
+}
+
+/// Reaches every server once and learns its version.
+async fn servers(config: &Config, tasks: &Tasks, instance: Uuid) -> Result<BTreeMap<String, Server>, Error> {
+    let mut servers = BTreeMap::new();
+    for server in &config.servers {
+        let failed = |source: postgres::Error| Error::Server {
+            name: server.name.clone(),
+            host: server.host.clone(),
+            port: server.port,
+            source: Box::new(source),
+        };
+        let handle = Server::new(server, tasks, instance).map_err(failed)?;
+        check(&handle).await.map_err(failed)?;
+        servers.insert(server.name.clone(), handle);
+    }
+    Ok(servers)
+}
+
+/// Logs in once, and refuses what is too old.
+async fn check(server: &Server) -> Result<(), postgres::Error> {
+    let client = server.connect_admin(server.maintenance_database()).await?;
+    let version = admin::server_version(&client).await?;
+    if version.major() < POSTGRES_MAJOR_MIN {
+        return Err(postgres::Error::ServerTooOld { version: version.text, major_min: POSTGRES_MAJOR_MIN });
+    }
+    Ok(())
+}
