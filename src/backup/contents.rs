@@ -1,14 +1,14 @@
 //! The list of an archive's contents (`pg_restore --list`), and what a restore takes from it.
 //!
-//! Left out is what the daemon puts into a new database by itself, as another role: extensions and their comments, the
-//! schemas `public` and `tenantd`, and grants, which name roles of the database that was dumped.
+//! Left out is what the daemon puts into a new database by itself, as another role: the schemas `public` and `tenantd`,
+//! and grants, which name roles of the database that was dumped. Extensions are created unless they are there already,
+//! and their comments are left out, because those belong to whoever made them.
 
 /// Beginnings of entries that are not restored. An entry reads `4; 2615 2200 SCHEMA - public owner`, and what kind it
 /// is stands in front of every name that a tenant may choose.
 const LEFT_OUT: &[&str] = &[
     "ACL ",
     "DEFAULT ACL ",
-    "EXTENSION ",
     "COMMENT - EXTENSION ",
     "SCHEMA - public ",
     "COMMENT - SCHEMA public ",
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn what_the_daemon_makes_by_itself_is_left_out_and_names_deceive_nobody() {
-        assert_eq!(filter(LIST), "6;\n214;\n215;\n3341;\n3404;\n3350;\n");
+        assert_eq!(filter(LIST), "6;\n2;\n214;\n215;\n3341;\n3404;\n3350;\n");
     }
 
     #[test]

@@ -36,7 +36,11 @@ SET LOCAL idle_in_transaction_session_timeout = 0;";
 /// enum or a `regclass` is made of OIDs, which a restore changes, and json, xml and point have none. `format` calls
 /// the type's output function; a cast would call the tenant's own, if it has defined one. Generated columns are left
 /// out, because they follow from the others.
+///
+/// Large objects count as one more table, if there are any: page by page, because one may be larger than any value. A
+/// page of zeros may be stored or not.
 const TABLES: &str = "
+SELECT * FROM (
 SELECT n.nspname, c.relname,
        format('SELECT count(*), coalesce(sum(hash_record_extended(ROW(%s), 0)), 0) FROM ONLY %I.%I',
               columns.list, n.nspname, c.relname)
@@ -60,7 +64,14 @@ WHERE c.relkind = 'r' AND c.relpersistence <> 't'
   AND n.nspname NOT LIKE 'pg\\_%' AND n.nspname NOT IN ('information_schema', 'tenantd')
   AND NOT EXISTS (SELECT FROM pg_depend d
                   WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
-ORDER BY n.nspname COLLATE \"C\", c.relname COLLATE \"C\"";
+UNION ALL
+SELECT 'pg_catalog', 'pg_largeobject',
+       'SELECT (SELECT count(*) FROM pg_largeobject_metadata),
+               coalesce(sum(hash_record_extended(ROW(loid::int8, pageno, rtrim(data, ''\\x00'')), 0)), 0)
+        FROM pg_largeobject WHERE rtrim(data, ''\\x00'') <> '''''
+WHERE EXISTS (SELECT FROM pg_largeobject_metadata)
+) AS tables (schema, name, statement)
+ORDER BY schema COLLATE \"C\", name COLLATE \"C\"";
 
 /// A sequence that was never used stands at its start. Identity and serial columns have sequences, too.
 const SEQUENCES: &str = "

@@ -11,6 +11,8 @@ use tokio::sync::mpsc;
 use super::Error;
 use super::archive::CHUNK_BYTES;
 
+/// What a pipe holds; no read gives more.
+const READ_BYTES: usize = 64 * 1024;
 /// Chunks that may wait for the thread.
 const CHUNKS_WAITING_MAX: usize = 4;
 
@@ -47,7 +49,9 @@ pub(super) async fn pump(
     let mut buffer = BytesMut::new();
     let mut bytes = 0_u64;
     loop {
-        buffer.reserve(CHUNK_BYTES);
+        if buffer.capacity() < READ_BYTES {
+            buffer = BytesMut::with_capacity(CHUNK_BYTES);
+        }
         let reading = source.read_buf(&mut buffer);
         let read = match stall_timeout {
             Some(limit) => tokio::time::timeout(limit, reading).await.map_err(|_elapsed| Broken::Stalled(limit))?,

@@ -226,7 +226,9 @@ pub(super) async fn extensions_create(
     extensions: &[Extension],
 ) -> Result<(), StepError> {
     let client = place.server.connect_admin(database).await?;
-    for extension in extensions.iter().filter(|extension| extension.name != "plpgsql") {
+    // Those in a schema of the tenant's own come with the archive, after their schema.
+    let at_once = |extension: &&Extension| extension.name != "plpgsql" && extension.schema == "public";
+    for extension in extensions.iter().filter(at_once) {
         admin::extension_create(&client, &extension.name, &extension.schema).await?;
     }
     Ok(())

@@ -33,7 +33,7 @@ async fn a_hostile_schema_comes_back_as_it_was() {
     let place = Place::new(Spec::default()).await;
     place.run(HOSTILE).await;
     let (backup, manifest) = place.backup_new().await;
-    assert_eq!(manifest.tables.len(), 17);
+    assert_eq!(manifest.tables.len(), 19);
     assert!(manifest.tables.iter().any(|table| table.name.contains('\n') && table.row_count == 2));
     assert_eq!(manifest_read(&place.store, &place.signer, backup).await.unwrap(), manifest);
     assert_eq!(place.verify(&manifest).await.unwrap(), Check::ALL);

@@ -101,3 +101,11 @@ EXCEPTION WHEN OTHERS THEN
 END $$;
 CREATE TABLE trapped (a int CHECK (public.escalate(a)));
 INSERT INTO trapped VALUES (1);
+-- Extensions that the tenant made by itself, one of them in a schema that comes with the archive.
+CREATE SCHEMA ext;
+CREATE EXTENSION citext SCHEMA ext;
+CREATE EXTENSION hstore;
+CREATE TABLE extended (a ext.citext PRIMARY KEY, b hstore);
+INSERT INTO extended VALUES ('Text', 'a=>1'), ('other', NULL);
+-- A large object with a hole in it.
+SELECT lo_put(4242, 20000, 'after the hole');
