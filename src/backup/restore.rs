@@ -1,4 +1,4 @@
-//! A backup into a new, empty database that the daemon has prepared: roles and their settings, grants, extensions and
+//! A backup into a new, empty database that the daemon has prepared: roles and their settings, grants and
 //! the identity row are there before, and nobody uses it yet.
 //!
 //! `pg_restore` runs as the tenant's own login, so that no function in the archive gets a right that the tenant lacks.

@@ -56,7 +56,6 @@ pub(super) async fn fill(run: &Run, generation: i64) -> Result<Done, StepError> 
     }
     let parts = &run.parts;
     let identity = parts.tenant_backup_identity(manifest.tenant_id).await.map_err(secret_missing)?;
-    tenant_parts::extensions_create(&place, &name, &manifest.extensions).await?;
     let login = tenant_parts::login(run, &place, TenantRole::Migrator).await?;
     let request = RestoreRequest {
         server: &place.server,

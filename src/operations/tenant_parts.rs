@@ -9,7 +9,6 @@ use super::Parts;
 use super::step::{Done, Run, StepError};
 use crate::catalog::{NewLicense, Tenant, TenantRef};
 use crate::config::RoleLogin;
-use crate::domain::backup::Extension;
 use crate::domain::lifecycle::{TenantState, Transition};
 use crate::domain::migration::MigrationFile;
 use crate::domain::tenant::{DatabaseName, RoleName, TenantId, TenantRole, database_under_construction};
@@ -217,21 +216,6 @@ pub(super) async fn login(run: &Run, place: &Place, role: TenantRole) -> Result<
 #[expect(clippy::needless_pass_by_value, reason = "used as a function of map_err")]
 pub(super) fn secret_missing(error: super::Error) -> StepError {
     StepError::internal(error.to_string())
-}
-
-/// What the archive leaves out: extensions are put into a new database before its contents.
-pub(super) async fn extensions_create(
-    place: &Place,
-    database: &DatabaseName,
-    extensions: &[Extension],
-) -> Result<(), StepError> {
-    let client = place.server.connect_admin(database).await?;
-    // Those in a schema of the tenant's own come with the archive, after their schema.
-    let at_once = |extension: &&Extension| extension.name != "plpgsql" && extension.schema == "public";
-    for extension in extensions.iter().filter(at_once) {
-        admin::extension_create(&client, &extension.name, &extension.schema).await?;
-    }
-    Ok(())
 }
 
 /// A direct connection as one of the tenant's roles.

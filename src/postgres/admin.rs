@@ -126,15 +126,6 @@ pub async fn database_comment(client: &Client, name: &DatabaseName) -> Result<Op
     Ok(rows.first().map(|row| row.try_get(0)).transpose()?.flatten())
 }
 
-/// Puts an extension into the database that `client` is in; one that is there already is no error. The schema
-/// has to be there.
-pub async fn extension_create(client: &Client, name: &str, schema: &str) -> Result<(), Error> {
-    let identifier = postgres_protocol::escape::escape_identifier;
-    let (name, schema) = (identifier(name), identifier(schema));
-    client.batch_execute(&format!("CREATE EXTENSION IF NOT EXISTS {name} SCHEMA {schema}")).await?;
-    Ok(())
-}
-
 pub async fn database_rename(client: &Client, from: &DatabaseName, to: &DatabaseName) -> Result<(), Error> {
     client.batch_execute(&format!("ALTER DATABASE {} RENAME TO {}", from.quoted(), to.quoted())).await?;
     Ok(())
