@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures_util::TryStreamExt as _;
 use refinery_core::Migration;
 use refinery_core::traits::r#async::{AsyncMigrate, AsyncQuery, AsyncTransaction};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::error::{DbError, ErrorPosition};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
@@ -28,6 +28,8 @@ const ATTEMPTS_MAX: u32 = 3;
 const ATTEMPT_PAUSE_FIRST: Duration = Duration::from_millis(250);
 const POLL_INTERVAL_FIRST: Duration = Duration::from_millis(25);
 const POLL_INTERVAL_MAX: Duration = Duration::from_millis(500);
+/// How long the last word after a failure may take, on a session that may be broken.
+const ABANDON_MAX: Duration = Duration::from_secs(5);
 
 /// A driver's method has failed, and the driver knows why.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +107,7 @@ impl<'a> Driver<'a> {
 
     /// Gives the lock back after a failure. If even that fails, the session's end gives it back.
     pub(super) async fn abandon(&mut self) {
-        if self.finish("SELECT").await.is_err() {
+        if !matches!(timeout(ABANDON_MAX, self.finish("SELECT")).await, Ok(Ok(_))) {
             tracing::debug!("the tenant's migration lock goes with its session");
         }
     }

@@ -13,7 +13,7 @@ mod kinds;
 mod migrate_fleet;
 mod restore_as_new;
 mod restore_in_place;
-mod sample_data;
+pub mod sample_data;
 mod step;
 mod submit;
 mod suspend_tenant;

@@ -15,6 +15,7 @@ mod kill;
 mod postgres;
 mod query;
 mod router;
+mod migrator;
 mod store;
 mod tenants;
 mod the_harness;
