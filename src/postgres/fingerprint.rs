@@ -11,7 +11,7 @@ use super::errors::Error;
 /// To be sent as a simple query, outside of a transaction: it brings its own, whose `search_path` makes the server
 /// print every name with its schema. The only row has one column, the fingerprint in hexadecimal.
 pub const SQL: &str = concat!(
-    "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path = pg_catalog;\n",
+    "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL search_path = pg_catalog, pg_temp;\n",
     include_str!("fingerprint.sql"),
     "; COMMIT"
 );
