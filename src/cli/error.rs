@@ -74,17 +74,19 @@ impl Error {
 
     pub fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Client(_) | Self::Usage(_) | Self::Config(_) | Self::Input { .. } => ExitCode::Usage,
+            Self::Client(_)
+            | Self::Usage(_)
+            | Self::Config(_)
+            | Self::Input { .. }
+            | Self::Daemon { is_usage: true, .. } => ExitCode::Usage,
             Self::Unreachable { .. } | Self::Silent => ExitCode::Unavailable,
             Self::Interrupted { .. } => ExitCode::Interrupted,
-            Self::Daemon { is_usage: true, .. } => ExitCode::Usage,
-            Self::Daemon { .. } => ExitCode::Failed,
             Self::Refused { status, .. } => exit_code_of(status),
             Self::Operation(operation) => match operation.error.as_ref().map(|error| error.reason.as_str()) {
                 Some("MIGRATION_DIRECTORY_INVALID") => ExitCode::Usage,
                 _ => ExitCode::Failed,
             },
-            Self::Incomplete(_) | Self::Json(_) | Self::Output(_) => ExitCode::Failed,
+            Self::Daemon { .. } | Self::Incomplete(_) | Self::Json(_) | Self::Output(_) => ExitCode::Failed,
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod access;
 mod accounts;
+mod api;
 mod backup;
 mod bad_input;
 mod catalog;
@@ -14,6 +15,7 @@ mod harness;
 mod kill;
 mod migrator;
 mod postgres;
+mod python;
 mod query;
 mod router;
 mod store;
