@@ -23,9 +23,11 @@ use crate::domain::operation::{OperationId, OperationState, StepState};
 
 /// How often one step may be begun, by any daemon, before the operation is undone.
 const STEP_ATTEMPTS_MAX: i32 = 5;
-/// Undoing is repeated for what may pass: a server that restarts, a session that lingers.
-const UNDO_ATTEMPTS_MAX: u32 = 5;
+/// Undoing is repeated, for half a minute, for what may pass: a server that restarts or has no room, a session that
+/// lingers, a store that refuses for a while.
+const UNDO_ATTEMPTS_MAX: u32 = 11;
 const UNDO_PAUSE_MIN: Duration = Duration::from_millis(200);
+const UNDO_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Claims and drives operations until the daemon goes down.
 pub(super) struct Engine {
@@ -257,7 +259,7 @@ async fn undo(run: &Run, step: &Step) -> Result<(), StepError> {
             Err(failure) => tracing::info!(step = step.name, "undoing is tried again: {failure}"),
         }
         tokio::time::sleep(pause).await;
-        pause *= 2;
+        pause = (pause * 2).min(UNDO_PAUSE_MAX);
     }
     (step.undo)(run).await
 }

@@ -190,8 +190,12 @@ impl From<crate::store::Error> for StepError {
 
 impl From<crate::backup::Error> for StepError {
     fn from(error: crate::backup::Error) -> Self {
-        let reason = if error.is_damage() { "BACKUP_CORRUPT" } else { "INTERNAL" };
-        Self::failed(reason, error.to_string())
+        match error {
+            error if error.is_damage() => Self::failed("BACKUP_CORRUPT", error.to_string()),
+            crate::backup::Error::Store(error) => error.into(),
+            crate::backup::Error::Postgres(error) => error.into(),
+            error => Self::internal(error.to_string()),
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! What people and machines get wrong: each gives a clear error, and nothing is left over.
 
-use tenantd::proto::v1::{Operation, OperationState, VerifyBackupRequest, WhoAmIRequest};
+use tenantd::proto::v1::{
+    GetOperationRequest, Operation, OperationState, OperationStepState, VerifyBackupRequest, WhoAmIRequest,
+};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 use uuid::Uuid;
@@ -167,6 +169,16 @@ async fn failed(client: &Client, operation: &Operation) -> Operation {
     ended
 }
 
+/// Waits until the operation's failure is being undone.
+async fn undoing(client: &Client, operation: &Operation) {
+    until("a step is being undone", || async {
+        let request = GetOperationRequest { operation_id: operation.operation_id.clone() };
+        let now = client.operations().get_operation(request).await.unwrap().into_inner().operation.unwrap();
+        now.steps.iter().any(|step| step.state() == OperationStepState::Undoing).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_truncated_or_flipped_object_is_never_restored() {
     let fleet = Fleet::new(Spec::default()).await;
@@ -232,12 +244,14 @@ async fn an_s3_secret_that_turns_wrong_fails_the_backup_and_leaves_nothing() {
     let before = fleet.inventory().await;
     proxy.redirect(machine().s3_with_another_secret().await);
     let operation = daemon.client.backup_create(Uuid::new_v4(), "acme").await.unwrap();
+    // Whether an upload was begun can only be asked with the right secret, so the undo waits for it.
+    undoing(&daemon.client, &operation).await;
+    proxy.redirect(machine().s3);
     let ended = failed(&daemon.client, &operation).await;
     let error = ended.error.as_ref().unwrap();
     assert!(error.reason == "OBJECT_STORE" && error.message.contains("secret"), "{error:?}");
     let left = fleet.inventory().await.since(&before);
     assert!(left.is_empty(), "{left}");
-    proxy.redirect(machine().s3);
     daemon.client.backup("acme").await;
     fleet.stop(daemon).await;
 }
@@ -255,14 +269,13 @@ async fn a_server_without_room_refuses_with_the_cause_and_recovers() {
     let metadata = refusal.get_error_details().error_info().unwrap().metadata.clone();
     assert!(metadata.contains_key("server") && metadata.contains_key("cause"), "{metadata:?}");
     let operation = daemon.client.tenant_create(Uuid::new_v4(), "other").await.unwrap();
-    let ended = daemon.client.ended(&operation.operation_id).await;
+    undoing(&daemon.client, &operation).await;
     drop(crowd);
-    if ended.state() == OperationState::Failed {
-        let left = fleet.inventory().await.since(&before);
-        assert!(left.is_empty(), "{left}");
-    } else {
-        assert_eq!(ended.state(), OperationState::Succeeded, "{ended:#?}");
-    }
+    let ended = failed(&daemon.client, &operation).await;
+    let error = ended.error.as_ref().unwrap();
+    assert!(error.reason == "CONNECTION_UNAVAILABLE" && error.message.contains("53300"), "{error:?}");
+    let left = fleet.inventory().await.since(&before);
+    assert!(left.is_empty(), "{left}");
     until("the tenant can be reached again", || async { daemon.client.execute("acme", "SELECT 1").await.ok() }).await;
     fleet.stop(daemon).await;
 }

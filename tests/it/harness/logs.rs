@@ -110,6 +110,8 @@ impl Visit for Text {
     fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
         let written = match field.name() {
             "message" => write!(self.line, "{value:?} "),
+            // Where a line of the older `log` interface comes from.
+            name if name.starts_with("log.") => Ok(()),
             name => write!(self.line, "{name}={value:?} "),
         };
         written.expect("a String takes every text");
