@@ -75,17 +75,30 @@ where
 }
 
 /// Removes everything that attempts at this backup have left in the bucket. May be repeated.
+///
+/// Without an `upload` nothing was sent yet. At most an upload has begun whose id did not get persisted: it is looked
+/// for, but neither a store that cannot list uploads nor one that is away makes this fail, because most likely there
+/// is nothing to find.
 pub async fn dump_clean(store: &Store, backup: BackupRef, upload: Option<&UploadId>) -> Result<(), Error> {
     let keys = backup.keys();
-    if let Some(upload) = upload {
-        store.upload_abort(&keys.archive, upload).await?;
-    }
-    for (key, upload) in store.uploads_list(&keys.archive).await?.unwrap_or_default() {
-        store.upload_abort(&key, &upload).await?;
-    }
+    let Some(upload) = upload else {
+        if let Err(error) = uploads_abort(store, &keys.archive).await {
+            tracing::info!(backup = %backup.backup, %error, "whether an upload has begun is not known");
+        }
+        return Ok(());
+    };
+    store.upload_abort(&keys.archive, upload).await?;
+    uploads_abort(store, &keys.archive).await?;
     // The manifest first: an archive without one is no backup, a manifest without its archive would be a broken one.
     store.delete(&keys.manifest).await?;
     Ok(store.delete(&keys.archive).await?)
+}
+
+async fn uploads_abort(store: &Store, archive: &str) -> Result<(), Error> {
+    for (key, upload) in store.uploads_list(archive).await?.unwrap_or_default() {
+        store.upload_abort(&key, &upload).await?;
+    }
+    Ok(())
 }
 
 /// Everything that was learned while the dump streamed.
