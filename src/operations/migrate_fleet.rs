@@ -15,6 +15,7 @@ use crate::catalog::{RolloutTarget, TargetOutcome, Tenant};
 use crate::domain::migration::{MigrationFile, RolloutState, Standing, TargetState, rollout_outcome, standing};
 use crate::domain::tenant::{TenantId, TenantRole};
 use crate::migrator;
+use crate::postgres::fingerprint::fingerprint;
 
 pub(super) const STEPS: &[Step] = &[step!("targets", targets, targets_failed), step!("finish", finish)];
 
@@ -84,7 +85,13 @@ async fn attempt(
     let mut client = tenant_parts::connect_as(run, &place, TenantRole::Migrator, database, "migrate").await?;
     let report = match migrator::migrate_tenant(&mut client, files, &run.parts.config.migrator, place.tenant.id).await {
         Ok(report) => report,
-        Err(error) => return Ok(failed(error.to_string(), error.sqlstate().map(str::to_owned))),
+        Err(error) => {
+            drop(client);
+            if let Some(version) = error.version.filter(|version| *version != place.tenant.schema_version) {
+                note_partly(run, &place, version).await?;
+            }
+            return Ok(failed(error.to_string(), error.sqlstate().map(str::to_owned)));
+        }
     };
     note(run, &place.tenant, report.to, &report.fingerprint).await?;
     let newest = files.last().map_or(0, |file| file.version);
@@ -95,6 +102,14 @@ async fn attempt(
     };
     let applied = i32::try_from(report.applied).unwrap_or(i32::MAX);
     Ok((state, TargetOutcome { to_version: Some(report.to), applied, ..TargetOutcome::default() }))
+}
+
+/// The files before the one that failed are applied, and stay so.
+async fn note_partly(run: &Run, place: &Place, version: i64) -> Result<(), StepError> {
+    let database = &place.tenant.database;
+    let client = tenant_parts::connect_as(run, place, TenantRole::Migrator, database, "migrate").await?;
+    let fingerprint = fingerprint(&client).await?;
+    note(run, &place.tenant, version, &fingerprint).await
 }
 
 /// Notes the tenant's version, unless a restore has put another database in its place meanwhile.
