@@ -6,7 +6,7 @@
 //! hash partitioning relies on, which PostgreSQL therefore keeps from version to version;
 //! [`crate::domain::backup::MANIFEST_FORMAT`] stands for how they are combined.
 
-use tokio_postgres::{Client, SimpleQueryMessage};
+use tokio_postgres::{Client, Row, SimpleQueryMessage, SimpleQueryRow};
 
 use super::Error;
 use crate::domain::backup::{SequenceRange, TableDigest};
@@ -30,7 +30,7 @@ SET LOCAL row_security = off;
 SET LOCAL statement_timeout = 0;
 SET LOCAL idle_in_transaction_session_timeout = 0;";
 
-/// The tables whose rows `pg_dump` takes, each with the statement that counts and digests it.
+/// The tables whose rows `pg_dump` takes, each with the statements that digest and lock it.
 ///
 /// A column is hashed as it is where its hash is a matter of its bytes. All others are hashed as text: the hash of an
 /// enum or a `regclass` is made of OIDs, which a restore changes, and json, xml and point have none. `format` calls
@@ -43,7 +43,8 @@ const TABLES: &str = "
 SELECT * FROM (
 SELECT n.nspname, c.relname,
        format('SELECT count(*), coalesce(sum(hash_record_extended(ROW(%s), 0)), 0) FROM ONLY %I.%I',
-              columns.list, n.nspname, c.relname)
+              columns.list, n.nspname, c.relname),
+       format('LOCK TABLE ONLY %I.%I IN ACCESS SHARE MODE', n.nspname, c.relname)
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 CROSS JOIN LATERAL (
@@ -68,9 +69,10 @@ UNION ALL
 SELECT 'pg_catalog', 'pg_largeobject',
        'SELECT (SELECT count(*) FROM pg_largeobject_metadata),
                coalesce(sum(hash_record_extended(ROW(loid::int8, pageno, rtrim(data, ''\\x00'')), 0)), 0)
-        FROM pg_largeobject WHERE rtrim(data, ''\\x00'') <> '''''
+        FROM pg_largeobject WHERE rtrim(data, ''\\x00'') <> ''''',
+       ''
 WHERE EXISTS (SELECT FROM pg_largeobject_metadata)
-) AS tables (schema, name, statement)
+) AS tables (schema, name, digest, lock)
 ORDER BY schema COLLATE \"C\", name COLLATE \"C\"";
 
 /// A sequence that was never used stands at its start. Identity and serial columns have sequences, too.
@@ -99,7 +101,7 @@ pub struct Digests {
 pub async fn digests(client: &Client) -> Result<Digests, Error> {
     snapshot_begin(client).await?;
     let schema_fingerprint = fingerprint_in_txn(client).await?;
-    let tables = tables(client).await?;
+    let tables = tables_digest(client, &tables_list(client).await?).await?;
     let sequences = sequences(client).await?;
     client.batch_execute("COMMIT").await?;
     let at = |(schema, name, value)| SequenceRange { schema, name, low: Some(value), high: Some(value) };
@@ -111,31 +113,57 @@ pub(super) async fn snapshot_begin(client: &Client) -> Result<(), Error> {
     Ok(client.batch_execute(SNAPSHOT_BEGIN).await?)
 }
 
+/// A table, and how it is digested.
+#[derive(Debug)]
+pub(super) struct Table {
+    schema: String,
+    name: String,
+    digest: String,
+    lock: String,
+}
+
 /// Every table, by schema and name.
-pub(super) async fn tables(client: &Client) -> Result<Vec<TableDigest>, Error> {
+pub(super) async fn tables_list(client: &Client) -> Result<Vec<Table>, Error> {
     let rows = client.query(TABLES, &[]).await?;
-    let mut tables = Vec::with_capacity(rows.len());
-    for rows in rows.chunks(TABLES_PER_ROUND_TRIP) {
-        let statements = rows.iter().map(|row| row.try_get::<_, &str>(2)).collect::<Result<Vec<_>, _>>()?;
-        let answers = client.simple_query(&statements.join(";\n")).await?;
-        let answers = answers.iter().filter_map(|message| match message {
+    let table = |row: &Row| {
+        Ok(Table { schema: row.try_get(0)?, name: row.try_get(1)?, digest: row.try_get(2)?, lock: row.try_get(3)? })
+    };
+    rows.iter().map(table).collect()
+}
+
+/// Keeps the tables as they are until the transaction's end: what alters or empties a table does not follow snapshots.
+pub(super) async fn tables_lock(client: &Client, tables: &[Table]) -> Result<(), Error> {
+    for tables in tables.chunks(TABLES_PER_ROUND_TRIP) {
+        let statements: Vec<_> = tables.iter().map(|table| table.lock.as_str()).collect();
+        client.batch_execute(&statements.join(";\n")).await?;
+    }
+    Ok(())
+}
+
+/// Counts and digests the tables.
+pub(super) async fn tables_digest(client: &Client, tables: &[Table]) -> Result<Vec<TableDigest>, Error> {
+    let mut digests = Vec::with_capacity(tables.len());
+    for tables in tables.chunks(TABLES_PER_ROUND_TRIP) {
+        let statements: Vec<_> = tables.iter().map(|table| table.digest.as_str()).collect();
+        let messages = client.simple_query(&statements.join(";\n")).await?;
+        let mut answers = messages.iter().filter_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
             _ => None,
         });
-        let before = tables.len();
-        for (row, answer) in rows.iter().zip(answers) {
-            let (schema, name) = (row.try_get(0)?, row.try_get(1)?);
-            let row_count = answer.get(0).and_then(|count| count.parse().ok());
-            let (Some(row_count), Some(digest)) = (row_count, answer.get(1)) else {
-                return Err(Error::DigestAnswer { schema, name });
-            };
-            tables.push(TableDigest { schema, name, row_count, digest: digest.to_owned() });
-        }
-        if let Some(row) = rows.get(tables.len() - before) {
-            return Err(Error::DigestAnswer { schema: row.try_get(0)?, name: row.try_get(1)? });
+        for table in tables {
+            digests.push(digest(table, answers.next())?);
         }
     }
-    Ok(tables)
+    Ok(digests)
+}
+
+fn digest(table: &Table, answer: Option<&SimpleQueryRow>) -> Result<TableDigest, Error> {
+    let (schema, name) = (table.schema.clone(), table.name.clone());
+    let row_count = answer.and_then(|row| row.get(0)).and_then(|count| count.parse().ok());
+    match (row_count, answer.and_then(|row| row.get(1))) {
+        (Some(row_count), Some(digest)) => Ok(TableDigest { schema, name, row_count, digest: digest.to_owned() }),
+        _ => Err(Error::DigestAnswer { schema, name }),
+    }
 }
 
 /// Where every sequence stands now: schema, name, last value. Sequences do not follow snapshots.

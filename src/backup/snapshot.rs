@@ -6,7 +6,8 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-use super::{Error, digest};
+use super::Error;
+use super::digest::{self, Table};
 use crate::domain::backup::{Extension, SequenceRange, TableDigest};
 use crate::domain::tenant::DatabaseName;
 use crate::postgres::fingerprint::fingerprint_in_txn;
@@ -39,6 +40,7 @@ pub(super) struct Snapshot {
     pub ctype: String,
     pub extensions: Vec<Extension>,
     pub schema_fingerprint: String,
+    tables: Vec<Table>,
     sequences: Vec<(String, String, i64)>,
 }
 
@@ -54,6 +56,9 @@ impl Snapshot {
         digest::snapshot_begin(&session).await?;
         let facts = session.query_one(FACTS, &[]).await?;
         let extensions = session.query(EXTENSIONS, &[]).await?.iter().map(extension).collect::<Result<_, Error>>()?;
+        // Before `pg_dump` locks them, so that nothing that alters a table can come between the two.
+        let tables = digest::tables_list(&session).await?;
+        digest::tables_lock(&session, &tables).await?;
         let schema_fingerprint = fingerprint_in_txn(&session).await?;
         let sequences = digest::sequences(&session).await?;
         Ok(Self {
@@ -67,13 +72,14 @@ impl Snapshot {
             ctype: facts.try_get(6)?,
             extensions,
             schema_fingerprint,
+            tables,
             sequences,
         })
     }
 
     /// Every table's rows in the snapshot.
     pub(super) async fn tables(&self) -> Result<Vec<TableDigest>, Error> {
-        digest::tables(&self.session).await
+        digest::tables_digest(&self.session, &self.tables).await
     }
 
     /// Reads the sequences again, and lets the snapshot go. To be called when `pg_dump` has ended.
