@@ -16,7 +16,8 @@ pub enum LogFormat {
 }
 
 /// What of others' logs is worth a line by default. s3s calls every refusal and every missing key an ERROR.
-pub const FILTER_DEFAULT: &str = "info,aws=warn,h2=warn,hyper=warn,s3s=off,s3s::service=error,tower=warn";
+pub const FILTER_DEFAULT: &str =
+    "info,aws=warn,h2=warn,hyper=warn,refinery_core=warn,s3s=off,s3s::service=error,tower=warn";
 
 /// Sends the process's logs to standard error.
 ///

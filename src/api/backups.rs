@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::{Service, auth, convert, scope, status};
 use crate::catalog::Backup;
 use crate::domain::principal::Principal;
-use crate::operations::{self, RestoreTarget};
+use crate::operations::RestoreTarget;
 use crate::proto::v1;
 use crate::proto::v1::backup_service_server::BackupService;
 use crate::proto::v1::restore_backup_request::Target;
@@ -38,11 +38,7 @@ impl BackupService for Service {
         let principal = auth::caller(&request)?;
         let message = request.into_inner();
         let tenant = self.tenant_in_scope(&principal, &message.tenant).await?;
-        let request = operations::Request {
-            request_id: convert::request_id(&message.request_id)?,
-            validate_only: message.validate_only,
-            caller: principal.name,
-        };
+        let request = convert::request(principal.name, &message.request_id, message.validate_only)?;
         let begun = self.api.operations.backup_create(&request, &tenant.id.to_string()).await?;
         Ok(Response::new(CreateBackupResponse { operation: begun.map(convert::operation) }))
     }
@@ -104,11 +100,7 @@ impl BackupService for Service {
             }
         };
         let backup = self.backup_in_scope(&principal, &message.backup_id).await?;
-        let request = operations::Request {
-            request_id: convert::request_id(&message.request_id)?,
-            validate_only: message.validate_only,
-            caller: principal.name,
-        };
+        let request = convert::request(principal.name, &message.request_id, message.validate_only)?;
         let begun = self.api.operations.restore(&request, backup.id, &target, &message.reason).await?;
         Ok(Response::new(RestoreBackupResponse { operation: begun.map(convert::operation) }))
     }

@@ -16,7 +16,7 @@ use crate::domain::operation::{OperationState, StepState};
 use crate::domain::page::Page;
 use crate::domain::principal::Scope;
 use crate::domain::tenant::TenantId;
-use crate::operations::Failure;
+use crate::operations::{Failure, Request};
 use crate::proto::v1;
 
 pub(super) fn timestamp(moment: OffsetDateTime) -> Timestamp {
@@ -34,6 +34,11 @@ pub(super) fn page(size: i32, token: String) -> Result<Page, Status> {
         return Err(status::invalid(vec![("page_size", format!("{size} is negative"))]));
     }
     Ok(Page { size: size.into(), after: (!token.is_empty()).then_some(token) })
+}
+
+/// What every mutation says about itself.
+pub(super) fn request(caller: String, request_id: &str, validate_only: bool) -> Result<Request, Status> {
+    Ok(Request { request_id: self::request_id(request_id)?, validate_only, caller })
 }
 
 /// The client's idempotency key; none when it is empty.

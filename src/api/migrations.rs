@@ -12,7 +12,6 @@ use crate::catalog::{Catalog, RolloutTarget};
 use crate::domain::migration::TargetState;
 use crate::domain::operation::OperationId;
 use crate::domain::tenant::TenantId;
-use crate::operations;
 use crate::proto::v1;
 use crate::proto::v1::migration_service_server::MigrationService;
 use crate::proto::v1::{
@@ -34,11 +33,7 @@ impl MigrationService for Service {
         let principal = auth::caller(&request)?;
         scope::whole_fleet(&principal, "migrating the fleet")?;
         let message = request.into_inner();
-        let request = operations::Request {
-            request_id: convert::request_id(&message.request_id)?,
-            validate_only: message.validate_only,
-            caller: principal.name,
-        };
+        let request = convert::request(principal.name, &message.request_id, message.validate_only)?;
         let (failures_max, verify) = (message.max_failures, message.verify);
         let begun = self.api.operations.rollout_create(&request, failures_max, &message.tenants, verify).await?;
         let rollout = match begun {

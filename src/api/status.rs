@@ -408,3 +408,54 @@ impl From<store::Error> for Status {
         Refusal::new(code, Reason::ObjectStore, error).status()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::lifecycle::Transition;
+
+    fn reason(status: &Status) -> String {
+        status.get_error_details().error_info().map_or_else(String::new, |info| info.reason.clone())
+    }
+
+    #[test]
+    fn a_state_comes_with_those_that_would_do() {
+        let status = Status::from(TenantState::Suspended.after(Transition::Suspend).unwrap_err());
+        let details = status.get_error_details();
+        let metadata = &details.error_info().unwrap().metadata;
+        assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "TENANT_STATE"));
+        assert_eq!((metadata["state"].as_str(), metadata["allowed_states"].as_str()), ("SUSPENDED", "ACTIVE"));
+        assert_eq!(details.precondition_failure().unwrap().violations.len(), 1);
+    }
+
+    #[test]
+    fn the_unexpected_says_nothing_but_an_id() {
+        let secret = std::io::Error::other("the password is hunter2");
+        let status = internal(&secret);
+        assert_eq!((status.code(), reason(&status).as_str()), (Code::Internal, "INTERNAL"));
+        assert!(!status.message().contains("hunter2"));
+        let details = status.get_error_details();
+        assert!(status.message().contains(&details.error_info().unwrap().metadata["error_id"]));
+    }
+
+    #[test]
+    fn a_holder_is_named_and_may_be_waited_for() {
+        use crate::domain::operation::{OperationId, OperationKind};
+        let id = OperationId(Uuid::nil());
+        let status = Status::from(catalog::Error::OperationConflict { id, kind: OperationKind::Backup });
+        let details = status.get_error_details();
+        assert_eq!((status.code(), reason(&status).as_str()), (Code::Aborted, "OPERATION_CONFLICT"));
+        assert_eq!(details.error_info().unwrap().metadata["operation_kind"], "backup");
+        assert_eq!(details.retry_info().unwrap().retry_delay, Some(RETRY_AFTER));
+    }
+
+    #[test]
+    fn the_class_of_a_sqlstate_decides_the_code() {
+        assert_eq!(sql_code("42601"), Code::InvalidArgument);
+        assert_eq!(sql_code("23505"), Code::FailedPrecondition);
+        assert_eq!(sql_code("40001"), Code::Aborted);
+        assert_eq!(sql_code("42501"), Code::PermissionDenied);
+        assert_eq!(sql_code("57014"), Code::DeadlineExceeded);
+        assert_eq!(sql_code("53100"), Code::ResourceExhausted);
+    }
+}

@@ -5,7 +5,7 @@ use tonic::{Request, Response, Status};
 
 use super::{Service, auth, convert, scope};
 use crate::catalog::{TenantFilter, TenantRef};
-use crate::operations::{self, CreateTenant};
+use crate::operations::CreateTenant;
 use crate::proto::v1::tenant_service_server::TenantService;
 use crate::proto::v1::{
     CreateTenantRequest, CreateTenantResponse, GetTenantRequest, GetTenantResponse, ListTenantsRequest,
@@ -21,11 +21,7 @@ impl TenantService for Service {
         let principal = auth::caller(&request)?;
         scope::whole_fleet(&principal, "creating tenants")?;
         let message = request.into_inner();
-        let request = operations::Request {
-            request_id: convert::request_id(&message.request_id)?,
-            validate_only: message.validate_only,
-            caller: principal.name,
-        };
+        let request = convert::request(principal.name, &message.request_id, message.validate_only)?;
         let administrator = message.administrator.map(|user| (user.email, user.first_name, user.last_name));
         let wish = CreateTenant {
             code: message.code,
@@ -81,11 +77,7 @@ impl TenantService for Service {
         let principal = auth::caller(&request)?;
         let message = request.into_inner();
         let tenant = self.tenant_in_scope(&principal, &message.tenant).await?;
-        let request = operations::Request {
-            request_id: convert::request_id(&message.request_id)?,
-            validate_only: message.validate_only,
-            caller: principal.name,
-        };
+        let request = convert::request(principal.name, &message.request_id, message.validate_only)?;
         let begun = self.api.operations.suspend_tenant(&request, &tenant.id.to_string(), &message.reason).await?;
         Ok(Response::new(SuspendTenantResponse { operation: begun.map(convert::operation) }))
     }
@@ -97,11 +89,7 @@ impl TenantService for Service {
         let principal = auth::caller(&request)?;
         let message = request.into_inner();
         let tenant = self.tenant_in_scope(&principal, &message.tenant).await?;
-        let request = operations::Request {
-            request_id: convert::request_id(&message.request_id)?,
-            validate_only: message.validate_only,
-            caller: principal.name,
-        };
+        let request = convert::request(principal.name, &message.request_id, message.validate_only)?;
         let begun = self.api.operations.resume_tenant(&request, &tenant.id.to_string()).await?;
         Ok(Response::new(ResumeTenantResponse { operation: begun.map(convert::operation) }))
     }
