@@ -129,9 +129,10 @@ fn exit_code_of(status: &Status) -> ExitCode {
     match (status.code(), reason) {
         (_, "SQL") => ExitCode::Failed,
         (Code::InvalidArgument, _) | (_, "MIGRATION_DIRECTORY_INVALID") => ExitCode::Usage,
-        (Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted, _) => ExitCode::Unavailable,
-        // What this program's own clock cuts off has no reason.
-        (Code::Cancelled, "") => ExitCode::Unavailable,
+        // What this program's own clock cuts off is cancelled, without a reason.
+        (Code::Unavailable | Code::DeadlineExceeded | Code::ResourceExhausted, _) | (Code::Cancelled, "") => {
+            ExitCode::Unavailable
+        }
         (Code::Unauthenticated | Code::PermissionDenied, _) => ExitCode::Denied,
         _ => ExitCode::Failed,
     }
