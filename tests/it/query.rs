@@ -41,7 +41,7 @@ fn array(elements: Vec<v1::Value>) -> v1::Value {
     value(Kind::ArrayValue(v1::ArrayValue { elements }))
 }
 
-fn only(output: Output) -> v1::Value {
+fn only(output: &Output) -> v1::Value {
     output.rows[0].values[0].clone()
 }
 
@@ -139,12 +139,13 @@ async fn values_come_back_as_they_went_in() {
     for (ty, given, wanted) in values() {
         let sql = format!("SELECT $1::{ty}");
         match run(&rooms, &acme, &sql, std::slice::from_ref(&given), 0).await {
-            Ok(output) if only(output.clone()) == wanted => {
+            Ok(output) if only(&output) == wanted => {
                 // What came back is taken again, and stays.
-                let again = run(&rooms, &acme, &sql, &[wanted.clone()], 0).await.map(only);
+                let again =
+                    run(&rooms, &acme, &sql, std::slice::from_ref(&wanted), 0).await.map(|output| only(&output));
                 assert_eq!(again.unwrap(), wanted, "{ty}");
             }
-            Ok(output) => wrong.push(format!("{ty}: {given:?} came back as {:?}", only(output))),
+            Ok(output) => wrong.push(format!("{ty}: {given:?} came back as {:?}", only(&output))),
             Err(error) => wrong.push(format!("{ty}: {given:?}: {error}")),
         }
     }
@@ -167,7 +168,7 @@ async fn columns_rows_and_counts() {
     assert_eq!(names, [("a", "int4"), ("b", "numeric")]);
     assert_eq!(updated.columns[1].type_oid, 1700);
     let owner = "SELECT tableowner::text FROM pg_tables WHERE tablename = 't'";
-    assert_eq!(only(ask(&rooms, &acme, owner).await.unwrap()), text(acme.roles.owner.as_str()));
+    assert_eq!(only(&ask(&rooms, &acme, owner).await.unwrap()), text(acme.roles.owner.as_str()));
     rooms.finish().await;
 }
 
@@ -213,7 +214,7 @@ async fn results_are_bounded_and_too_large_ones_change_nothing() {
     assert!(matches!(run(&rooms, &acme, "SELECT n FROM t", &[], 19).await, Err(Error::TooManyRows { rows_max: 19 })));
     let deleted = run(&rooms, &acme, "DELETE FROM t RETURNING n", &[], 5).await;
     assert!(matches!(deleted, Err(Error::TooManyRows { rows_max: 5 })));
-    assert_eq!(only(ask(&rooms, &acme, "SELECT count(*) FROM t").await.unwrap()), value(Kind::Int64Value(20)));
+    assert_eq!(only(&ask(&rooms, &acme, "SELECT count(*) FROM t").await.unwrap()), value(Kind::Int64Value(20)));
     assert!(matches!(run(&rooms, &acme, "SELECT 1", &[], 10_001).await, Err(Error::RowsMax { .. })));
     assert!(matches!(run(&rooms, &acme, "SELECT 1", &[], -1).await, Err(Error::RowsMax { .. })));
     let endless = run(&rooms, &acme, "SELECT generate_series(1, 2000000000)", &[], 10_000);
@@ -257,7 +258,7 @@ async fn nothing_of_a_session_reaches_the_next_caller() {
         ask(&rooms, &acme, sql).await.unwrap();
         // The same connection, cleaned, or a new one: whichever is next.
         for _ in 0..2 {
-            assert_eq!(only(ask(&rooms, &acme, state).await.unwrap()), clean, "after {sql}");
+            assert_eq!(only(&ask(&rooms, &acme, state).await.unwrap()), clean, "after {sql}");
         }
     }
     rooms.finish().await;
@@ -288,6 +289,6 @@ async fn a_cancelled_call_changes_nothing_and_leaves_nothing() {
         assert_eq!(inserted.row_count, 1, "what was acknowledged is there");
     }
     let counts = "SELECT count(*) FILTER (WHERE a = 1) || '/' || count(*) FILTER (WHERE a = 2) FROM t";
-    assert_eq!(only(ask(&rooms, &acme, counts).await.unwrap()), text("0/40"));
+    assert_eq!(only(&ask(&rooms, &acme, counts).await.unwrap()), text("0/40"));
     rooms.finish().await;
 }

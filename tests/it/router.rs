@@ -8,7 +8,7 @@ use std::time::Duration;
 use tenantd::domain::operation::OperationId;
 use tenantd::domain::principal::{Principal, Scope};
 use tenantd::domain::route::{Gate, Selector};
-use tenantd::domain::tenant::TenantRole;
+use tenantd::domain::tenant::{RoleName, TenantRole};
 use tenantd::postgres::{ConnectRequest, Connection, Lane, SessionOptions};
 use tenantd::router::{Error, Lease, Request, Residue, TimeoutCause};
 use tokio::task::JoinSet;
@@ -188,7 +188,7 @@ async fn a_database_that_was_exchanged_is_refused() {
         judge.batch_execute(&sql).await.unwrap();
     }
     let inside = rooms.fleet.judge(&acme.database).await;
-    let roles = acme.roles.all().iter().map(|role| role.quoted()).collect::<Vec<_>>().join(", ");
+    let roles = acme.roles.all().iter().map(RoleName::quoted).collect::<Vec<_>>().join(", ");
     inside
         .batch_execute(&format!(
             "GRANT USAGE ON SCHEMA tenantd TO {roles}; GRANT SELECT ON tenantd.identity TO {roles}"
