@@ -16,6 +16,7 @@ use super::error::Error;
 use crate::access::Access;
 use crate::accounts::Accounts;
 use crate::api::{self, Api};
+use crate::backup;
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::operations::{Operations, Parts};
@@ -63,6 +64,11 @@ impl App {
         let catalog_id = catalog.id().await?;
         let store = Store::new(&config.store);
         store.check().await?;
+        // A restore that is resumed fetches its archive again, so nothing in the spool is anybody's.
+        let left = backup::spool_clean(&config.spool_dir, &[])?;
+        if left > 0 {
+            tracing::info!(left, "removed what an earlier daemon left in the spool");
+        }
         let envelope = Arc::new(Envelope::new(&config.keys.key_encryption_key)?);
         let signer = ManifestSigner::new(&config.keys.manifest_signing_key)?;
         let router = Router::new(

@@ -22,6 +22,8 @@ pub enum Error {
     #[error("the object store: {0}")]
     Store(#[from] crate::store::Error),
     #[error(transparent)]
+    Backup(#[from] crate::backup::Error),
+    #[error(transparent)]
     Secrets(#[from] crate::secrets::Error),
     #[error(transparent)]
     Postgres(#[from] postgres::Error),

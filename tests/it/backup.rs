@@ -61,6 +61,11 @@ async fn the_numbers_are_those_of_the_dump_whatever_is_written_meanwhile() {
     place.run("CREATE TABLE t (id serial, a int); INSERT INTO t (a) SELECT generate_series(1, 100)").await;
     // The snapshot has been taken by then, and `pg_dump` has not begun.
     let write = async |_upload| {
+        let locks = "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)
+            WHERE relation = 't'::regclass AND mode = 'AccessShareLock' AND usename = $1";
+        let judge = place.fleet.judge(place.database.as_str()).await;
+        let locked: i64 = judge.query_one(locks, &[&place.server.dump().role.as_str()]).await.unwrap().get(0);
+        assert_eq!(locked, 1, "nobody may alter the table before it is dumped and digested");
         place
             .run("DELETE FROM t WHERE a < 10; UPDATE t SET a = -a; INSERT INTO t (a) SELECT generate_series(1, 7)")
             .await;
