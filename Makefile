@@ -19,7 +19,7 @@ build: ## Build, and link ./tenantd
 
 test: ## Run all tests, on a PostgreSQL cluster and an S3 server of their own
 	@scripts/install-missing test
-	cargo test --locked
+	RUST_TEST_THREADS=4 cargo test --locked # many tests wait for a lease or a lock rather than compute
 
 check: ## Format, lints, and the lints of the protobufs
 	@scripts/install-missing check

@@ -24,12 +24,31 @@ async fn a_fleet_has_databases_a_bucket_and_a_catalog_and_its_end_leaves_nothing
     assert_eq!(judge.query_one(query, &[&format!("{prefix}\\_%")]).await.unwrap().get::<_, i64>(0), 0);
 }
 
+/// A fleet that logs one warning.
+async fn loud() -> Fleet {
+    let fleet = Fleet::new(Spec::default()).await;
+    fleet.tasks().spawn("warner", async { tracing::warn!("the test's own warning") }).await.unwrap();
+    fleet
+}
+
 #[tokio::test]
-async fn a_warning_that_nobody_declared_fails_its_fleet() {
-    let (quiet, loud) = (Fleet::new(Spec::default()).await, Fleet::new(Spec::default()).await);
-    let warn = || tracing::warn!("the test's own warning");
-    loud.tasks().spawn("warner", async move { warn() }).await.unwrap();
+async fn a_warning_is_charged_to_its_own_fleet() {
+    let (quiet, loud) = (Fleet::new(Spec::default()).await, loud().await);
     quiet.finish().await;
     loud.expect_log("the test's own warning");
     loud.finish().await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "unexpected lines")]
+async fn a_warning_that_nobody_declared_fails_its_fleet() {
+    loud().await.finish().await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "no line had")]
+async fn a_declared_line_must_come() {
+    let fleet = Fleet::new(Spec::default()).await;
+    fleet.expect_log("a line that never comes");
+    fleet.finish().await;
 }
