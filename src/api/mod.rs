@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tonic::server::NamedService as _;
 use tonic::service::RoutesBuilder;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
@@ -95,7 +96,7 @@ pub async fn serve(listener: TcpListener, api: Api, shutdown: impl Future<Output
     let (drain_timeout, tls) = (api.config.drain_timeout, api.config.tls.clone());
     let (draining, cut) = (CancellationToken::new(), CancellationToken::new());
     let guard = auth::Guard { access: api.access.clone(), tasks: api.tasks.clone(), cut: cut.clone() };
-    let (reporter, health) = health_reporter();
+    let (mut reporter, health) = health_reporter();
     let routes = routes(&Service { api, draining: draining.clone() }, health, address)?;
     health_set(&reporter, ServingStatus::Serving).await;
 
@@ -115,6 +116,7 @@ pub async fn serve(listener: TcpListener, api: Api, shutdown: impl Future<Output
         () = shutdown => {}
     }
     health_set(&reporter, ServingStatus::NotServing).await;
+    health_end(&mut reporter).await;
     draining.cancel();
     if let Ok(ended) = tokio::time::timeout(drain_timeout, &mut serving).await {
         return ended.map_err(Error::Serve);
@@ -158,20 +160,27 @@ fn routes(
 }
 
 /// The daemon as a whole, and each service by its name.
+const HEALTH_NAMES: [&str; 8] = [
+    "",
+    AccessServiceServer::<Service>::NAME,
+    BackupServiceServer::<Service>::NAME,
+    MigrationServiceServer::<Service>::NAME,
+    OperationServiceServer::<Service>::NAME,
+    QueryServiceServer::<Service>::NAME,
+    RouterServiceServer::<Service>::NAME,
+    TenantServiceServer::<Service>::NAME,
+];
+
 async fn health_set(reporter: &HealthReporter, status: ServingStatus) {
-    use tonic::server::NamedService as _;
-    let services = [
-        "",
-        AccessServiceServer::<Service>::NAME,
-        BackupServiceServer::<Service>::NAME,
-        MigrationServiceServer::<Service>::NAME,
-        OperationServiceServer::<Service>::NAME,
-        QueryServiceServer::<Service>::NAME,
-        RouterServiceServer::<Service>::NAME,
-        TenantServiceServer::<Service>::NAME,
-    ];
-    for service in services {
+    for service in HEALTH_NAMES {
         reporter.set_service_status(service, status).await;
+    }
+}
+
+/// Ends the streams of those who watch, once they have heard the last state: the drain would wait for them.
+async fn health_end(reporter: &mut HealthReporter) {
+    for service in HEALTH_NAMES {
+        reporter.clear_service_status(service).await;
     }
 }
 
