@@ -150,6 +150,24 @@ async fn a_call_that_is_given_up_leaves_no_statement_running() {
 }
 
 #[tokio::test]
+async fn a_drain_cuts_off_what_does_not_end() {
+    let fleet = Fleet::new(Spec::default().setting("", "drain_timeout", "\"300ms\"")).await;
+    fleet.allow_log("calls that did not end in time are cut off");
+    let daemon = fleet.start().await;
+    daemon.client.tenant("acme").await;
+    let client = daemon.client.clone();
+    let endless = tokio::spawn(async move { client.execute("acme", "SELECT pg_sleep(600)").await });
+    let judge = fleet.judge("postgres").await;
+    until("the statement runs", || async {
+        let running = "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND state = 'active'";
+        judge.query_opt(running, &[&format!("{}_acme", fleet.naming.prefix())]).await.unwrap().map(|_| ())
+    })
+    .await;
+    fleet.stop(daemon).await;
+    assert_eq!(refusal(endless.await.unwrap()), (Code::Unavailable, "CANCELLED".to_owned()));
+}
+
+#[tokio::test]
 async fn health_needs_no_key_reflection_does_and_a_drain_is_told() {
     let fleet = Fleet::new(Spec::default()).await;
     let daemon = fleet.start().await;
