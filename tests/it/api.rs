@@ -152,7 +152,7 @@ async fn a_call_that_is_given_up_leaves_no_statement_running() {
 #[tokio::test]
 async fn a_drain_cuts_off_what_does_not_end() {
     let fleet = Fleet::new(Spec::default().setting("", "drain_timeout", "\"300ms\"")).await;
-    fleet.allow_log("calls that did not end in time are cut off");
+    fleet.expect_log("calls that did not end in time are cut off");
     let daemon = fleet.start().await;
     daemon.client.tenant("acme").await;
     let client = daemon.client.clone();
