@@ -8,7 +8,7 @@ use serde_json::Value;
 use tenantd::proto::v1::{ResolveTenantRequest, resolve_tenant_request::Selector};
 use tokio_postgres::NoTls;
 
-use crate::harness::{Fleet, Spec, signal, until};
+use crate::harness::{Fleet, Spec, signal, tenantd, until};
 
 /// A user's directory, with `tenantd dev` running in it.
 struct Desk {
@@ -34,7 +34,7 @@ impl Desk {
 
     fn dev(dir: &Path) -> Child {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(dir.join("dev.log")).unwrap();
-        Command::new(env!("CARGO_BIN_EXE_tenantd"))
+        tenantd()
             .args(["dev", "--listen", "127.0.0.1:0"])
             .current_dir(dir)
             .stdin(Stdio::null())

@@ -97,8 +97,8 @@ impl Fleet {
     }
 
     /// The binary, in the fleet's folder.
-    pub fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tenantd"));
+    fn command(&self) -> Command {
+        let mut command = tenantd();
         command.current_dir(&self.dir).env("NO_COLOR", "1");
         command
     }
@@ -143,6 +143,18 @@ impl Process {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
+}
+
+/// The binary. Where the system has the means, it dies with the test's thread, however that ends.
+pub fn tenantd() -> Command {
+    const SETPRIV: &str = "/usr/bin/setpriv";
+    let binary = env!("CARGO_BIN_EXE_tenantd");
+    if !Path::new(SETPRIV).exists() {
+        return Command::new(binary);
+    }
+    let mut command = Command::new(SETPRIV);
+    command.args(["--pdeathsig", "KILL", "--", binary]);
+    command
 }
 
 /// Sends a signal to a process that a test has started.
