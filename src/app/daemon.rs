@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::admin_key::{self, AdminKey};
@@ -141,6 +142,12 @@ impl Running {
     /// Serves until `shutdown` resolves, then drains: health says so, new calls are refused, running ones end within
     /// the deadline, operations give their claims back, and every task is joined.
     pub async fn serve(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
+        // Whoever awaits this is no task of ours, and what is logged here is the daemon's all the same.
+        let span = self.tasks.span().clone();
+        self.serve_in_span(shutdown).instrument(span).await
+    }
+
+    async fn serve_in_span(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
         let Self { config, tasks, listener, address, api } = self;
         tracing::info!(%address, prefix = config.naming.prefix(), "serving");
         let operations = api.operations.clone();
