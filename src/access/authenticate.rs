@@ -56,7 +56,7 @@ impl Access {
     }
 
     /// Whose call it is; `header` is the metadata `authorization`.
-    pub async fn authenticate(&self, header: Option<&str>) -> Result<Principal, Error> {
+    pub async fn authenticate(&self, header: Option<&str>) -> Result<Arc<Principal>, Error> {
         let hash = ApiKeySecret::hash(bearer(header)?);
         let now = OffsetDateTime::now_utc();
         let key = match self.0.cached(&hash) {
@@ -64,7 +64,7 @@ impl Access {
             None => self.0.read(hash, now).await?,
         };
         usable(&key, now)?;
-        Ok(Principal { name: format!("api-key:{}", key.name), roles: key.roles.clone(), scope: key.scope.clone() })
+        Ok(Arc::new(Principal::new(format!("api-key:{}", key.name), key.roles.clone(), key.scope.clone())))
     }
 
     /// Whether the principal may call the method at `path` (as `/tenantd.v1.TenantService/GetTenant`).

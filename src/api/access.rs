@@ -28,12 +28,12 @@ const NAME_CHARACTERS_MAX: usize = 100;
 impl AccessService for Service {
     async fn who_am_i(&self, request: Request<WhoAmIRequest>) -> Result<Response<WhoAmIResponse>, Status> {
         let principal = auth::caller(&request)?;
-        let tenants = match principal.scope {
+        let tenants = match &principal.scope {
             Scope::All => Vec::new(),
-            Scope::Tenants(codes) => codes.into_iter().map(String::from).collect(),
+            Scope::Tenants(codes) => codes.iter().map(ToString::to_string).collect(),
         };
         let roles = principal.roles.iter().map(ToString::to_string).collect();
-        Ok(Response::new(WhoAmIResponse { principal: principal.name, roles, tenants }))
+        Ok(Response::new(WhoAmIResponse { principal: principal.name.clone(), roles, tenants }))
     }
 
     async fn create_api_key(

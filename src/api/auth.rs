@@ -5,6 +5,7 @@
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -139,8 +140,8 @@ fn timeout(header: &str) -> Option<Duration> {
 }
 
 /// Who made the call.
-pub fn caller<T>(request: &tonic::Request<T>) -> Result<Principal, Status> {
-    request.extensions().get::<Principal>().cloned().ok_or_else(|| status::denied("the call has no principal"))
+pub fn caller<T>(request: &tonic::Request<T>) -> Result<Arc<Principal>, Status> {
+    request.extensions().get::<Arc<Principal>>().cloned().ok_or_else(|| status::denied("the call has no principal"))
 }
 
 /// When the call must have ended.

@@ -38,7 +38,7 @@ impl BackupService for Service {
         let principal = auth::caller(&request)?;
         let message = request.into_inner();
         let tenant = self.tenant_in_scope(&principal, &message.tenant).await?;
-        let request = convert::request(principal.name, &message.request_id, message.validate_only)?;
+        let request = convert::request(principal.name.clone(), &message.request_id, message.validate_only)?;
         let begun = self.api.operations.backup_create(&request, &tenant.id.to_string()).await?;
         Ok(Response::new(CreateBackupResponse { operation: begun.map(convert::operation) }))
     }
@@ -100,7 +100,7 @@ impl BackupService for Service {
             }
         };
         let backup = self.backup_in_scope(&principal, &message.backup_id).await?;
-        let request = convert::request(principal.name, &message.request_id, message.validate_only)?;
+        let request = convert::request(principal.name.clone(), &message.request_id, message.validate_only)?;
         let begun = self.api.operations.restore(&request, backup.id, &target, &message.reason).await?;
         Ok(Response::new(RestoreBackupResponse { operation: begun.map(convert::operation) }))
     }

@@ -33,7 +33,7 @@ impl MigrationService for Service {
         let principal = auth::caller(&request)?;
         scope::whole_fleet(&principal, "migrating the fleet")?;
         let message = request.into_inner();
-        let request = convert::request(principal.name, &message.request_id, message.validate_only)?;
+        let request = convert::request(principal.name.clone(), &message.request_id, message.validate_only)?;
         let (failures_max, verify) = (message.max_failures, message.verify);
         let begun = self.api.operations.rollout_create(&request, failures_max, &message.tenants, verify).await?;
         let rollout = match begun {
@@ -44,7 +44,7 @@ impl MigrationService for Service {
     }
 
     async fn get_rollout(&self, request: Request<GetRolloutRequest>) -> Result<Response<GetRolloutResponse>, Status> {
-        scope::whole_fleet(&auth::caller(&request)?, "a rollout")?;
+        scope::whole_fleet(&*auth::caller(&request)?, "a rollout")?;
         let id = OperationId(convert::uuid("rollout_id", &request.get_ref().rollout_id)?);
         let mut rollout = rollout_get(&self.api.catalog, id).await?;
         let targets = self.api.catalog.targets_list(id).await?;
@@ -56,7 +56,7 @@ impl MigrationService for Service {
         &self,
         request: Request<ListRolloutsRequest>,
     ) -> Result<Response<ListRolloutsResponse>, Status> {
-        scope::whole_fleet(&auth::caller(&request)?, "the list of rollouts")?;
+        scope::whole_fleet(&*auth::caller(&request)?, "the list of rollouts")?;
         let message = request.into_inner();
         let page = convert::page(message.page_size, message.page_token)?;
         let paged = self.api.catalog.rollout_list(&page).await?;
@@ -72,7 +72,7 @@ impl MigrationService for Service {
         &self,
         request: Request<WatchRolloutRequest>,
     ) -> Result<Response<Self::WatchRolloutStream>, Status> {
-        scope::whole_fleet(&auth::caller(&request)?, "a rollout")?;
+        scope::whole_fleet(&*auth::caller(&request)?, "a rollout")?;
         let id = OperationId(convert::uuid("rollout_id", &request.get_ref().rollout_id)?);
         // An unknown rollout is an answer of the call, not of its stream.
         self.api.catalog.rollout_get(id).await?;

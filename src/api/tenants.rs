@@ -21,7 +21,7 @@ impl TenantService for Service {
         let principal = auth::caller(&request)?;
         scope::whole_fleet(&principal, "creating tenants")?;
         let message = request.into_inner();
-        let request = convert::request(principal.name, &message.request_id, message.validate_only)?;
+        let request = convert::request(principal.name.clone(), &message.request_id, message.validate_only)?;
         let administrator = message.administrator.map(|user| (user.email, user.first_name, user.last_name));
         let wish = CreateTenant {
             code: message.code,
@@ -77,7 +77,7 @@ impl TenantService for Service {
         let principal = auth::caller(&request)?;
         let message = request.into_inner();
         let tenant = self.tenant_in_scope(&principal, &message.tenant).await?;
-        let request = convert::request(principal.name, &message.request_id, message.validate_only)?;
+        let request = convert::request(principal.name.clone(), &message.request_id, message.validate_only)?;
         let begun = self.api.operations.suspend_tenant(&request, &tenant.id.to_string(), &message.reason).await?;
         Ok(Response::new(SuspendTenantResponse { operation: begun.map(convert::operation) }))
     }
@@ -89,7 +89,7 @@ impl TenantService for Service {
         let principal = auth::caller(&request)?;
         let message = request.into_inner();
         let tenant = self.tenant_in_scope(&principal, &message.tenant).await?;
-        let request = convert::request(principal.name, &message.request_id, message.validate_only)?;
+        let request = convert::request(principal.name.clone(), &message.request_id, message.validate_only)?;
         let begun = self.api.operations.resume_tenant(&request, &tenant.id.to_string()).await?;
         Ok(Response::new(ResumeTenantResponse { operation: begun.map(convert::operation) }))
     }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use uuid::Uuid;
+
 use super::permission::{Permission, Role};
 use super::tenant::TenantCode;
 
@@ -12,6 +14,10 @@ pub struct Principal {
     pub name: String,
     pub roles: BTreeSet<Role>,
     pub scope: Scope,
+    /// The tenant that a call means when nothing else says one; in scope.
+    pub default_tenant: Option<TenantCode>,
+    /// The user of the auth database on whose behalf the caller speaks.
+    pub user: Option<Uuid>,
 }
 
 /// The tenants that a caller may reach.
@@ -22,6 +28,11 @@ pub enum Scope {
 }
 
 impl Principal {
+    /// A caller that is no user and has no default tenant.
+    pub fn new(name: impl Into<String>, roles: BTreeSet<Role>, scope: Scope) -> Self {
+        Self { name: name.into(), roles, scope, default_tenant: None, user: None }
+    }
+
     pub fn may(&self, permission: Permission) -> bool {
         self.roles.iter().any(|role| role.grants(permission))
     }

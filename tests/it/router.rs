@@ -19,7 +19,7 @@ use crate::harness::{Spec, until};
 use crate::tenants::{Made, Rooms, sessions};
 
 fn principal(scope: Scope) -> Principal {
-    Principal { name: "test".to_owned(), roles: [].into(), scope }
+    Principal::new("test", [].into(), scope)
 }
 
 async fn one(lease: &Lease) -> i32 {
