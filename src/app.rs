@@ -6,6 +6,7 @@ mod bootstrap;
 mod daemon;
 mod dev;
 mod error;
+mod reload;
 mod serve;
 
 pub use admin_key::AdminKey;

@@ -33,7 +33,7 @@ use tonic_health::server::{HealthReporter, health_reporter};
 use crate::access::Access;
 use crate::accounts::Accounts;
 use crate::catalog::Catalog;
-use crate::config::{Config, TlsFiles};
+use crate::config::{Config, Live, TlsFiles};
 use crate::operations::Operations;
 use crate::proto::DESCRIPTORS;
 use crate::proto::v1::access_service_server::AccessServiceServer;
@@ -59,6 +59,7 @@ const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub struct Api {
     pub config: Arc<Config>,
+    pub live: Live,
     pub catalog: Catalog,
     pub accounts: Accounts,
     pub access: Access,

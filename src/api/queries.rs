@@ -18,7 +18,7 @@ impl QueryService for Service {
             sql: &message.sql,
             parameters: &message.parameters,
             rows_max: message.max_rows,
-            slow_threshold: self.api.config.router.slow_statement_threshold,
+            slow_threshold: self.api.live.current().router.slow_statement_threshold,
         };
         let output = query::execute(lease, statement).await?;
         Ok(Response::new(ExecuteResponse {

@@ -14,12 +14,13 @@ use uuid::Uuid;
 
 use super::admin_key::{self, AdminKey};
 use super::error::Error;
+use super::reload::Reload;
 use crate::access::Access;
 use crate::accounts::Accounts;
 use crate::api::{self, Api};
 use crate::backup;
 use crate::catalog::Catalog;
-use crate::config::Config;
+use crate::config::{Config, Live};
 use crate::operations::{Operations, Parts};
 use crate::postgres::{self, Server, admin};
 use crate::router::Router;
@@ -72,9 +73,9 @@ impl App {
         }
         let envelope = Arc::new(Envelope::new(&config.keys.key_encryption_key)?);
         let signer = ManifestSigner::new(&config.keys.manifest_signing_key)?;
+        let live = Live::new(config.limits.clone());
         let router = Router::new(
-            config.router.clone(),
-            config.tiers.clone(),
+            live.clone(),
             config.naming.clone(),
             servers.clone(),
             catalog.clone(),
@@ -84,6 +85,7 @@ impl App {
         let config = Arc::new(config);
         let parts = Parts {
             config: Arc::clone(&config),
+            live,
             catalog_id,
             instance,
             tasks: tasks.clone(),
@@ -103,6 +105,13 @@ impl App {
         admin_key::ensure(&self.parts.accounts, file).await
     }
 
+    /// Reads the limits in `file` again at each SIGHUP.
+    pub fn reload_on_hangup(&self, file: &Path) -> Result<(), Error> {
+        let (live, servers) = (self.parts.live.clone(), self.parts.servers.clone());
+        let reload = Reload { live, servers, started: Arc::clone(&self.config) };
+        reload.on_hangup(file, &self.tasks).map_err(Error::Signals)
+    }
+
     /// Where the daemon listens; the port is real even when 0 was asked for.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -113,6 +122,7 @@ impl App {
         let Self { config, tasks, listener, address, parts } = self;
         let api = Api {
             config: Arc::clone(&config),
+            live: parts.live.clone(),
             catalog: parts.catalog.clone(),
             accounts: parts.accounts.clone(),
             access: Access::new(parts.accounts.clone(), &tasks),

@@ -35,6 +35,8 @@ pub enum Error {
     Cluster(#[from] crate::embedded::ClusterError),
     #[error(transparent)]
     ObjectServer(#[from] crate::embedded::S3Error),
+    #[error("signals cannot be heard: {0}")]
+    Signals(#[source] std::io::Error),
     #[error("{path}: {source}")]
     File { path: String, source: std::io::Error },
     #[error("{0}")]

@@ -8,7 +8,7 @@ use super::error::Error;
 use crate::config;
 use crate::shutdown::Tasks;
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT; SIGHUP makes it read the limits again.
 pub async fn serve(config: &Path, admin_key_file: Option<&Path>, tasks: Tasks) -> Result<(), Error> {
     let app = App::build(config::load(config)?, tasks).await?;
     if let Some(file) = admin_key_file {
@@ -17,6 +17,7 @@ pub async fn serve(config: &Path, admin_key_file: Option<&Path>, tasks: Tasks) -
             AdminKey::Exists => tracing::info!("an admin key exists already; no file is written"),
         }
     }
+    app.reload_on_hangup(config)?;
     let signal = async {
         match crate::shutdown::signal().await {
             Ok(name) => tracing::info!(signal = name, "draining"),

@@ -20,7 +20,7 @@ pub fn run(arguments: &Arguments, context: &Context) -> Result<(), Error> {
     let path = &arguments.config;
     let config = config::load(path).map_err(|error| Error::Config(Box::new(error)))?;
     let servers: Vec<_> = config.servers.iter().map(|server| server.name.as_str()).collect();
-    let tiers: Vec<_> = config.tiers.keys().map(String::as_str).collect();
+    let tiers: Vec<_> = config.limits.tiers.keys().map(String::as_str).collect();
     let text = || {
         let fields = record(&[
             ("Listen", config.listen.to_string()),

@@ -12,8 +12,8 @@ use serde::Deserialize;
 
 use super::files::{Credentials, Keys};
 use super::{
-    BackupConfig, Config, MigratorConfig, OperationsConfig, RouterConfig, ServerConfig, ServerTls, StoreConfig,
-    TlsFiles,
+    BackupConfig, CallerLimits, Config, Limits, MigratorConfig, OperationsConfig, RouterConfig, ServerConfig,
+    ServerTls, StoreConfig, TlsFiles,
 };
 use super::{mending, validate};
 use crate::domain::tenant::Naming;
@@ -87,6 +87,8 @@ struct File {
     backup: BackupSection,
     #[serde(default)]
     tiers: Tiers,
+    #[serde(default)]
+    callers: CallersSection,
     #[serde(default = "drain_timeout_default", deserialize_with = "duration")]
     drain_timeout: Duration,
 }
@@ -155,16 +157,23 @@ macro_rules! section {
 
 section!(RouterSection {
     pools_max: usize = 10_000,
+    connection_uses_max: u32 = 7_500,
 } durations {
     acquire_timeout = Duration::from_secs(10),
     connect_timeout = Duration::from_secs(5),
     statement_timeout = Duration::from_secs(30),
     connection_idle_timeout = Duration::from_mins(1),
     pool_idle_timeout = Duration::from_mins(5),
+    connection_lifetime_max = Duration::from_mins(30),
     pause_wait_max = Duration::from_secs(10),
     route_age_max = Duration::from_secs(1),
     slow_statement_threshold = Duration::from_secs(1),
+    lease_warn_after = Duration::from_mins(1),
 });
+
+section!(CallersSection {
+    calls_per_second_max: u32 = 20_000,
+} durations {});
 
 section!(OperationsSection {
     concurrency_max: usize = 8,
@@ -258,7 +267,6 @@ impl File {
             catalog_server: self.catalog_server.unwrap_or(first),
             servers,
             store: self.store.into_config(),
-            router: self.router.into_config(),
             operations: OperationsConfig {
                 lease: self.operations.lease,
                 concurrency_max: self.operations.concurrency_max,
@@ -276,7 +284,11 @@ impl File {
                 stall_timeout: self.backup.stall_timeout,
                 pause_drain_max: self.backup.pause_drain_max,
             },
-            tiers: tiers.into_iter().collect(),
+            limits: Limits {
+                router: self.router.into_config(),
+                tiers: tiers.into_iter().collect(),
+                callers: CallerLimits { calls_per_second_max: self.callers.calls_per_second_max },
+            },
             drain_timeout: self.drain_timeout,
         }
     }
@@ -329,10 +341,13 @@ impl RouterSection {
             statement_timeout: self.statement_timeout,
             connection_idle_timeout: self.connection_idle_timeout,
             pool_idle_timeout: self.pool_idle_timeout,
+            connection_lifetime_max: self.connection_lifetime_max,
+            connection_uses_max: self.connection_uses_max,
             pools_max: self.pools_max,
             pause_wait_max: self.pause_wait_max,
             route_age_max: self.route_age_max,
             slow_statement_threshold: self.slow_statement_threshold,
+            lease_warn_after: self.lease_warn_after,
         }
     }
 }

@@ -170,10 +170,6 @@ mod tests {
         assert!(read::<File>(value, &mut problems).is_some());
         let mut paths: Vec<_> = problems.iter().map(|problem| problem.path.as_str()).collect();
         paths.sort_unstable();
-        assert_eq!(
-            paths,
-            ["colour", "port", "prefix", "servers[0].host", "servers[0].hots", "servers[0].name"]
-                .map(|p| p.replace("[0]", ".[0]"))
-        );
+        assert_eq!(paths, ["colour", "port", "prefix", "servers.[0].host", "servers.[0].hots", "servers.[0].name"]);
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod client;
 mod files;
+mod live;
 mod load;
 mod mending;
 mod validate;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 pub use files::{Credentials, Keys, RoleLogin, write_private};
+pub use live::Live;
 pub use load::{Error, load};
 
 use crate::domain::tenant::Naming;
@@ -37,11 +39,11 @@ pub struct Config {
     /// The server that has the shared and the auth database.
     pub catalog_server: String,
     pub store: StoreConfig,
-    pub router: RouterConfig,
     pub operations: OperationsConfig,
     pub migrator: MigratorConfig,
     pub backup: BackupConfig,
-    pub tiers: Tiers,
+    /// What may change while the daemon runs; read through [`Live`].
+    pub limits: Limits,
     /// How long a drain may take before running calls are cut off.
     pub drain_timeout: Duration,
 }
@@ -105,6 +107,21 @@ pub struct StoreConfig {
     pub request_timeout: Duration,
 }
 
+/// The part of the configuration that counts anew as soon as it is read again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    pub router: RouterConfig,
+    pub tiers: Tiers,
+    pub callers: CallerLimits,
+}
+
+/// What one caller may do, whoever it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CallerLimits {
+    /// Calls per second of one principal, over all tenants.
+    pub calls_per_second_max: u32,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouterConfig {
     /// Total time to get a connection: queue, connect, check.
@@ -113,12 +130,18 @@ pub struct RouterConfig {
     pub statement_timeout: Duration,
     pub connection_idle_timeout: Duration,
     pub pool_idle_timeout: Duration,
+    /// A connection that is so old is not used again, give or take a fifth.
+    pub connection_lifetime_max: Duration,
+    /// Nor is one that was given out so often.
+    pub connection_uses_max: u32,
     pub pools_max: usize,
     /// How long a caller waits at a paused gate.
     pub pause_wait_max: Duration,
     /// How old the catalog's answers may be.
     pub route_age_max: Duration,
     pub slow_statement_threshold: Duration,
+    /// A lease that is held for so long is logged with its holder.
+    pub lease_warn_after: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,11 +13,27 @@ pub(super) fn check(config: &Config, problems: &mut Vec<String>) {
     servers(config, problems);
     store(config, problems);
     numbers(config, problems);
-    if !config.tiers.contains_key(TIER_DEFAULT) {
-        problems.push(format!("tiers: {TIER_DEFAULT:?} is missing"));
-    }
+    tiers(config, problems);
     if !config.tenant_migrations_dir.is_dir() {
         problems.push(format!("tenant_migrations_dir: {} is no directory", config.tenant_migrations_dir.display()));
+    }
+}
+
+fn tiers(config: &Config, problems: &mut Vec<String>) {
+    let tiers = &config.limits.tiers;
+    if !tiers.contains_key(TIER_DEFAULT) {
+        problems.push(format!("tiers: {TIER_DEFAULT:?} is missing"));
+    }
+    for (name, tier) in tiers {
+        let counts = [
+            ("pool_connections_max", tier.pool_connections_max),
+            ("weight", tier.weight),
+            ("queue_max", tier.queue_max),
+            ("calls_per_second_max", tier.calls_per_second_max),
+        ];
+        for (setting, _) in counts.into_iter().filter(|(_, count)| *count == 0) {
+            problems.push(format!("tiers.{name}.{setting}: at least 1"));
+        }
     }
 }
 
@@ -91,6 +107,7 @@ fn store(config: &Config, problems: &mut Vec<String>) {
 }
 
 fn numbers(config: &Config, problems: &mut Vec<String>) {
+    let router = &config.limits.router;
     if !(1..=19).contains(&config.backup.zstd_level) {
         problems.push(format!("backup.zstd_level: {} is not between 1 and 19", config.backup.zstd_level));
     }
@@ -98,19 +115,28 @@ fn numbers(config: &Config, problems: &mut Vec<String>) {
         ("operations.concurrency_max", config.operations.concurrency_max),
         ("migrator.concurrency_max", config.migrator.concurrency_max),
         ("backup.concurrency_max", config.backup.concurrency_max),
-        ("router.pools_max", config.router.pools_max),
+        ("router.pools_max", router.pools_max),
     ];
     for (name, count) in counts {
         if count == 0 {
             problems.push(format!("{name}: at least 1"));
         }
     }
+    let counts = [
+        ("router.connection_uses_max", router.connection_uses_max),
+        ("callers.calls_per_second_max", config.limits.callers.calls_per_second_max),
+    ];
+    for (name, _) in counts.into_iter().filter(|(_, count)| *count == 0) {
+        problems.push(format!("{name}: at least 1"));
+    }
     let times = [
         ("operations.lease", config.operations.lease),
         ("operations.poll_interval", config.operations.poll_interval),
-        ("router.acquire_timeout", config.router.acquire_timeout),
-        ("router.connect_timeout", config.router.connect_timeout),
-        ("router.statement_timeout", config.router.statement_timeout),
+        ("router.acquire_timeout", router.acquire_timeout),
+        ("router.connect_timeout", router.connect_timeout),
+        ("router.statement_timeout", router.statement_timeout),
+        ("router.connection_lifetime_max", router.connection_lifetime_max),
+        ("router.lease_warn_after", router.lease_warn_after),
         ("migrator.lock_timeout", config.migrator.lock_timeout),
         ("migrator.statement_timeout", config.migrator.statement_timeout),
         ("backup.stall_timeout", config.backup.stall_timeout),

@@ -31,7 +31,7 @@ use uuid::Uuid;
 
 use crate::accounts::Accounts;
 use crate::catalog::Catalog;
-use crate::config::Config;
+use crate::config::{Config, Live};
 use crate::domain::operation::OperationId;
 use crate::postgres::Server;
 use crate::router::Router;
@@ -50,6 +50,7 @@ const CHANGES_BUFFERED_MAX: usize = 1_024;
 /// What operations work with. Made once by the app.
 pub struct Parts {
     pub config: Arc<Config>,
+    pub live: Live,
     /// This daemon, as leases and application names know it.
     pub instance: Uuid,
     pub tasks: Tasks,

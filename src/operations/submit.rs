@@ -233,8 +233,9 @@ impl Operations {
             bad.push(BadField::new("name", "1 to 255 characters are needed"));
         }
         let tier = if input.tier.is_empty() { TIER_DEFAULT } else { &input.tier };
-        if !config.tiers.contains_key(tier) {
-            let known = config.tiers.keys().cloned().collect::<Vec<_>>().join(", ");
+        let tiers = &self.parts.live.current().tiers;
+        if !tiers.contains_key(tier) {
+            let known = tiers.keys().cloned().collect::<Vec<_>>().join(", ");
             bad.push(BadField::new("tier", format!("{tier:?} is none of {known}")));
         }
         if !input.siret.is_empty() && !is_siret(&input.siret) {

@@ -70,7 +70,8 @@ pub(super) async fn credentials(run: &Run) -> Result<Done, StepError> {
 
 pub(super) async fn roles(run: &Run) -> Result<Done, StepError> {
     let place = Place::of(run).await?;
-    let tier = run.parts.config.tiers.get(&place.tenant.tier);
+    let limits = run.parts.live.current();
+    let tier = limits.tiers.get(&place.tenant.tier);
     let connections_max = tier.map_or(10, |tier| tier.direct_connections_max);
     let mut logins = Vec::new();
     for (role, _) in &place.roles.logins {
@@ -172,7 +173,8 @@ pub(super) async fn name_undo(run: &Run) -> Result<(), StepError> {
 
 pub(super) async fn license(run: &Run) -> Result<Done, StepError> {
     let place = Place::of(run).await?;
-    let tier = run.parts.config.tiers.get(&place.tenant.tier);
+    let limits = run.parts.live.current();
+    let tier = limits.tiers.get(&place.tenant.tier);
     let (users_max, sites_max) = tier.map_or((5, 1), |tier| (tier.users_max, tier.sites_max));
     let license = NewLicense {
         // The same each time that the step is repeated.

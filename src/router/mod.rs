@@ -31,10 +31,9 @@ pub use lease::{Lease, Residue};
 pub use resolve::Request;
 
 use crate::catalog::Catalog;
-use crate::config::RouterConfig;
+use crate::config::{Limits, Live};
 use crate::domain::route::{Gate, Route};
 use crate::domain::tenant::{Naming, TenantId};
-use crate::domain::tier::Tiers;
 use crate::postgres::{self, Lane, Server};
 use crate::secrets::Envelope;
 use crate::shutdown::Tasks;
@@ -58,8 +57,7 @@ struct Inner {
 /// What pools and leases need of the router; it does not hold them.
 #[derive(Debug)]
 struct Shared {
-    config: RouterConfig,
-    tiers: Tiers,
+    live: Live,
     naming: Naming,
     servers: BTreeMap<String, Place>,
     catalog: Catalog,
@@ -76,6 +74,10 @@ struct Place {
 }
 
 impl Shared {
+    fn limits(&self) -> Arc<Limits> {
+        self.live.current()
+    }
+
     fn place(&self, route: &Route) -> Result<&Place, Error> {
         self.servers
             .get(&route.server)
@@ -86,8 +88,7 @@ impl Shared {
 impl Router {
     /// Opens nothing; begins to close what idles.
     pub fn new(
-        config: RouterConfig,
-        tiers: Tiers,
+        live: Live,
         naming: Naming,
         servers: BTreeMap<String, Server>,
         catalog: Catalog,
@@ -97,18 +98,10 @@ impl Router {
         let place = |server| Place { server, idle: Arc::default() };
         let servers = servers.into_iter().map(|(name, server)| (name, place(server))).collect();
         let envelope = envelope.into();
-        let shared = Shared {
-            config,
-            tiers,
-            naming,
-            servers,
-            catalog,
-            catalog_id: OnceCell::new(),
-            envelope,
-            tasks: tasks.clone(),
-        };
+        let shared =
+            Shared { live, naming, servers, catalog, catalog_id: OnceCell::new(), envelope, tasks: tasks.clone() };
         let inner = Arc::new(Inner {
-            routes: Routes::new(shared.config.route_age_max),
+            routes: Routes::new(shared.live.clone()),
             shared: Arc::new(shared),
             slots: Slots::default(),
             gates: Notify::new(),
@@ -153,7 +146,7 @@ impl Router {
     /// Waits for a connection of the pool.
     async fn connection(&self, ticket: Ticket, deadline: Instant) -> Result<Lease, Error> {
         let begun = Instant::now();
-        let deadline = deadline.min(begun + self.0.shared.config.acquire_timeout);
+        let deadline = deadline.min(begun + self.0.shared.limits().router.acquire_timeout);
         let slot = ticket.slot();
         let timeout = |cause| {
             let (tenant, server) = (slot.route().code.clone(), slot.route().server.clone());
@@ -181,7 +174,7 @@ impl Router {
     /// The tenant's route once it may be passed. Waits at a paused gate.
     async fn pass_gate(&self, tenant: TenantId, deadline: Instant) -> Result<Fresh, Error> {
         let begun = Instant::now();
-        let until = deadline.min(begun + self.0.shared.config.pause_wait_max);
+        let until = deadline.min(begun + self.0.shared.limits().router.pause_wait_max);
         loop {
             let fresh = self.route(tenant, deadline).await?;
             match gate::check(&fresh.route)? {
@@ -198,11 +191,11 @@ impl Router {
                 Gate::Paused { operation } => Some(operation),
                 Gate::Open | Gate::Closed { .. } => None,
             };
-            let retry_after = self.0.shared.config.route_age_max;
+            let retry_after = self.0.shared.limits().router.route_age_max;
             return Err(Error::Paused { tenant: route.code.clone(), operation, retry_after });
         }
         // Another daemon may open the gate, which only the catalog tells.
-        let look_again = until.min(Instant::now() + self.0.shared.config.route_age_max);
+        let look_again = until.min(Instant::now() + self.0.shared.limits().router.route_age_max);
         // Whether it was told or the time was up, the route says how things stand.
         let _told = timeout_at(look_again, self.0.gates.notified()).await;
         Ok(())

@@ -63,7 +63,8 @@ pub(super) type PooledObject = Object<TenantConnections>;
 /// An empty pool; connections are made when they are asked for. The newest is used first, so that the others age.
 pub(super) fn pool(shared: &Arc<Shared>, place: &Place, route: &Arc<Route>) -> TenantPool {
     const CONNECTIONS_MAX_DEFAULT: u32 = 10;
-    let tier = shared.tiers.get(&route.tier);
+    let limits = shared.limits();
+    let tier = limits.tiers.get(&route.tier);
     let connections_max = tier.map_or(CONNECTIONS_MAX_DEFAULT, |tier| tier.pool_connections_max).max(1);
     let manager = TenantConnections {
         shared: Arc::clone(shared),
@@ -219,7 +220,7 @@ impl Manager for TenantConnections {
     type Error = Error;
 
     async fn create(&self) -> Result<Pooled, Error> {
-        let config = &self.shared.config;
+        let config = &self.shared.limits().router;
         let login = self.login().await?;
         let given = self.permit().take();
         let permit = match given {

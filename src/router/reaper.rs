@@ -14,10 +14,10 @@ const INTERVAL_MAX: Duration = Duration::from_secs(5);
 /// Runs until the daemon goes down, and closes every pool then.
 pub(super) async fn run(inner: Arc<Inner>) {
     let shared = &inner.shared;
-    let config = &shared.config;
-    let shortest = config.connection_idle_timeout.min(config.pool_idle_timeout);
-    let interval = (shortest / 4).clamp(INTERVAL_MIN, INTERVAL_MAX);
     loop {
+        let config = &shared.limits().router;
+        let shortest = config.connection_idle_timeout.min(config.pool_idle_timeout);
+        let interval = (shortest / 4).clamp(INTERVAL_MIN, INTERVAL_MAX);
         tokio::select! {
             () = shared.tasks.token().cancelled() => break,
             () = sleep(interval) => {}

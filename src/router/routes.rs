@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::error::Error;
 use crate::catalog::{self, Catalog, Tenant, TenantRef};
+use crate::config::Live;
 use crate::domain::lifecycle::TenantState;
 use crate::domain::route::{Route, Selector};
 use crate::domain::tenant::TenantId;
@@ -32,7 +33,7 @@ pub(super) struct Fresh {
 
 #[derive(Debug)]
 pub(super) struct Routes {
-    age_max: Duration,
+    live: Live,
     known: Mutex<Known>,
     lanes: [tokio::sync::Mutex<()>; LANES],
     hasher: RandomState,
@@ -47,11 +48,11 @@ struct Known {
 }
 
 impl Routes {
-    pub(super) fn new(age_max: Duration) -> Self {
+    pub(super) fn new(live: Live) -> Self {
         let known =
             Known { routes: LruCache::new(ROUTES_MAX), names: LruCache::new(ROUTES_MAX), forgotten: HashMap::new() };
         Self {
-            age_max,
+            live,
             known: Mutex::new(known),
             lanes: std::array::from_fn(|_| tokio::sync::Mutex::default()),
             hasher: RandomState::new(),
@@ -101,7 +102,8 @@ impl Routes {
 
     fn cached(&self, selector: &Selector) -> Option<Fresh> {
         let now = Instant::now();
-        let is_young = |read_at: Instant| now.duration_since(read_at) <= self.age_max;
+        let age_max = self.live.current().router.route_age_max;
+        let is_young = |read_at: Instant| now.duration_since(read_at) <= age_max;
         let mut known = self.known();
         let id = match selector {
             Selector::Id(id) => *id,

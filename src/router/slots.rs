@@ -284,7 +284,7 @@ impl Table {
         let leases = former.as_ref().map(|slot| Arc::clone(&slot.leases));
         let leases = leases.or_else(|| self.orphans.remove(&route.tenant)).unwrap_or_default();
         closing.extend(former);
-        self.make_room(shared.config.pools_max, closing);
+        self.make_room(shared.limits().router.pools_max, closing);
         let slot = Arc::new(Slot { route: Arc::clone(route), pool: pool(shared, place, route), leases });
         let ticket = Ticket::new(Arc::clone(&slot));
         self.slots.put(route.tenant, Used { slot, at: Instant::now() });

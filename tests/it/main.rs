@@ -17,6 +17,7 @@ mod migrator;
 mod postgres;
 mod python;
 mod query;
+mod reload;
 mod router;
 mod store;
 mod tenants;

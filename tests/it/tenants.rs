@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
 use tenantd::catalog::{Catalog, NewTenant, Txn};
-use tenantd::config::Config;
+use tenantd::config::{Config, Live};
 use tenantd::domain::lifecycle::Transition;
 use tenantd::domain::tenant::{TenantCode, TenantId};
 use tenantd::postgres::roles::{self, TenantContext, TenantLogin, TenantRoles};
@@ -52,8 +52,7 @@ impl Rooms {
         catalog.server_register("main", &config.servers[0].host, config.servers[0].port).await.unwrap();
         let envelope = Arc::new(Envelope::new(&config.keys.key_encryption_key).unwrap());
         let router = Router::new(
-            config.router.clone(),
-            config.tiers.clone(),
+            Live::new(config.limits.clone()),
             config.naming.clone(),
             BTreeMap::from([("main".to_owned(), server.clone())]),
             catalog.clone(),

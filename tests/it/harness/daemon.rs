@@ -138,6 +138,11 @@ impl Process {
         assert!(status.success(), "the daemon ended with {status}");
     }
 
+    /// SIGHUP: it reads its configuration again.
+    pub fn hang_up(&self) {
+        signal("HUP", self.child.id());
+    }
+
     /// SIGKILL: nothing in the process hears of it.
     pub fn kill(mut self) {
         self.child.kill().unwrap();

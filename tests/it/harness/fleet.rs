@@ -211,6 +211,11 @@ impl Fleet {
         self.logs.allow(part);
     }
 
+    /// Whether a WARN or ERROR has this part by now.
+    pub fn has_logged(&self, part: &str) -> bool {
+        logs::problems(self.naming.prefix()).iter().any(|line| line.contains(part))
+    }
+
     /// Drops the fleet's databases and fails on lines that nobody declared.
     pub async fn finish(self) {
         self.logs.check();

@@ -1,0 +1,55 @@
+//! A configuration that is read again while the daemon runs: what counts at once, and one with a problem.
+
+use tenantd::proto::v1::CreateTenantRequest;
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use crate::harness::{Fleet, Spec, until};
+
+const SLEEPING: &str =
+    "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep%' AND state = 'active' AND datname = $1";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tiers_and_budgets_change_without_a_restart() {
+    let spec = Spec::default()
+        .setting("[[servers]]", "connections_max", "18")
+        .setting("[[servers]]", "connections_reserved", "16")
+        .setting("[router]", "acquire_timeout", "\"10m\"")
+        .setting("[router]", "statement_timeout", "\"10m\"");
+    let fleet = Fleet::new(spec).await;
+    let daemon = fleet.spawn();
+    daemon.client.tenant("acme").await;
+    let judge = fleet.judge("postgres").await;
+    let database = format!("{}_acme", fleet.naming.prefix());
+    let mut sleepers = JoinSet::new();
+    for _ in 0..5 {
+        let client = daemon.client.clone();
+        sleepers.spawn(async move { client.execute("acme", "SELECT pg_sleep(600)").await });
+    }
+    let asleep = async || -> i64 { judge.query_one(SLEEPING, &[&database]).await.unwrap().get(0) };
+    until("the budget is used up", async || (asleep().await == 2).then_some(())).await;
+
+    fleet.expect_log("the configuration is not read again");
+    fleet.configure(&[("[router]", "pools_max", "0".to_owned())]);
+    daemon.hang_up();
+    until("the problem is told", async || fleet.has_logged("the configuration is not read again").then_some(())).await;
+    assert_eq!(asleep().await, 2);
+
+    let gold =
+        "{ direct_connections_max = 7, pool_connections_max = 3, users_max = 1, sites_max = 1, storage_bytes_max = 1 }";
+    fleet.configure(&[("[[servers]]", "connections_max", "20".to_owned()), ("[tiers]", "gold", gold.to_owned())]);
+    daemon.hang_up();
+    until("the larger budget is used up", async || (asleep().await == 4).then_some(())).await;
+    sleepers.shutdown().await;
+    let request = CreateTenantRequest {
+        request_id: Uuid::new_v4().to_string(),
+        code: "golden".to_owned(),
+        name: "Golden".to_owned(),
+        tier: "gold".to_owned(),
+        ..CreateTenantRequest::default()
+    };
+    let operation = daemon.client.tenants().create_tenant(request).await.unwrap().into_inner().operation.unwrap();
+    daemon.client.succeeded(&operation).await;
+    daemon.terminate().await;
+    fleet.finish().await;
+}
