@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use tonic::{Status, Streaming};
-
 use super::connection::{Connection, request};
 use super::error::Error;
 use super::exit_code::ExitCode;
@@ -12,7 +10,7 @@ use super::output::Output;
 use super::progress::Progress;
 use super::settle::Wait;
 use super::table::{Column, list};
-use super::wait::Reconnect;
+use super::wait::{self, Reconnect};
 use super::{Context, human};
 use crate::proto::v1::{
     CreateRolloutRequest, CreateRolloutResponse, GetRolloutRequest, GetRolloutResponse, Rollout, RolloutState,
@@ -78,7 +76,11 @@ async fn follow(connection: &Connection, id: &str, view: &mut View) -> Result<()
     while view.state == RolloutState::Running {
         let request = WatchRolloutRequest { rollout_id: id.to_owned() };
         let broken = match connection.migrations().watch_rollout(request).await {
-            Ok(stream) => read(stream.into_inner(), view, &mut reconnect).await?,
+            Ok(stream) => {
+                let show =
+                    |update: WatchRolloutResponse| view.show(&update.rollout.ok_or(Error::Incomplete("rollout"))?);
+                wait::read(stream.into_inner(), &mut reconnect, show).await?
+            }
             Err(status) => Some(status),
         };
         if view.state == RolloutState::Running {
@@ -86,24 +88,6 @@ async fn follow(connection: &Connection, id: &str, view: &mut View) -> Result<()
         }
     }
     Ok(())
-}
-
-/// Reads one stream to its end. Answers with what broke it, if something did.
-async fn read(
-    mut stream: Streaming<WatchRolloutResponse>,
-    view: &mut View,
-    reconnect: &mut Reconnect,
-) -> Result<Option<Status>, Error> {
-    loop {
-        match stream.message().await {
-            Ok(Some(update)) => {
-                reconnect.reset();
-                view.show(&update.rollout.ok_or(Error::Incomplete("rollout"))?)?;
-            }
-            Ok(None) => return Ok(None),
-            Err(status) => return Ok(Some(status)),
-        }
-    }
 }
 
 async fn rollout_get(connection: &Connection, rollout_id: String) -> Result<Rollout, Error> {

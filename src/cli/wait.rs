@@ -44,7 +44,14 @@ async fn follow(connection: &Connection, id: &str, view: &mut View) -> Result<()
     while !has_ended(&view.operation) {
         let request = WatchOperationRequest { operation_id: id.to_owned() };
         let broken = match connection.operations().watch_operation(request).await {
-            Ok(stream) => read(stream.into_inner(), view, &mut reconnect).await?,
+            Ok(stream) => {
+                let show = |update: WatchOperationResponse| {
+                    view.output.event(&update)?;
+                    view.show(update.operation.ok_or(Error::Incomplete("operation"))?);
+                    Ok(())
+                };
+                read(stream.into_inner(), &mut reconnect, show).await?
+            }
             Err(status) => Some(status),
         };
         if !has_ended(&view.operation) {
@@ -87,18 +94,17 @@ impl Reconnect {
     }
 }
 
-/// Reads one stream to its end. Answers with what broke it, if something did.
-async fn read(
-    mut stream: Streaming<WatchOperationResponse>,
-    view: &mut View,
+/// Reads one stream to its end and shows each message. Answers with what broke it, if something did.
+pub async fn read<M>(
+    mut stream: Streaming<M>,
     reconnect: &mut Reconnect,
+    mut show: impl FnMut(M) -> Result<(), Error>,
 ) -> Result<Option<Status>, Error> {
     loop {
         match stream.message().await {
-            Ok(Some(update)) => {
+            Ok(Some(message)) => {
                 reconnect.reset();
-                view.output.event(&update)?;
-                view.show(update.operation.ok_or(Error::Incomplete("operation"))?);
+                show(message)?;
             }
             Ok(None) => return Ok(None),
             Err(status) => return Ok(Some(status)),
