@@ -392,6 +392,7 @@ impl From<backup::Error> for Status {
         match error {
             backup::Error::Store(error) => error.into(),
             backup::Error::Postgres(error) => error.into(),
+            full @ backup::Error::Spool { .. } => Refusal::new(Code::FailedPrecondition, Reason::Spool, full).status(),
             damage if damage.is_damage() => Refusal::new(Code::DataLoss, Reason::BackupCorrupt, damage).status(),
             other => internal(&other),
         }

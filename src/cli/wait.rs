@@ -192,8 +192,11 @@ fn step_line(step: &OperationStep) -> Option<String> {
         _ => return None,
     };
     let took = human::elapsed(step.start_time.as_ref(), step.end_time.as_ref());
-    let undone = if step.state() == OperationStepState::Undone { "undone" } else { "" };
-    let line = format!("  {mark} {:<24} {took:>10}  {undone}{}", step.name, human::printable(&step.detail));
+    let detail = match step.state() {
+        OperationStepState::Undone => "undone".to_owned(),
+        _ => human::printable(&step.detail),
+    };
+    let line = format!("  {mark} {:<24} {took:>10}  {detail}", step.name);
     Some(line.trim_end().to_owned())
 }
 

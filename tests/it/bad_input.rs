@@ -226,6 +226,28 @@ async fn another_backups_objects_are_not_taken_for_these() {
 }
 
 #[tokio::test]
+async fn a_spool_that_cannot_be_written_is_named_and_leaves_nothing() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    let backup = backed_up(&daemon.client).await;
+    let before = fleet.inventory().await;
+    // As a full disk, for whoever may write everywhere: nothing can be made below a file.
+    let spool = fleet.dir.join("spool");
+    let _none_yet = std::fs::remove_dir_all(&spool);
+    std::fs::write(&spool, "").unwrap();
+    let request = VerifyBackupRequest { backup_id: backup.id.clone() };
+    let refused = daemon.client.backups().verify_backup(request).await.unwrap_err();
+    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::FailedPrecondition, "SPOOL"), "{refused:?}");
+    let operation = daemon.client.restore_create(Uuid::new_v4(), &backup.id, None).await.unwrap();
+    let ended = failed(&daemon.client, &operation).await;
+    let error = ended.error.as_ref().unwrap();
+    assert!(error.reason == "SPOOL" && error.message.contains("spool_dir"), "{error:?}");
+    let left = fleet.inventory().await.since(&before);
+    assert!(left.is_empty(), "{left}");
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
 async fn a_wrong_s3_secret_is_told_at_the_start() {
     let fleet = Fleet::new(Spec::default()).await;
     fleet.configure(&[("[store]", "secret_access_key", "\"not the secret\"".to_owned())]);
