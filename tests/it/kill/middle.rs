@@ -116,10 +116,10 @@ async fn during_pg_restore() {
     fleet.finish().await;
 }
 
-/// The backend that waits for a lock in the judge's database.
+/// A client's backend that waits for a lock in the judge's database (autovacuum may wait there as well).
 async fn waiter(judge: &Client) -> i32 {
-    let query = "SELECT l.pid FROM pg_locks l JOIN pg_database d ON d.oid = l.database
-        WHERE d.datname = current_database() AND NOT l.granted";
+    let query = "SELECT l.pid FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+        WHERE a.datname = current_database() AND a.backend_type = 'client backend' AND NOT l.granted LIMIT 1";
     until("a session waits for a lock", || async { judge.query_opt(query, &[]).await.unwrap().map(|row| row.get(0)) })
         .await
 }
