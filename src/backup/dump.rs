@@ -25,6 +25,7 @@ use crate::domain::backup::{Archive, MANIFEST_FORMAT, Manifest, TableDigest};
 use crate::domain::tenant::{DatabaseName, TenantCode};
 use crate::postgres::Server;
 use crate::postgres::programs::{PgDump, ProgramSession, Programs};
+use crate::postgres::roles::TenantRoles;
 use crate::store::{PartSizes, Store, UploadId, UploadedPart};
 
 /// Parts that wait to be sent, beside the one that is sent and the one that is filled.
@@ -42,6 +43,7 @@ pub struct DumpRequest<'a> {
     pub catalog_id: Uuid,
     pub tenant_code: &'a TenantCode,
     pub database: &'a DatabaseName,
+    pub roles: &'a TenantRoles,
     /// As the catalog knows it.
     pub schema_version: i64,
     /// `age1…`: the tenant's, and the escrow's.
@@ -59,7 +61,8 @@ where
 {
     let recipients = archive::recipients_parse(request.recipients).map_err(|reason| Error::Recipient { reason })?;
     let (permit, dump_permit) = (snapshot::permit(request.server).await?, snapshot::permit(request.server).await?);
-    let snapshot = Snapshot::export(request.server, permit, request.database, request.config.stall_timeout).await?;
+    let snapshot =
+        Snapshot::export(request.server, permit, request.database, request.roles, request.config.stall_timeout).await?;
     let upload = request.store.upload_begin(&request.backup.keys().archive).await?;
     let dumped = match on_upload(upload.clone()).await {
         Ok(()) => dump_to(request, recipients, snapshot, &upload).await,
@@ -139,6 +142,7 @@ async fn dump_to(
         extensions: snapshot.extensions.clone(),
         tables: streamed.tables,
         sequences: Vec::new(),
+        privileges: Some(snapshot.privileges.clone()),
         archive: Archive {
             key: key.clone(),
             bytes: streamed.written.bytes,

@@ -25,6 +25,8 @@ pub enum Error {
     Archive { check: Check, reason: String },
     #[error("the restored database is not what was backed up: {}", list(.0))]
     Differences(Vec<Difference>),
+    #[error("the server names a kind of object that this daemon does not know: {object}")]
+    Privilege { object: String },
     #[error("the server answered the count of the table {schema}.{name} with something else than two numbers")]
     DigestAnswer { schema: String, name: String },
     #[error("{what} stood still for {timeout:?} and was given up, so that it does not hold the snapshot for ever")]

@@ -123,6 +123,7 @@ pub(super) mod tests {
                 row_count: 2,
                 digest: "-12".into(),
             }],
+            privileges: None,
             sequences: vec![SequenceRange { schema: "public".into(), name: "s".into(), low: Some(1), high: Some(2) }],
             archive: Archive { key: reference.keys().archive, bytes: 10, sha256: "00".into(), dump_bytes: 20 },
         }

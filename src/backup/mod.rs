@@ -12,6 +12,7 @@ mod dump;
 mod error;
 mod manifest;
 mod parts;
+mod privileges;
 mod restore;
 mod snapshot;
 mod spool;

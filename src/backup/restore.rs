@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use super::privileges::privileges_apply;
 use super::spool::{self, Spool};
 use super::{Error, contents, digest, snapshot};
 use crate::config::RoleLogin;
@@ -18,6 +19,7 @@ use crate::domain::backup::{Manifest, sequence_differences, table_differences};
 use crate::domain::tenant::DatabaseName;
 use crate::postgres::Server;
 use crate::postgres::programs::{PgRestore, ProgramSession, Programs};
+use crate::postgres::roles::TenantRoles;
 use crate::secrets::BackupIdentity;
 use crate::store::Store;
 
@@ -35,6 +37,8 @@ pub struct RestoreRequest<'a> {
     pub identity: &'a BackupIdentity,
     /// Exists, takes connections, and is empty.
     pub database: &'a DatabaseName,
+    /// Take the places of those that were backed up.
+    pub roles: &'a TenantRoles,
     /// The tenant's login for restores; acts as the owner in `database`.
     pub login: &'a RoleLogin,
     pub spool_dir: &'a Path,
@@ -49,6 +53,8 @@ pub struct RestoreReport {
     pub steps: Vec<RestoreStep>,
     pub tables: usize,
     pub rows: i64,
+    /// Grants that the server did not take again, as sentences.
+    pub privileges_left_out: Vec<String>,
     /// Of the restored database. It may differ from the manifest's although nothing is lost: `pg_dump` gives columns
     /// that were added to an inheritance parent another place in its children.
     pub schema_fingerprint: String,
@@ -74,10 +80,14 @@ pub async fn restore_into(request: &RestoreRequest<'_>) -> Result<RestoreReport,
     fill(request, &spool, &dump).await?;
     steps.push(RestoreStep { name: "database", duration: begun.elapsed() });
     let begun = Instant::now();
+    let privileges_left_out = privileges(request).await?;
+    steps.push(RestoreStep { name: "privileges", duration: begun.elapsed() });
+    let begun = Instant::now();
     let schema_fingerprint = compare(request).await?;
     steps.push(RestoreStep { name: "integrity", duration: begun.elapsed() });
     let rows = request.manifest.tables.iter().map(|table| table.row_count).sum();
-    Ok(RestoreReport { steps, tables: request.manifest.tables.len(), rows, schema_fingerprint })
+    let tables = request.manifest.tables.len();
+    Ok(RestoreReport { steps, tables, rows, privileges_left_out, schema_fingerprint })
 }
 
 /// Fetches, checks and opens the archive; only the dump is left in the spool.
@@ -123,6 +133,17 @@ async fn fill(request: &RestoreRequest<'_>, spool: &Spool, dump: &Path) -> Resul
         jobs: JOBS,
     })?;
     Ok(program.outcome().await?)
+}
+
+/// Gives everybody what they had.
+async fn privileges(request: &RestoreRequest<'_>) -> Result<Vec<String>, Error> {
+    let Some(expected) = &request.manifest.privileges else { return Ok(Vec::new()) };
+    let permit = snapshot::permit(request.server).await?;
+    let session =
+        snapshot::connect_as(request.login, request.server, permit, request.database, request.stall_timeout).await?;
+    // Nothing that the tenant has defined is found by a name.
+    session.batch_execute("SET search_path = pg_catalog, pg_temp").await?;
+    privileges_apply(&session, request.roles, expected).await
 }
 
 /// Compares rows and sequences, and answers with the schema's fingerprint.

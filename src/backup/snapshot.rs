@@ -8,9 +8,13 @@ use tokio::time::Instant;
 
 use super::Error;
 use super::digest::{self, Table};
+use super::privileges::privileges;
+use crate::config::RoleLogin;
 use crate::domain::backup::{Extension, SequenceRange, TableDigest};
+use crate::domain::privilege::Privilege;
 use crate::domain::tenant::DatabaseName;
 use crate::postgres::fingerprint::fingerprint_in_txn;
+use crate::postgres::roles::TenantRoles;
 use crate::postgres::{ConnectRequest, Connection, Lane, Permit, Server, SessionOptions};
 
 /// How long to queue for the sessions' permits.
@@ -40,6 +44,7 @@ pub(super) struct Snapshot {
     pub ctype: String,
     pub extensions: Vec<Extension>,
     pub schema_fingerprint: String,
+    pub privileges: Vec<Privilege>,
     tables: Vec<Table>,
     sequences: Vec<(String, String, i64)>,
 }
@@ -50,6 +55,7 @@ impl Snapshot {
         server: &Server,
         permit: Permit,
         database: &DatabaseName,
+        roles: &TenantRoles,
         lock_timeout: Duration,
     ) -> Result<Self, Error> {
         let session = connect(server, permit, database, lock_timeout).await?;
@@ -60,6 +66,7 @@ impl Snapshot {
         let tables = digest::tables_list(&session).await?;
         digest::tables_lock(&session, &tables).await?;
         let schema_fingerprint = fingerprint_in_txn(&session).await?;
+        let privileges = privileges(&session, roles).await?;
         let sequences = digest::sequences(&session).await?;
         Ok(Self {
             session,
@@ -72,6 +79,7 @@ impl Snapshot {
             ctype: facts.try_get(6)?,
             extensions,
             schema_fingerprint,
+            privileges,
             tables,
             sequences,
         })
@@ -102,9 +110,20 @@ pub(super) async fn connect(
     database: &DatabaseName,
     lock_timeout: Duration,
 ) -> Result<Connection, Error> {
+    connect_as(server.dump(), server, permit, database, lock_timeout).await
+}
+
+/// A session of another login.
+pub(super) async fn connect_as(
+    login: &RoleLogin,
+    server: &Server,
+    permit: Permit,
+    database: &DatabaseName,
+    lock_timeout: Duration,
+) -> Result<Connection, Error> {
     let request = ConnectRequest {
         lane: Lane::Backup,
-        login: server.dump(),
+        login,
         database,
         application_name: &server.session_name("backup"),
         options: SessionOptions { lock_timeout: Some(lock_timeout), ..SessionOptions::default() },

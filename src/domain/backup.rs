@@ -5,6 +5,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::named::named;
+use super::privilege::Privilege;
 use super::tenant::{DatabaseName, TenantCode, TenantId};
 
 /// The version of the manifest's format that this daemon writes.
@@ -36,6 +37,9 @@ pub struct Manifest {
     pub extensions: Vec<Extension>,
     pub tables: Vec<TableDigest>,
     pub sequences: Vec<SequenceRange>,
+    /// Of everything that the tenant owns. Manifests of the first daemons have none.
+    #[serde(default)]
+    pub privileges: Option<Vec<Privilege>>,
     pub archive: Archive,
 }
 

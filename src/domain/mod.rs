@@ -9,6 +9,7 @@ pub mod operation;
 pub mod page;
 pub mod permission;
 pub mod principal;
+pub mod privilege;
 pub mod route;
 pub mod tenant;
 pub mod tier;

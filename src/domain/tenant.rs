@@ -227,6 +227,7 @@ pub enum TenantRole {
 }
 
 impl TenantRole {
+    pub const ALL: [Self; 6] = [Self::Owner, Self::Router, Self::DirectA, Self::DirectB, Self::Migrator, Self::Reader];
     /// The login roles, in the order in which they are made.
     pub const LOGINS: [Self; 5] = [Self::Router, Self::DirectA, Self::DirectB, Self::Migrator, Self::Reader];
     /// The logins of the tenant's own programs: locked while its gate is paused or it is suspended.

@@ -65,6 +65,7 @@ async fn dump(run: &Run) -> Result<Done, StepError> {
         catalog_id: parts.catalog_id,
         tenant_code: &place.tenant.code,
         database: &place.tenant.database,
+        roles: &place.roles,
         schema_version: place.tenant.schema_version,
         recipients: &[recipient, parts.config.keys.escrow_recipient.clone()],
         spool_dir: &parts.config.spool_dir,

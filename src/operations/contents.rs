@@ -63,6 +63,7 @@ pub(super) async fn fill(run: &Run, generation: i64) -> Result<Done, StepError> 
         manifest: &manifest,
         identity: &identity,
         database: &name,
+        roles: &place.roles,
         login: &login,
         spool_dir: &parts.config.spool_dir,
         operation_id: run.id().0,
@@ -70,7 +71,10 @@ pub(super) async fn fill(run: &Run, generation: i64) -> Result<Done, StepError> 
     };
     let report = backup::restore_into(&request).await?;
     let durations = report.steps.iter().map(|step| format!("{} {:.1?}", step.name, step.duration));
-    let detail =
+    let mut detail =
         format!("{} tables, {} rows; {}", report.tables, report.rows, durations.collect::<Vec<_>>().join(", "));
+    if !report.privileges_left_out.is_empty() {
+        detail = format!("{detail}; grants that were not taken again: {}", report.privileges_left_out.join("; "));
+    }
     Ok(Done::detail(detail))
 }

@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use bytes::Bytes;
 use tenantd::backup::{BackupRef, Check, Error, dump_clean, manifest_read};
 use tenantd::domain::backup::Manifest;
+use tenantd::domain::tenant::{DatabaseName, TenantRole};
 use tenantd::store::UploadId;
 
 use self::place::Place;
@@ -22,7 +23,7 @@ async fn restored_is_what_was_dumped(place: &Place, manifest: &Manifest) {
     let target = place.target().await;
     let report = place.restore(manifest, &target).await.unwrap();
     let steps: Vec<_> = report.steps.iter().map(|step| step.name).collect();
-    assert_eq!(steps, ["download", "database", "integrity"]);
+    assert_eq!(steps, ["download", "database", "privileges", "integrity"]);
     let is_same_schema = report.schema_fingerprint == manifest.schema_fingerprint;
     assert_eq!(is_same_schema, !manifest.tables.iter().any(|table| table.name == "child"), "inheritance moves columns");
     assert_eq!(place.tables(&target).await, manifest.tables);
@@ -42,6 +43,72 @@ async fn a_hostile_schema_comes_back_as_it_was() {
     let judge = place.fleet.judge("postgres").await;
     let prefix = format!("{}\\_%", place.fleet.naming.prefix());
     assert_eq!(judge.query_one(query, &[&prefix]).await.unwrap().get::<_, i64>(0), 0);
+    place.finish().await;
+}
+
+/// Every grant in a database, as PostgreSQL's own texts.
+const GRANTS: &str = "
+SELECT string_agg(line, E'\n' ORDER BY line) FROM (
+    SELECT format('%s %s', c.oid::regclass, c.relacl) FROM pg_class c WHERE c.relnamespace IN ('public'::regnamespace, 'app'::regnamespace)
+    UNION ALL
+    SELECT format('%s.%s %s', attrelid::regclass, attname, attacl) FROM pg_attribute WHERE attacl IS NOT NULL AND attrelid > 16383
+    UNION ALL
+    SELECT format('%s %s', oid::regprocedure, coalesce(proacl, acldefault('f', proowner))) FROM pg_proc WHERE pronamespace = 'app'::regnamespace
+    UNION ALL
+    SELECT format('%s %s', nspname, nspacl) FROM pg_namespace WHERE nspname IN ('public', 'app')
+    UNION ALL
+    SELECT format('default %s %s %s %s', defaclrole::regrole, nullif(defaclnamespace, 0)::regnamespace, defaclobjtype, defaclacl) FROM pg_default_acl
+    UNION ALL
+    SELECT format('policy %s %s', polname, polroles::regrole[]) FROM pg_policy
+) AS lines (line)";
+
+#[tokio::test]
+async fn what_the_tenant_granted_and_took_back_is_so_again() {
+    let place = Place::new(Spec::default()).await;
+    let reader = place.roles.name(TenantRole::Reader).unwrap().quoted();
+    let judge = place.fleet.judge("postgres").await;
+    let analyst = format!("{}_analyst", place.fleet.naming.prefix());
+    judge.batch_execute(&format!("CREATE ROLE {analyst}")).await.unwrap();
+    let script = format!(
+        "CREATE TABLE open (id int, pin text);
+        CREATE TABLE secret (id int);
+        CREATE TABLE partly (id int, pin text);
+        CREATE SCHEMA app;
+        CREATE SEQUENCE app.numbers;
+        CREATE FUNCTION app.f(a int, VARIADIC b text[]) RETURNS int LANGUAGE sql AS 'SELECT 1';
+        CREATE POLICY p ON open FOR SELECT TO {reader} USING (id > 0);
+        REVOKE ALL ON secret FROM {reader};
+        REVOKE ALL ON partly FROM {reader};
+        GRANT SELECT (id) ON partly TO {reader} WITH GRANT OPTION;
+        GRANT INSERT, SELECT ON open TO {analyst};
+        REVOKE DELETE ON open FROM CURRENT_USER;
+        REVOKE EXECUTE ON FUNCTION app.f FROM PUBLIC;
+        GRANT USAGE ON SEQUENCE app.numbers TO {reader};
+        REVOKE USAGE ON SCHEMA app FROM {reader};
+        ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON ROUTINES FROM PUBLIC;
+        ALTER DEFAULT PRIVILEGES IN SCHEMA app GRANT INSERT ON TABLES TO {analyst}"
+    );
+    place.run(&script).await;
+    let (_backup, manifest) = place.backup_new().await;
+    let target = place.target().await;
+    let report = place.restore(&manifest, &target).await.unwrap();
+    assert_eq!(report.privileges_left_out, Vec::<String>::new());
+    let grants = async |database: &DatabaseName| -> String {
+        place.fleet.judge(database.as_str()).await.query_one(GRANTS, &[]).await.unwrap().get(0)
+    };
+    let (before, after) = (grants(&place.database).await, grants(&target).await);
+    assert!(before.contains("secret") && before.contains(&analyst) && before.contains("policy p"), "{before}");
+    assert_eq!(after, before);
+
+    // A role that is gone by then is named, and the rows come back all the same.
+    let gone = format!("DROP OWNED BY {analyst}");
+    for database in [&place.database, &target] {
+        place.fleet.judge(database.as_str()).await.batch_execute(&gone).await.unwrap();
+    }
+    judge.batch_execute(&format!("DROP ROLE {analyst}")).await.unwrap();
+    let report = place.restore(&manifest, &place.target().await).await.unwrap();
+    assert_eq!(report.privileges_left_out.len(), 3, "{:?}", report.privileges_left_out);
+    assert!(report.privileges_left_out.iter().all(|left| left.contains(&analyst)));
     place.finish().await;
 }
 
