@@ -58,7 +58,7 @@ impl RouterService for Service {
             status::internal(&router::Error::ServerUnknown { tenant: route.code.clone(), server: route.server.clone() })
         })?;
         let password = if include_credentials {
-            Some(self.api.router.route_login(&route, TenantRole::DirectA).await?.password)
+            Some(self.api.router.route_login_kept(&route, TenantRole::DirectA).await?.password)
         } else {
             None
         };

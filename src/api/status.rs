@@ -222,13 +222,19 @@ impl From<catalog::Error> for Status {
             E::OperationContended { .. } => {
                 Refusal::new(Code::Aborted, Reason::OperationConflict, &error).retry_after(RETRY_AFTER).status()
             }
-            E::Statement(_) | E::Session(_) if error.is_transient() => away("the shared database", &error),
+            E::RevisionUnknown { position, .. } => Refusal::new(Code::OutOfRange, Reason::RevisionUnknown, &error)
+                .meta("catalog_id", position.catalog_id)
+                .meta("revision", position.revision)
+                .meta("compacted_revision", position.compacted_revision)
+                .status(),
+            E::Statement(_) | E::Session(_) | E::Silent { .. } if error.is_transient() => away("the shared database", &error),
             E::ServerUnknown { .. }
             | E::SecretUnknown { .. }
             | E::ClaimLost { .. }
             | E::Corrupt { .. }
             | E::Statement(_)
             | E::Session(_)
+            | E::Silent { .. }
             | E::Migrate(_) => internal(&error),
         }
     }
@@ -273,6 +279,7 @@ impl From<router::Error> for Status {
                     .status(),
             },
             E::Connect { server, source, .. } if source.is_transient() => unavailable(server, source),
+            E::CatalogAway { cause } => unavailable("", cause),
             E::CatalogSlow | E::PoolClosed => unavailable("", &error),
             E::IdentityMismatch { .. } => {
                 tracing::error!(error = %error, "a database is not the tenant's");

@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use super::routes::Position;
 use crate::domain::lifecycle::{IllegalTransition, TenantState};
 use crate::domain::operation::{OperationId, OperationKind};
 use crate::domain::page::BadToken;
@@ -29,6 +30,14 @@ pub enum Error {
     GateHeld { tenant: TenantId, operation: Uuid },
     #[error("the secret {field} of the tenant {tenant} does not exist")]
     SecretUnknown { tenant: TenantId, field: String },
+
+    #[error(
+        "revision {revision} cannot be gone on from: the catalog keeps those from {} to {}; take a new snapshot",
+        .position.compacted_revision, .position.revision
+    )]
+    RevisionUnknown { revision: i64, position: Position },
+    #[error("the shared database gave no answer within {waited:?}")]
+    Silent { waited: std::time::Duration },
 
     #[error("there is no operation {id}")]
     OperationUnknown { id: OperationId },
@@ -64,7 +73,7 @@ impl Error {
         match self {
             Self::Statement(error) => error.is_transient() || error.kind() == postgres::Kind::Cancelled,
             Self::Session(error) => error.is_transient(),
-            Self::OperationContended { .. } => true,
+            Self::OperationContended { .. } | Self::Silent { .. } => true,
             _ => false,
         }
     }

@@ -12,6 +12,7 @@ mod fence;
 mod meta;
 mod operations;
 mod rollouts;
+mod routes;
 mod steps;
 mod targets;
 mod tenant_changes;
@@ -24,6 +25,7 @@ pub use operations::{
     ClaimedOperation, Created, NewOperation, OPERATIONS_CHANNEL, Operation, OperationEnd, OperationFilter,
 };
 pub use rollouts::{NewRollout, Rollout};
+pub use routes::{Follower, Position, RouteChange, RouteChanges};
 pub use steps::OperationStep;
 pub use targets::{NewTarget, RolloutTarget, TargetOutcome};
 pub use tenants::{NewLicense, NewTenant, Tenant, TenantFilter, TenantRef};
@@ -49,6 +51,7 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("V3__rollouts.sql", include_str!("../../shared-migrations/shared/V3__rollouts.sql")),
     ("V4__backups.sql", include_str!("../../shared-migrations/shared/V4__backups.sql")),
     ("V5__reference.sql", include_str!("../../shared-migrations/shared/V5__reference.sql")),
+    ("V6__route_removals.sql", include_str!("../../shared-migrations/shared/V6__route_removals.sql")),
 ];
 
 /// A cheap handle on the shared database.

@@ -6,6 +6,7 @@ use sea_query::{Expr, ExprTrait as _, OnConflict, Query, UpdateStatement};
 
 use super::errors::Error;
 use super::meta::revision_next;
+use super::routes::removal_insert;
 use super::tenants::{NewLicense, NewTenant, Tenant, TenantRef, read, returning, tenant_find, tenant_lock};
 use super::{Catalog, Txn};
 use crate::domain::lifecycle::{TenantState, Transition};
@@ -55,11 +56,13 @@ impl Catalog {
 
     /// Undoes a reservation: the row with everything that belongs to it. A tenant that is gone already is fine.
     pub async fn tenant_delete_in_txn(&self, txn: &Txn, id: TenantId) -> Result<(), Error> {
-        match tenant_lock(txn, id).await {
-            Ok(_locked) => revision_next(txn).await?,
+        let tenant = match tenant_lock(txn, id).await {
+            Ok(locked) => locked,
             Err(Error::TenantUnknown { .. }) => return Ok(()),
             Err(error) => return Err(error),
         };
+        let revision = revision_next(txn).await?;
+        removal_insert(txn, id, &tenant.code, revision).await?;
         let delete = Query::delete().from_table("tenants").and_where(Expr::col("id").eq(id.0)).take();
         statement::execute(txn, &delete).await?;
         Ok(())

@@ -49,18 +49,24 @@ pub struct Tenant {
 
 impl Tenant {
     pub fn route(&self) -> Route {
+        self.clone().into_route()
+    }
+
+    pub fn into_route(self) -> Route {
         Route {
             tenant: self.id,
-            code: self.code.clone(),
+            code: self.code,
             state: self.state,
-            tier: self.tier.clone(),
-            server: self.server.clone(),
-            database: self.database.clone(),
+            tier: self.tier,
+            server: self.server,
+            database: self.database,
             generation: self.generation,
             schema_version: self.schema_version,
             epoch: self.epoch,
             gate: self.gate,
-            suspend_reason: self.suspend_reason.clone(),
+            suspend_reason: self.suspend_reason,
+            hosts: self.hosts,
+            revision: self.revision,
         }
     }
 }
@@ -181,7 +187,8 @@ fn not_purged() -> Expr {
 /// A tenant's hosts, as a column that [`read`] takes.
 const HOSTS: &str = "ARRAY(SELECT host FROM hosts WHERE hosts.tenant_id = tenants.id ORDER BY host) AS hosts";
 
-fn select() -> SelectStatement {
+/// Every column that [`read`] takes.
+pub(super) fn select() -> SelectStatement {
     Query::select().column(Asterisk).expr(Expr::cust(HOSTS)).from("tenants").take()
 }
 

@@ -36,6 +36,10 @@ pub struct Route {
     pub epoch: i64,
     pub gate: Gate,
     pub suspend_reason: Option<String>,
+    /// Host names that mean this tenant, in order.
+    pub hosts: Vec<String>,
+    /// The catalog's revision of the last change.
+    pub revision: i64,
 }
 
 /// How a caller names a tenant.

@@ -8,8 +8,9 @@ use std::time::Duration;
 use deadpool::Runtime;
 use deadpool::managed::{self, Metrics, Object, Pool, PoolError, QueueMode, RecycleError, RecycleResult};
 use futures_util::FutureExt as _;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tokio_postgres::Client;
+use tokio_postgres::{Client, Notification};
 
 use super::connect::{ConnectRequest, Connection, SessionOptions};
 use super::errors;
@@ -68,11 +69,8 @@ struct Opener {
     name: String,
 }
 
-impl managed::Manager for Opener {
-    type Type = Connection;
-    type Error = errors::Error;
-
-    async fn create(&self) -> Result<Connection, errors::Error> {
+impl Opener {
+    async fn open(&self) -> Result<Connection, errors::Error> {
         // A backend whose daemon was killed notices within this time, even while it waits for a lock.
         let client_check = ("client_connection_check_interval", "1000".to_owned());
         let request = ConnectRequest {
@@ -88,6 +86,15 @@ impl managed::Manager for Opener {
             deadline: Instant::now() + WAIT_MAX,
         };
         self.server.connect(&request).await
+    }
+}
+
+impl managed::Manager for Opener {
+    type Type = Connection;
+    type Error = errors::Error;
+
+    async fn create(&self) -> Result<Connection, errors::Error> {
+        self.open().await
     }
 
     async fn recycle(&self, connection: &mut Connection, _metrics: &Metrics) -> RecycleResult<errors::Error> {
@@ -130,9 +137,39 @@ impl Sessions {
         Ok(Txn { session, open: true })
     }
 
+    /// A session outside of the pool, for whoever keeps it: to listen, for example.
+    pub async fn dedicated(&self) -> Result<Dedicated, Error> {
+        let connection = self.pool.manager().open().await.map_err(Error::Connect)?;
+        Ok(Dedicated { connection, flags: Flags::default() })
+    }
+
     /// Closes the pool: sessions in use are closed when they come back.
     pub fn close(&self) {
         self.pool.close();
+    }
+}
+
+/// One session that is nobody else's.
+#[derive(Debug)]
+pub struct Dedicated {
+    connection: Connection,
+    flags: Flags,
+}
+
+impl Dedicated {
+    /// What `LISTEN` brings, once; see [`Connection::notifications`].
+    pub fn notifications(&mut self) -> Option<mpsc::Receiver<Notification>> {
+        self.connection.notifications()
+    }
+}
+
+impl Run for Dedicated {
+    fn client(&self) -> &Client {
+        &self.connection
+    }
+
+    fn flags(&self) -> &Flags {
+        &self.flags
     }
 }
 

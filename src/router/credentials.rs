@@ -1,26 +1,67 @@
 //! A tenant's secrets, opened: sealed in the catalog under the tenant's own data key, in clear only here and with
 //! whoever logs in.
+//!
+//! What a pool logs in with is kept sealed, so that it can connect while the shared database is away. It counts for the
+//! epoch in which it was read: a rotation begins another one. Operations always ask the catalog.
 
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lru::LruCache;
 use secrecy::SecretString;
 use uuid::Uuid;
 
 use super::error::Error;
+use super::routes::is_away;
 use super::{Router, Shared};
-use crate::catalog::Catalog;
+use crate::catalog::{self, Catalog, Secret};
 use crate::config::RoleLogin;
 use crate::domain::route::Route;
 use crate::domain::tenant::{RoleName, TenantId, TenantRole};
 use crate::secrets::{Aad, Envelope};
+
+/// Secrets that are kept, sealed; the least recently used make room.
+const KEPT_MAX: NonZeroUsize = NonZeroUsize::new(1 << 14).unwrap();
 
 /// Under which field the catalog keeps a login role's password.
 pub fn role_field(role: &RoleName) -> String {
     format!("role:{role}")
 }
 
+/// The passwords that pools have asked for, sealed.
+#[derive(Debug)]
+pub(super) struct Kept(Mutex<LruCache<(TenantId, RoleName), Entry>>);
+
+#[derive(Debug, Clone)]
+struct Entry {
+    epoch: i64,
+    sealed: Arc<Sealed>,
+}
+
+/// A secret with the key that it is sealed under, which is wrapped itself.
+#[derive(Debug)]
+struct Sealed {
+    wrapped_key: Vec<u8>,
+    secret: Secret,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self(Mutex::new(LruCache::new(KEPT_MAX)))
+    }
+}
+
+impl Kept {
+    fn entries(&self) -> MutexGuard<'_, LruCache<(TenantId, RoleName), Entry>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Router {
     /// One of the tenant's secrets, opened.
     pub async fn tenant_secret(&self, tenant: TenantId, field: &str) -> Result<SecretString, Error> {
-        secret(&self.0.shared.catalog, &self.0.shared.envelope, tenant, field).await
+        let sealed = read(&self.0.shared.catalog, tenant, field).await?;
+        open(&self.0.shared.envelope, tenant, field, &sealed)
     }
 
     /// How to log in as one of the tenant's roles, by the role's name.
@@ -31,6 +72,11 @@ impl Router {
 
     /// How to log in at the end of a route.
     pub async fn route_login(&self, route: &Route, role: TenantRole) -> Result<RoleLogin, Error> {
+        self.tenant_login(route.tenant, &self.0.shared.role(route, role)?).await
+    }
+
+    /// As [`Router::route_login`], from memory when it was asked for before in the route's epoch.
+    pub async fn route_login_kept(&self, route: &Route, role: TenantRole) -> Result<RoleLogin, Error> {
         self.0.shared.route_login(route, role).await
     }
 
@@ -43,8 +89,32 @@ impl Router {
 impl Shared {
     pub(super) async fn route_login(&self, route: &Route, role: TenantRole) -> Result<RoleLogin, Error> {
         let role = self.role(route, role)?;
-        let password = secret(&self.catalog, &self.envelope, route.tenant, &role_field(&role)).await?;
+        let field = role_field(&role);
+        let sealed = self.sealed(route, &role, &field).await?;
+        let password = open(&self.envelope, route.tenant, &field, &sealed)?;
         Ok(RoleLogin { role, password })
+    }
+
+    async fn sealed(&self, route: &Route, role: &RoleName, field: &str) -> Result<Arc<Sealed>, Error> {
+        let key = (route.tenant, role.clone());
+        let kept = self.kept.entries().get(&key).cloned();
+        if let Some(kept) = &kept
+            && kept.epoch == route.epoch
+        {
+            return Ok(Arc::clone(&kept.sealed));
+        }
+        match (read(&self.catalog, route.tenant, field).await, kept) {
+            (Ok(sealed), _) => {
+                let sealed = Arc::new(sealed);
+                let entry = Entry { epoch: route.epoch, sealed: Arc::clone(&sealed) };
+                self.kept.entries().put(key, entry);
+                Ok(sealed)
+            }
+            // Better than nothing: most epochs begin for another reason.
+            (Err(error), Some(kept)) if is_away(&error) => Ok(kept.sealed),
+            (Err(error), _) if is_away(&error) => Err(Error::CatalogAway { cause: error.to_string() }),
+            (Err(error), _) => Err(error.into()),
+        }
     }
 
     fn role(&self, route: &Route, role: TenantRole) -> Result<RoleName, Error> {
@@ -57,12 +127,15 @@ impl Shared {
     }
 }
 
-async fn secret(catalog: &Catalog, envelope: &Envelope, tenant: TenantId, field: &str) -> Result<SecretString, Error> {
+async fn read(catalog: &Catalog, tenant: TenantId, field: &str) -> Result<Sealed, catalog::Error> {
     let wrapped_key = catalog.tenant_data_key_get(tenant).await?;
-    let sealed = catalog.tenant_secret_get(tenant, field).await?;
-    let aad = Aad { tenant: tenant.0, field, version: sealed.version };
+    Ok(Sealed { wrapped_key, secret: catalog.tenant_secret_get(tenant, field).await? })
+}
+
+fn open(envelope: &Envelope, tenant: TenantId, field: &str, sealed: &Sealed) -> Result<SecretString, Error> {
+    let aad = Aad { tenant: tenant.0, field, version: sealed.secret.version };
     let failed = |source| Error::Secret { tenant, field: field.to_owned(), source };
-    let plain = envelope.open(&wrapped_key, &aad, &sealed.ciphertext).map_err(failed)?;
+    let plain = envelope.open(&sealed.wrapped_key, &aad, &sealed.secret.ciphertext).map_err(failed)?;
     let text = std::str::from_utf8(&plain).map_err(|_not_utf8| failed(crate::secrets::Error::Open))?;
     Ok(text.into())
 }

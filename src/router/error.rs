@@ -38,6 +38,9 @@ pub enum Error {
     Connect { tenant: TenantCode, server: String, source: Box<postgres::Error> },
     #[error("the catalog did not answer in time; try again")]
     CatalogSlow,
+    /// Tenants that are known are still served.
+    #[error("the shared database is away, and this daemon does not know the tenant by itself; try again ({cause})")]
+    CatalogAway { cause: String },
     #[error(transparent)]
     Catalog(Box<catalog::Error>),
     #[error("the secret {field} of the tenant {tenant} cannot be opened: {source}")]
@@ -87,7 +90,11 @@ impl Error {
     /// Whether the same call may succeed later without anybody's help.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Paused { .. } | Self::Timeout { .. } | Self::CatalogSlow | Self::PoolClosed => true,
+            Self::Paused { .. }
+            | Self::Timeout { .. }
+            | Self::CatalogSlow
+            | Self::CatalogAway { .. }
+            | Self::PoolClosed => true,
             Self::Connect { source, .. } | Self::Drain { source, .. } => source.is_transient(),
             Self::Catalog(source) => source.is_transient(),
             _ => false,

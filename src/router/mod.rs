@@ -9,6 +9,7 @@ mod checkout;
 pub mod credentials;
 mod drain;
 mod error;
+mod feed;
 mod gate;
 mod idle;
 mod lease;
@@ -17,6 +18,7 @@ mod reaper;
 mod resolve;
 mod routes;
 mod slots;
+mod table;
 pub mod url;
 
 use std::collections::BTreeMap;
@@ -63,6 +65,7 @@ struct Shared {
     catalog: Catalog,
     catalog_id: OnceCell<Uuid>,
     envelope: Arc<Envelope>,
+    kept: credentials::Kept,
     tasks: Tasks,
 }
 
@@ -98,8 +101,16 @@ impl Router {
         let place = |server| Place { server, idle: Arc::default() };
         let servers = servers.into_iter().map(|(name, server)| (name, place(server))).collect();
         let envelope = envelope.into();
-        let shared =
-            Shared { live, naming, servers, catalog, catalog_id: OnceCell::new(), envelope, tasks: tasks.clone() };
+        let shared = Shared {
+            live,
+            naming,
+            servers,
+            catalog,
+            catalog_id: OnceCell::new(),
+            envelope,
+            kept: credentials::Kept::default(),
+            tasks: tasks.clone(),
+        };
         let inner = Arc::new(Inner {
             routes: Routes::new(shared.live.clone()),
             shared: Arc::new(shared),
@@ -107,6 +118,7 @@ impl Router {
             gates: Notify::new(),
         });
         tasks.spawn("router reaper", reaper::run(Arc::clone(&inner)));
+        tasks.spawn("catalog feed", feed::run(Arc::clone(&inner)));
         Self(inner)
     }
 

@@ -1,61 +1,86 @@
-//! Routes as the catalog told them, none older than `route_age_max`. Concurrent callers for one tenant ask the catalog
-//! once. A route that was read before it was forgotten is never used after.
+//! Where tenants are: from memory while the catalog announces its changes (see `feed`), otherwise from the catalog,
+//! which concurrent callers ask once. A route that was read before it was forgotten is never used after.
+//!
+//! While the shared database is away, what is known is served as it was, flagged with its age, and who is not known is
+//! refused with the cause. That is safe because no gate depends on what this daemon believes:
+//! - A gate that is known to be paused or closed stays so; nothing here ever opens one by time.
+//! - An operation of this daemon calls [`Routes::forget`], after which no older answer is given, stale or not.
+//! - An operation of another daemon may pause a tenant that is open here. Its callers then still get connections, until
+//!   the operation has the server itself refuse them: a suspension locks the tenant's logins, a swap or a drop has the
+//!   database take no sessions, and then each ends the sessions that are there, and only then does what cannot be
+//!   undone. Nothing that a caller was told is written is lost by that: a swap keeps the former database whole, and who
+//!   comes after it finds another generation in the identity row, and is refused until the catalog has been read.
 
-use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
-use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use lru::LruCache;
-use tokio::time::Instant;
+use tokio::sync::{Notify, broadcast};
+use tokio::time::{Instant, timeout};
+use uuid::Uuid;
 
 use super::error::Error;
-use crate::catalog::{self, Catalog, Tenant, TenantRef};
+pub use super::table::Fresh;
+use super::table::{Look, Table};
+use crate::catalog::{self, Catalog, RouteChange, Tenant, TenantRef};
 use crate::config::Live;
 use crate::domain::lifecycle::TenantState;
-use crate::domain::route::{Route, Selector};
+use crate::domain::route::Selector;
 use crate::domain::tenant::TenantId;
 
-/// Routes and names that are kept; the least recently used make room.
-const ROUTES_MAX: NonZeroUsize = NonZeroUsize::new(1 << 16).unwrap();
 /// Callers whose tenants fall on the same lane ask the catalog one after the other.
 const LANES: usize = 64;
-/// A route is never in a caller's hands for so long between its reading and its use.
-const FORGOTTEN_KEPT: Duration = Duration::from_mins(10);
+/// How long the catalog is waited for on behalf of a tenant that is known, and of one that is not.
+const PATIENCE_KNOWN: Duration = Duration::from_millis(500);
+const PATIENCE_UNKNOWN: Duration = Duration::from_secs(5);
+/// While the catalog is away, one caller asks it so often; the others do not wait for that.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// Batches of changes that a watch may be behind; at more, it reads them from the catalog.
+const BATCHES_MAX: usize = 256;
+/// Tenants that wait to be read again.
+const WANTED_MAX: usize = 1 << 12;
 
-/// A route, and when its reading began.
-#[derive(Debug, Clone)]
-pub(super) struct Fresh {
-    pub(super) route: Arc<Route>,
-    read_at: Instant,
+/// Changes that were applied together.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub(super) catalog_id: Uuid,
+    /// They begin after this revision.
+    pub(super) from: i64,
+    pub(super) upto: i64,
+    pub(super) changes: Vec<RouteChange>,
 }
 
 #[derive(Debug)]
 pub(super) struct Routes {
     live: Live,
-    known: Mutex<Known>,
+    pub(super) table: Table,
     lanes: [tokio::sync::Mutex<()>; LANES],
     hasher: RandomState,
+    away: Mutex<Option<Away>>,
+    /// Tenants that were forgotten, for the feed to read again before somebody has to wait for that.
+    wanted: Mutex<Vec<TenantId>>,
+    pub(super) wanted_some: Notify,
+    pub(super) batches: broadcast::Sender<Arc<Batch>>,
 }
 
+/// The shared database does not answer.
 #[derive(Debug)]
-struct Known {
-    routes: LruCache<TenantId, Fresh>,
-    /// Codes and hosts.
-    names: LruCache<Selector, (TenantId, Instant)>,
-    forgotten: HashMap<TenantId, Instant>,
+struct Away {
+    cause: Arc<str>,
+    probe_at: Instant,
 }
 
 impl Routes {
     pub(super) fn new(live: Live) -> Self {
-        let known =
-            Known { routes: LruCache::new(ROUTES_MAX), names: LruCache::new(ROUTES_MAX), forgotten: HashMap::new() };
         Self {
             live,
-            known: Mutex::new(known),
+            table: Table::default(),
             lanes: std::array::from_fn(|_| tokio::sync::Mutex::default()),
             hasher: RandomState::new(),
+            away: Mutex::default(),
+            wanted: Mutex::default(),
+            wanted_some: Notify::new(),
+            batches: broadcast::Sender::new(BATCHES_MAX),
         }
     }
 
@@ -68,86 +93,154 @@ impl Routes {
 
     /// `None` when there is no such tenant, or no longer.
     pub(super) async fn find(&self, catalog: &Catalog, selector: &Selector) -> Result<Option<Fresh>, Error> {
-        if let Some(fresh) = self.cached(selector) {
-            return Ok(Some(fresh));
+        if let Some(found) = self.at_once(selector)? {
+            return Ok(found);
         }
         let lane = usize::try_from(self.hasher.hash_one(selector)).unwrap_or_default() % LANES;
         let _turn = self.lanes[lane].lock().await;
         loop {
             // Whoever was before us may have asked already.
-            if let Some(fresh) = self.cached(selector) {
-                return Ok(Some(fresh));
+            if let Some(found) = self.at_once(selector)? {
+                return Ok(found);
             }
+            let known = matches!(self.table.look(selector, self.age_max()), Look::Old(_));
+            let patience = if known { PATIENCE_KNOWN } else { PATIENCE_UNKNOWN };
             let read_at = Instant::now();
-            let found = match selector {
-                Selector::Id(id) => catalog.tenant_get(&TenantRef::Id(*id)).await,
-                Selector::Code(code) => catalog.tenant_get(&TenantRef::Code(code.clone())).await,
-                Selector::Host(host) => catalog.tenant_by_host(host).await,
-            };
-            let tenant = match found {
-                Ok(tenant) if tenant.state != TenantState::Purged => tenant,
-                Ok(_) | Err(catalog::Error::TenantUnknown { .. }) => return Ok(None),
-                Err(error) => return Err(error.into()),
-            };
-            // Forgotten while it was being read: the answer may be the old one.
-            if let Some(fresh) = self.keep(selector, &tenant, read_at) {
-                return Ok(Some(fresh));
+            match timeout(patience, ask(catalog, selector)).await {
+                Ok(Ok(Some(tenant))) => {
+                    self.back();
+                    // Forgotten while it was being read: the answer may be the old one.
+                    if let Some(fresh) = self.table.put(tenant.into_route(), read_at) {
+                        return Ok(Some(fresh));
+                    }
+                }
+                Ok(Ok(None)) => {
+                    self.back();
+                    self.gone(selector, read_at);
+                    return Ok(None);
+                }
+                Ok(Err(error)) if !is_away(&error) => return Err(error.into()),
+                Ok(Err(error)) => self.away_since(&error.to_string()),
+                Err(_elapsed) => self.away_since(&format!("the shared database gave no answer within {patience:?}")),
             }
         }
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What a name in a request's address means. A name that was no tenant's when all were read is none, without a
+    /// question: most addresses are the daemon's own.
+    pub(super) async fn find_host(&self, catalog: &Catalog, selector: &Selector) -> Result<Option<Fresh>, Error> {
+        match self.table.look(selector, self.age_max()) {
+            Look::Absent | Look::Unknown if self.table.is_complete() => Ok(None),
+            _ => self.find(catalog, selector).await,
+        }
     }
 
-    fn cached(&self, selector: &Selector) -> Option<Fresh> {
-        let now = Instant::now();
-        let age_max = self.live.current().router.route_age_max;
-        let is_young = |read_at: Instant| now.duration_since(read_at) <= age_max;
-        let mut known = self.known();
-        let id = match selector {
-            Selector::Id(id) => *id,
-            name => {
-                let (id, read_at) = *known.names.get(name)?;
-                is_young(read_at).then_some(id)?
+    /// The answer, when the catalog need not or cannot be asked for it.
+    fn at_once(&self, selector: &Selector) -> Result<Option<Option<Fresh>>, Error> {
+        match self.table.look(selector, self.age_max()) {
+            Look::Current(fresh) => Ok(Some(Some(fresh))),
+            Look::Absent => Ok(Some(None)),
+            Look::Old(fresh) => Ok(self.away().map(|_cause| Some(fresh))),
+            Look::Unknown => match self.away() {
+                Some(cause) => Err(Error::CatalogAway { cause: cause.to_string() }),
+                None => Ok(None),
+            },
+        }
+    }
+
+    /// The catalog knows no such tenant.
+    fn gone(&self, selector: &Selector, read_at: Instant) {
+        if let Look::Current(fresh) | Look::Old(fresh) = self.table.look(selector, self.age_max()) {
+            match selector {
+                Selector::Id(_) => self.table.forget(fresh.route.tenant),
+                // Known under another name by now, or not at all.
+                Selector::Code(_) | Selector::Host(_) => self.forget(fresh.route.tenant),
             }
-        };
-        known.routes.get(&id).filter(|fresh| is_young(fresh.read_at)).cloned()
+        }
+        self.table.put_absent(selector, read_at);
     }
 
-    fn keep(&self, selector: &Selector, tenant: &Tenant, read_at: Instant) -> Option<Fresh> {
-        let fresh = Fresh { route: Arc::new(tenant.route()), read_at };
-        let mut known = self.known();
-        if !known.is_valid(&fresh) {
-            return None;
-        }
-        if !matches!(selector, Selector::Id(_)) {
-            known.names.put(selector.clone(), (tenant.id, read_at));
-        }
-        known.routes.put(tenant.id, fresh.clone());
-        Some(fresh)
+    /// How old a route may be that no announcement confirms.
+    fn age_max(&self) -> Duration {
+        self.live.current().router.route_age_max
     }
 
     /// Whether nobody has said to forget the route since its reading began.
     pub(super) fn is_valid(&self, fresh: &Fresh) -> bool {
-        self.known().is_valid(fresh)
+        self.table.is_valid(fresh)
     }
 
     pub(super) fn forget(&self, tenant: TenantId) {
-        let mut known = self.known();
-        known.routes.pop(&tenant);
-        known.forgotten.insert(tenant, Instant::now());
+        self.table.forget(tenant);
+        {
+            let mut wanted = lock(&self.wanted);
+            if wanted.len() < WANTED_MAX && !wanted.contains(&tenant) {
+                wanted.push(tenant);
+            }
+        }
+        self.wanted_some.notify_one();
+    }
+
+    /// The tenants that were forgotten since the last call.
+    pub(super) fn wanted(&self) -> Vec<TenantId> {
+        std::mem::take(&mut lock(&self.wanted))
     }
 
     /// Drops marks that no route can be older than.
     pub(super) fn sweep(&self) {
+        self.table.sweep();
+    }
+
+    /// Why the catalog should not be asked now. Once in a while nobody is told, so that somebody asks.
+    fn away(&self) -> Option<Arc<str>> {
+        let mut away = lock(&self.away);
         let now = Instant::now();
-        self.known().forgotten.retain(|_, at| now.duration_since(*at) < FORGOTTEN_KEPT);
+        match away.as_mut() {
+            Some(away) if now < away.probe_at => Some(Arc::clone(&away.cause)),
+            Some(away) => {
+                away.probe_at = now + PROBE_INTERVAL;
+                None
+            }
+            None => None,
+        }
+    }
+
+    pub(super) fn away_since(&self, cause: &str) {
+        *lock(&self.away) = Some(Away { cause: cause.into(), probe_at: Instant::now() + PROBE_INTERVAL });
+    }
+
+    /// The catalog answers.
+    pub(super) fn back(&self) {
+        *lock(&self.away) = None;
     }
 }
 
-impl Known {
-    fn is_valid(&self, fresh: &Fresh) -> bool {
-        self.forgotten.get(&fresh.route.tenant).is_none_or(|at| fresh.read_at > *at)
+/// Asks again at once when the session broke, because it may have been an old one.
+async fn ask(catalog: &Catalog, selector: &Selector) -> Result<Option<Tenant>, catalog::Error> {
+    let answer = match ask_once(catalog, selector).await {
+        Err(error @ catalog::Error::Statement(_)) if error.is_transient() => ask_once(catalog, selector).await,
+        answer => answer,
+    };
+    match answer {
+        Ok(tenant) => Ok((tenant.state != TenantState::Purged).then_some(tenant)),
+        Err(catalog::Error::TenantUnknown { .. }) => Ok(None),
+        Err(error) => Err(error),
     }
+}
+
+async fn ask_once(catalog: &Catalog, selector: &Selector) -> Result<Tenant, catalog::Error> {
+    match selector {
+        Selector::Id(id) => catalog.tenant_get(&TenantRef::Id(*id)).await,
+        Selector::Code(code) => catalog.tenant_get(&TenantRef::Code(code.clone())).await,
+        Selector::Host(host) => catalog.tenant_by_host(host).await,
+    }
+}
+
+/// Whether the shared database cannot be asked, for whatever reason: refused, renamed, full, silent.
+pub(super) fn is_away(error: &catalog::Error) -> bool {
+    matches!(error, catalog::Error::Session(_)) || error.is_transient()
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
