@@ -33,6 +33,10 @@ const DEADLINE_DEFAULT: Duration = Duration::from_hours(1);
 #[derive(Debug, Clone, Copy)]
 pub struct Deadline(pub Instant);
 
+/// The host that was called, in the request's extensions.
+#[derive(Debug, Clone)]
+struct CalledHost(http::uri::Authority);
+
 /// Puts the guard around every method.
 #[derive(Debug, Clone)]
 pub struct Guard {
@@ -78,6 +82,9 @@ where
         let call = async move {
             let deadline = deadline(&request);
             request.extensions_mut().insert(Deadline(deadline));
+            if let Some(host) = request.uri().authority().cloned() {
+                request.extensions_mut().insert(CalledHost(host));
+            }
             let run = async {
                 guard.admit(&mut request).await?;
                 poll_fn(|context| inner.poll_ready(context)).await.map_err(never)?;
@@ -147,6 +154,11 @@ pub fn caller<T>(request: &tonic::Request<T>) -> Result<Arc<Principal>, Status> 
 /// When the call must have ended.
 pub fn call_deadline<T>(request: &tonic::Request<T>) -> Instant {
     request.extensions().get::<Deadline>().map_or_else(|| Instant::now() + DEADLINE_DEFAULT, |deadline| deadline.0)
+}
+
+/// The host that was called, with its port if it was given.
+pub fn called_host<T>(request: &tonic::Request<T>) -> Option<&str> {
+    request.extensions().get::<CalledHost>().map(|host| host.0.as_str())
 }
 
 #[cfg(test)]

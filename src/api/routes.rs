@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 
 use super::{Service, auth, convert, status};
 use crate::domain::permission::Permission;
-use crate::domain::route::{Route, Selector};
+use crate::domain::route::{Route, Selector, Sources};
 use crate::domain::tenant::TenantRole;
 use crate::proto::v1;
 use crate::proto::v1::resolve_tenant_request::Selector as Wanted;
@@ -25,10 +25,16 @@ impl Service {
         request: &Request<T>,
         explicit: Option<Selector>,
     ) -> Result<Arc<Route>, Status> {
+        Ok(self.fresh(request, explicit).await?.route)
+    }
+
+    async fn fresh<T>(&self, request: &Request<T>, explicit: Option<Selector>) -> Result<router::Fresh, Status> {
         let principal = auth::caller(request)?;
-        let metadata = request.metadata().get(TENANT_METADATA).and_then(|value| value.to_str().ok());
-        let wanted = router::Request { explicit, metadata };
-        Ok(self.api.router.resolve(wanted, &principal, auth::call_deadline(request)).await?)
+        // What is no text is no tenant either, and must not be passed over.
+        let metadata = request.metadata().get(TENANT_METADATA).map(|value| value.to_str().unwrap_or("\u{fffd}"));
+        let host = auth::called_host(request);
+        let sources = Sources { explicit, metadata, host };
+        Ok(self.api.router.locate(sources, &principal, auth::call_deadline(request)).await?)
     }
 }
 
@@ -53,7 +59,7 @@ impl RouterService for Service {
         if include_credentials && !auth::caller(&request)?.may(Permission::SeeCredentials) {
             return Err(status::denied("this caller may not see credentials"));
         }
-        let route = self.route(&request, explicit).await?;
+        let router::Fresh { route, stale, .. } = self.fresh(&request, explicit).await?;
         let server = self.api.config.server(&route.server).ok_or_else(|| {
             status::internal(&router::Error::ServerUnknown { tenant: route.code.clone(), server: route.server.clone() })
         })?;
@@ -79,7 +85,10 @@ impl RouterService for Service {
                 epoch: route.epoch,
                 url: url.expose_secret().to_owned(),
                 password: password.map(|password| password.expose_secret().to_owned()).unwrap_or_default(),
+                hosts: route.hosts.clone(),
             }),
+            stale: stale.is_some(),
+            age: stale.and_then(|age| age.try_into().ok()),
         }))
     }
 }

@@ -227,7 +227,9 @@ impl From<catalog::Error> for Status {
                 .meta("revision", position.revision)
                 .meta("compacted_revision", position.compacted_revision)
                 .status(),
-            E::Statement(_) | E::Session(_) | E::Silent { .. } if error.is_transient() => away("the shared database", &error),
+            E::Statement(_) | E::Session(_) | E::Silent { .. } if error.is_transient() => {
+                away("the shared database", &error)
+            }
             E::ServerUnknown { .. }
             | E::SecretUnknown { .. }
             | E::ClaimLost { .. }

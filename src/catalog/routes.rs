@@ -260,8 +260,7 @@ pub(super) async fn removal_insert(txn: &Txn, tenant: TenantId, code: &TenantCod
 }
 
 async fn removals_compact(txn: &Txn, revision: i64) -> Result<(), Error> {
-    let delete =
-        Query::delete().from_table("tenant_removals").and_where(Expr::col("revision").lte(revision)).take();
+    let delete = Query::delete().from_table("tenant_removals").and_where(Expr::col("revision").lte(revision)).take();
     if statement::execute(txn, &delete).await? > 0 {
         let update = Query::update()
             .table("catalog_meta")

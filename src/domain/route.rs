@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::lifecycle::TenantState;
-use super::principal::Scope;
+use super::principal::{Principal, Scope};
 use super::tenant::{DatabaseName, NameError, TenantCode, TenantId};
 
 /// A tenant's door in the router.
@@ -61,7 +61,7 @@ pub enum SelectError {
     #[error("{0:?} is no host name")]
     Host(String),
     #[error(
-        "the call names no tenant; give an id, a code, a host, or the metadata x-tenant-id (only callers with exactly one tenant in scope may leave it out)"
+        "the call names no tenant; give an id, a code, a host, or the metadata x-tenant-id (only callers with a default tenant, or with exactly one tenant in scope, may leave it out)"
     )]
     Nothing,
 }
@@ -83,25 +83,44 @@ impl Selector {
 
     /// A host name as in a URL or a Host header.
     pub fn host(text: &str) -> Result<Self, SelectError> {
-        let bad = || SelectError::Host(text.to_owned());
         let name = match text.rsplit_once(':') {
             Some((name, port)) if port.parse::<u16>().is_ok() => name,
-            Some(_) => return Err(bad()),
+            Some(_) => return Err(SelectError::Host(text.to_owned())),
             None => text,
         };
-        let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
-        let label = |label: &str| {
-            !label.is_empty()
-                && label.len() <= 63
-                && !label.starts_with('-')
-                && !label.ends_with('-')
-                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
-        };
-        if name.len() > 253 || !name.split('.').all(label) {
-            return Err(bad());
-        }
-        Ok(Self::Host(name))
+        Ok(Self::Host(host_name(name)?))
     }
+}
+
+/// A host name in the one form that names are compared in: in lower case, international names as `xn--…`, without a
+/// final dot.
+pub fn host_name(text: &str) -> Result<String, SelectError> {
+    let bad = || SelectError::Host(text.to_owned());
+    let ascii = idna::domain_to_ascii(text.strip_suffix('.').unwrap_or(text)).map_err(|_| bad())?;
+    let label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    };
+    if ascii.len() > 253 || !ascii.split('.').all(label) {
+        return Err(bad());
+    }
+    Ok(ascii)
+}
+
+/// A host name that may be given to a tenant: whole, and no address.
+pub fn tenant_host(text: &str) -> Result<String, SelectError> {
+    let name = host_name(text.trim())?;
+    if !name.contains('.') || is_address(&name) {
+        return Err(SelectError::Host(text.to_owned()));
+    }
+    Ok(name)
+}
+
+/// Names that end in a number are addresses, or nothing.
+fn is_address(name: &str) -> bool {
+    name.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 impl fmt::Display for Selector {
@@ -114,21 +133,43 @@ impl fmt::Display for Selector {
     }
 }
 
-/// The tenant that a call means; the first source that is there counts: the request itself, the metadata (an id or a
-/// code), the only tenant in the caller's scope. Selecting is not permission.
-pub fn select(explicit: Option<Selector>, metadata: Option<&str>, scope: &Scope) -> Result<Selector, SelectError> {
-    if let Some(selector) = explicit {
-        return Ok(selector);
+/// Where a call says which tenant it means.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sources<'a> {
+    /// In the request itself.
+    pub explicit: Option<Selector>,
+    /// The metadata `x-tenant-id`: an id or a code.
+    pub metadata: Option<&'a str>,
+    /// The host that was called, with or without a port. Mostly it is the daemon's own name, and no tenant's.
+    pub host: Option<&'a str>,
+}
+
+/// What a call means, as far as it can be said without asking.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// Counts if it is a tenant's; otherwise there is nothing wrong with it.
+    pub host: Option<Selector>,
+    pub otherwise: Result<Selector, SelectError>,
+}
+
+/// The tenant that a call means; the first source that is there counts: the request itself, the metadata, the host that
+/// was called if it is a tenant's, the caller's default tenant, the only tenant in the caller's scope. Selecting is not
+/// permission.
+pub fn select(sources: Sources<'_>, principal: &Principal) -> Choice {
+    if let Some(selector) = sources.explicit {
+        return Choice { host: None, otherwise: Ok(selector) };
     }
-    if let Some(text) = metadata {
-        return Selector::reference(text);
+    if let Some(text) = sources.metadata {
+        return Choice { host: None, otherwise: Selector::reference(text) };
     }
-    match scope {
-        Scope::Tenants(tenants) if tenants.len() == 1 => {
-            tenants.first().cloned().map(Selector::Code).ok_or(SelectError::Nothing)
-        }
-        Scope::Tenants(_) | Scope::All => Err(SelectError::Nothing),
-    }
+    let host = sources.host.and_then(|text| Selector::host(text).ok());
+    let host = host.filter(|host| matches!(host, Selector::Host(name) if name.contains('.') && !is_address(name)));
+    let only = match &principal.scope {
+        Scope::Tenants(tenants) if tenants.len() == 1 => tenants.first(),
+        Scope::Tenants(_) | Scope::All => None,
+    };
+    let own = principal.default_tenant.as_ref().or(only).cloned();
+    Choice { host, otherwise: own.map(Selector::Code).ok_or(SelectError::Nothing) }
 }
 
 #[cfg(test)]
@@ -136,26 +177,85 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hosts_lose_port_case_and_final_dot() {
+    fn hosts_have_one_form() {
         let host = |text: &str| Selector::host(text).map(|selector| selector.to_string());
         assert_eq!(host("Acme.Example.COM:8443").as_deref(), Ok("acme.example.com"));
         assert_eq!(host("acme.example.com.").as_deref(), Ok("acme.example.com"));
-        for bad in ["", "a..b", "a b", "acme:port", "-a.b", "a/b", "[::1]:80", "é.example.com"] {
+        assert_eq!(host("acme.example.com.:443").as_deref(), Ok("acme.example.com"));
+        assert_eq!(host("Aciérie.example.com").as_deref(), Ok("xn--acirie-dva.example.com"));
+        assert_eq!(host("XN--ACIRIE-DVA.example.com").as_deref(), Ok("xn--acirie-dva.example.com"));
+        assert_eq!(host("acme。example.com").as_deref(), Ok("acme.example.com"));
+        for bad in ["", ".", "a..b", "a b", "acme:port", "acme:99999", "-a.b", "a/b", "[::1]:80", "a@b.c", "xn--a.b"] {
             assert!(host(bad).is_err(), "{bad}");
         }
+        assert!(host(&"a.".repeat(127)).is_ok());
+        assert!(host(&"a.".repeat(128)).is_err());
+    }
+
+    #[test]
+    fn a_tenant_gets_whole_names_only() {
+        assert_eq!(tenant_host(" Acme.example.com. ").as_deref(), Ok("acme.example.com"));
+        for bad in ["acme", "127.0.0.1", "10.1", "acme.example.com:80", "acme.example.com/x", "::1"] {
+            assert!(tenant_host(bad).is_err(), "{bad}");
+        }
+    }
+
+    fn caller(scope: Scope, default_tenant: Option<&str>) -> Principal {
+        let default_tenant = default_tenant.map(|code| code.parse().unwrap());
+        Principal { default_tenant, ..Principal::new("test", [].into(), scope) }
+    }
+
+    fn scope(codes: &[&str]) -> Scope {
+        Scope::Tenants(codes.iter().map(|code| code.parse().unwrap()).collect())
     }
 
     #[test]
     fn the_first_source_counts() {
-        let acme: TenantCode = "acme".parse().unwrap();
-        let only = Scope::Tenants([acme.clone()].into());
-        let explicit = Selector::code("beta").unwrap();
-        assert_eq!(select(Some(explicit.clone()), Some("gamma"), &only), Ok(explicit));
-        assert_eq!(select(None, Some("gamma"), &only), Selector::code("gamma"));
-        assert_eq!(select(None, None, &only), Ok(Selector::Code(acme)));
-        assert_eq!(select(None, None, &Scope::All), Err(SelectError::Nothing));
-        let two = Scope::Tenants(["a1".parse().unwrap(), "a2".parse().unwrap()].into());
-        assert_eq!(select(None, None, &two), Err(SelectError::Nothing));
+        let caller = caller(scope(&["only1"]), Some("usual"));
+        let explicit = Some(Selector::code("explicit").unwrap());
+        let (metadata, host) = (Some("metadata"), Some("Tenant.Example.com:7432"));
+        let select = |explicit: &Option<Selector>, metadata, host| {
+            select(Sources { explicit: explicit.clone(), metadata, host }, &caller)
+        };
+        // Each source in turn is left out, from the first on; what comes after does not matter while it is there.
+        for (metadata, host) in [(metadata, host), (None, host), (metadata, None), (None, None)] {
+            let choice = select(&explicit, metadata, host);
+            assert_eq!(choice, Choice { host: None, otherwise: Selector::code("explicit") });
+        }
+        for host in [host, None] {
+            let choice = select(&None, metadata, host);
+            assert_eq!(choice, Choice { host: None, otherwise: Selector::code("metadata") });
+        }
+        let choice = select(&None, None, host);
+        assert_eq!(choice.host, Some(Selector::Host("tenant.example.com".to_owned())));
+        assert_eq!(choice.otherwise, Selector::code("usual"));
+        assert_eq!(select(&None, None, None), Choice { host: None, otherwise: Selector::code("usual") });
+    }
+
+    #[test]
+    fn without_a_default_the_only_tenant_counts() {
+        let otherwise = |caller: &Principal| select(Sources::default(), caller).otherwise;
+        assert_eq!(otherwise(&caller(scope(&["acme"]), None)), Selector::code("acme"));
+        assert_eq!(otherwise(&caller(scope(&["acme", "beta"]), None)), Err(SelectError::Nothing));
+        assert_eq!(otherwise(&caller(scope(&[]), None)), Err(SelectError::Nothing));
+        assert_eq!(otherwise(&caller(Scope::All, None)), Err(SelectError::Nothing));
+        assert_eq!(otherwise(&caller(Scope::All, Some("acme"))), Selector::code("acme"));
+    }
+
+    #[test]
+    fn the_name_of_an_endpoint_is_no_error() {
+        let caller = caller(scope(&["acme"]), None);
+        for host in ["127.0.0.1:7432", "[::1]:7432", "localhost", "localhost:7432", "db", "no host", "", "0.0.0.0:80"] {
+            let choice = select(Sources { host: Some(host), ..Sources::default() }, &caller);
+            assert_eq!(choice, Choice { host: None, otherwise: Selector::code("acme") }, "{host}");
+        }
+    }
+
+    #[test]
+    fn a_bad_reference_is_not_passed_over() {
+        let caller = caller(scope(&["acme"]), None);
+        let choice = select(Sources { metadata: Some("Not A Code"), ..Sources::default() }, &caller);
+        assert!(choice.otherwise.is_err());
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::catalog::{Created, NewOperation, NewRollout, NewTarget, NewTenant, Op
 use crate::domain::lifecycle::{IllegalTransition, TenantState, Transition};
 use crate::domain::migration::{Standing, TargetState, standing};
 use crate::domain::operation::{OperationId, OperationKind};
+use crate::domain::route::tenant_host;
 use crate::domain::tenant::{TenantCode, TenantId};
 use crate::domain::tier::TIER_DEFAULT;
 use crate::migrator::Directory;
@@ -246,9 +247,12 @@ impl Operations {
         {
             bad.push(BadField::new("administrator.email", format!("{email:?} is no e-mail address")));
         }
-        let hosts: Vec<String> = input.hosts.iter().map(|host| host.trim().to_ascii_lowercase()).collect();
-        for host in hosts.iter().filter(|host| !is_host_name(host)) {
-            bad.push(BadField::new("hosts", format!("{host:?} is no host name")));
+        let mut hosts = Vec::new();
+        for host in &input.hosts {
+            match tenant_host(host) {
+                Ok(host) => hosts.push(host),
+                Err(_) => bad.push(BadField::new("hosts", format!("{host:?} is no whole host name"))),
+            }
         }
         match (code, database) {
             (Some(code), Some(database)) if bad.is_empty() => {
@@ -410,29 +414,4 @@ fn is_email(text: &str) -> bool {
     let parts = text.split_once('@');
     !text.contains(char::is_whitespace)
         && parts.is_some_and(|(user, host)| !user.is_empty() && host.contains('.') && !host.contains('@'))
-}
-
-/// Labels of letters, digits and hyphens, at least two of them.
-fn is_host_name(host: &str) -> bool {
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-    };
-    host.len() <= 253 && host.contains('.') && host.split('.').all(label)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn host_names_are_told_from_other_text() {
-        assert!(is_host_name("acme.example.com"));
-        assert!(!is_host_name("acme"));
-        assert!(!is_host_name("a..b"));
-        assert!(!is_host_name("-a.b"));
-        assert!(!is_host_name("a b.c"));
-    }
 }

@@ -96,7 +96,7 @@ impl Feed {
                 now = position.revision,
                 "the shared database is an older one than before; every tenant is read anew"
             );
-            table.clear();
+            table.clear(begun);
         }
         let _already = self.inner.shared.catalog_id.set(position.catalog_id);
         let mut after = None;
@@ -153,7 +153,7 @@ impl Feed {
             for change in &found.changes {
                 match change {
                     RouteChange::Set(route) => drop(routes.table.put(route.as_ref().clone(), read_at)),
-                    RouteChange::Removed { tenant, .. } => routes.table.forget(*tenant),
+                    RouteChange::Removed { tenant, .. } => routes.table.forget(*tenant, Instant::now()),
                 }
             }
             let from = std::mem::replace(revision, found.upto);

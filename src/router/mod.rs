@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 pub use error::{Error, TimeoutCause};
 pub use lease::{Lease, Residue};
-pub use resolve::Request;
+pub use routes::Fresh;
 
 use crate::catalog::Catalog;
 use crate::config::{Limits, Live};
@@ -40,7 +40,7 @@ use crate::postgres::{self, Lane, Server};
 use crate::secrets::Envelope;
 use crate::shutdown::Tasks;
 use idle::Idle;
-use routes::{Fresh, Routes};
+use routes::Routes;
 use slots::{Refused, Slots, Ticket};
 
 /// A cheap handle.

@@ -6,44 +6,56 @@ use std::sync::Arc;
 use tokio::time::{Instant, timeout_at};
 
 use super::error::Error;
+use super::routes::Fresh;
 use super::{Router, gate};
 use crate::domain::principal::{Principal, Scope};
-use crate::domain::route::{Route, Selector, select};
-
-/// Where a call names its tenant; the first that is there counts.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Request<'a> {
-    /// In the request itself.
-    pub explicit: Option<Selector>,
-    /// The metadata `x-tenant-id`: an id or a code.
-    pub metadata: Option<&'a str>,
-}
+use crate::domain::route::{Route, Selector, Sources, select};
 
 impl Router {
     /// The route of the tenant that the call means, if the caller may reach it and it is in service (its gate may be
     /// paused).
     pub async fn resolve(
         &self,
-        request: Request<'_>,
+        sources: Sources<'_>,
         principal: &Principal,
         deadline: Instant,
     ) -> Result<Arc<Route>, Error> {
-        let selector = select(request.explicit, request.metadata, &principal.scope)?;
+        Ok(self.locate(sources, principal, deadline).await?.route)
+    }
+
+    /// As [`Router::resolve`], with a word on how old the answer is.
+    pub async fn locate(&self, sources: Sources<'_>, principal: &Principal, deadline: Instant) -> Result<Fresh, Error> {
+        let choice = select(sources, principal);
+        timeout_at(deadline, async {
+            if let Some(host) = &choice.host
+                && let Some(fresh) = self.0.routes.find_host(&self.0.shared.catalog, host).await?
+            {
+                return admit(fresh, principal);
+            }
+            self.named(choice.otherwise?, principal).await
+        })
+        .await
+        .unwrap_or(Err(Error::CatalogSlow))
+    }
+
+    async fn named(&self, selector: Selector, principal: &Principal) -> Result<Fresh, Error> {
         if let Selector::Code(code) = &selector
             && !principal.reaches(code)
         {
             return Err(Error::NotPermitted);
         }
-        let found = timeout_at(deadline, self.0.routes.find(&self.0.shared.catalog, &selector))
-            .await
-            .unwrap_or_else(|_elapsed| Err(Error::CatalogSlow))?;
-        match found {
-            Some(fresh) if principal.reaches(&fresh.route.code) => {
-                gate::check(&fresh.route)?;
-                Ok(fresh.route)
-            }
+        match self.0.routes.find(&self.0.shared.catalog, &selector).await? {
+            Some(fresh) => admit(fresh, principal),
             None if principal.scope == Scope::All => Err(Error::TenantUnknown { tenant: selector.to_string() }),
-            Some(_) | None => Err(Error::NotPermitted),
+            None => Err(Error::NotPermitted),
         }
     }
+}
+
+fn admit(fresh: Fresh, principal: &Principal) -> Result<Fresh, Error> {
+    if !principal.reaches(&fresh.route.code) {
+        return Err(Error::NotPermitted);
+    }
+    gate::check(&fresh.route)?;
+    Ok(fresh)
 }

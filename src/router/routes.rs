@@ -42,6 +42,7 @@ const WANTED_MAX: usize = 1 << 12;
 
 /// Changes that were applied together.
 #[derive(Debug)]
+#[expect(dead_code, reason = "what watches read")]
 pub(super) struct Batch {
     pub(super) catalog_id: Uuid,
     /// They begin after this revision.
@@ -103,7 +104,7 @@ impl Routes {
             if let Some(found) = self.at_once(selector)? {
                 return Ok(found);
             }
-            let known = matches!(self.table.look(selector, self.age_max()), Look::Old(_));
+            let known = matches!(self.look(selector), Look::Old(_));
             let patience = if known { PATIENCE_KNOWN } else { PATIENCE_UNKNOWN };
             let read_at = Instant::now();
             match timeout(patience, ask(catalog, selector)).await {
@@ -129,7 +130,7 @@ impl Routes {
     /// What a name in a request's address means. A name that was no tenant's when all were read is none, without a
     /// question: most addresses are the daemon's own.
     pub(super) async fn find_host(&self, catalog: &Catalog, selector: &Selector) -> Result<Option<Fresh>, Error> {
-        match self.table.look(selector, self.age_max()) {
+        match self.look(selector) {
             Look::Absent | Look::Unknown if self.table.is_complete() => Ok(None),
             _ => self.find(catalog, selector).await,
         }
@@ -137,7 +138,7 @@ impl Routes {
 
     /// The answer, when the catalog need not or cannot be asked for it.
     fn at_once(&self, selector: &Selector) -> Result<Option<Option<Fresh>>, Error> {
-        match self.table.look(selector, self.age_max()) {
+        match self.look(selector) {
             Look::Current(fresh) => Ok(Some(Some(fresh))),
             Look::Absent => Ok(Some(None)),
             Look::Old(fresh) => Ok(self.away().map(|_cause| Some(fresh))),
@@ -150,14 +151,18 @@ impl Routes {
 
     /// The catalog knows no such tenant.
     fn gone(&self, selector: &Selector, read_at: Instant) {
-        if let Look::Current(fresh) | Look::Old(fresh) = self.table.look(selector, self.age_max()) {
+        if let Look::Current(fresh) | Look::Old(fresh) = self.look(selector) {
             match selector {
-                Selector::Id(_) => self.table.forget(fresh.route.tenant),
+                Selector::Id(_) => self.table.forget(fresh.route.tenant, Instant::now()),
                 // Known under another name by now, or not at all.
                 Selector::Code(_) | Selector::Host(_) => self.forget(fresh.route.tenant),
             }
         }
         self.table.put_absent(selector, read_at);
+    }
+
+    fn look(&self, selector: &Selector) -> Look {
+        self.table.look(selector, self.age_max(), Instant::now())
     }
 
     /// How old a route may be that no announcement confirms.
@@ -171,7 +176,7 @@ impl Routes {
     }
 
     pub(super) fn forget(&self, tenant: TenantId) {
-        self.table.forget(tenant);
+        self.table.forget(tenant, Instant::now());
         {
             let mut wanted = lock(&self.wanted);
             if wanted.len() < WANTED_MAX && !wanted.contains(&tenant) {
@@ -188,7 +193,7 @@ impl Routes {
 
     /// Drops marks that no route can be older than.
     pub(super) fn sweep(&self) {
-        self.table.sweep();
+        self.table.sweep(Instant::now());
     }
 
     /// Why the catalog should not be asked now. Once in a while nobody is told, so that somebody asks.

@@ -1,5 +1,5 @@
-//! The routes that this daemon knows, by id, with codes and hosts as an index into them. Asks nobody: `routes` and
-//! `feed` fill it.
+//! The routes that this daemon knows, by id, with codes and hosts as an index into them. Asks nobody, not even the
+//! clock: `routes` and `feed` fill it.
 //!
 //! What always holds: a route never makes room for an older one; what was read before its tenant was forgotten is not
 //! kept, and not valid any more. The index is a hint: a name counts only while the route that it leads to has it.
@@ -87,8 +87,7 @@ struct Names {
 
 impl Default for Table {
     fn default() -> Self {
-        let routes =
-            || Routes { known: LruCache::new(ROUTES_MAX), forgotten: HashMap::new(), cleared_at: None };
+        let routes = || Routes { known: LruCache::new(ROUTES_MAX), forgotten: HashMap::new(), cleared_at: None };
         let names = || Names { known: LruCache::new(NAMES_MAX), absent: LruCache::new(ABSENT_MAX) };
         Self {
             routes: std::array::from_fn(|_| Mutex::new(routes())),
@@ -113,7 +112,7 @@ impl Table {
     }
 
     /// `age_max` is for a catalog that announces nothing.
-    pub(super) fn look(&self, selector: &Selector, age_max: Duration) -> Look {
+    pub(super) fn look(&self, selector: &Selector, age_max: Duration, now: Instant) -> Look {
         let known = match selector {
             Selector::Id(id) => self.routes_of(*id).known.get(id).cloned(),
             name => {
@@ -122,7 +121,6 @@ impl Table {
                 known.filter(|known| has(&known.route, name))
             }
         };
-        let now = Instant::now();
         let Some(known) = known else {
             let absent_at = self.shard(&self.names, selector).absent.get(selector).copied();
             return match absent_at {
@@ -170,10 +168,10 @@ impl Table {
     }
 
     /// Nothing that was read before now counts.
-    pub(super) fn forget(&self, tenant: TenantId) {
+    pub(super) fn forget(&self, tenant: TenantId, now: Instant) {
         let mut routes = self.routes_of(tenant);
         routes.known.pop(&tenant);
-        routes.forgotten.insert(tenant, Instant::now());
+        routes.forgotten.insert(tenant, now);
     }
 
     /// Whether the route may still be used: nobody has said to forget it, and nothing newer is known.
@@ -185,12 +183,12 @@ impl Table {
     }
 
     /// Forgets everything: the catalog is another one.
-    pub(super) fn clear(&self) {
+    pub(super) fn clear(&self, now: Instant) {
         self.is_complete.store(false, Ordering::Relaxed);
         for shard in &self.routes {
             let mut routes = lock(shard);
             routes.known.clear();
-            routes.cleared_at = Some(Instant::now());
+            routes.cleared_at = Some(now);
         }
     }
 
@@ -238,10 +236,9 @@ impl Table {
     }
 
     /// Drops marks that no route can be older than.
-    pub(super) fn sweep(&self) {
-        let now = Instant::now();
+    pub(super) fn sweep(&self, now: Instant) {
         for shard in &self.routes {
-            lock(shard).forgotten.retain(|_, at| now.duration_since(*at) < FORGOTTEN_KEPT);
+            lock(shard).forgotten.retain(|_, at| now.saturating_duration_since(*at) < FORGOTTEN_KEPT);
         }
     }
 }
@@ -298,72 +295,76 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_route_never_makes_room_for_an_older_one() {
-        let table = Table::default();
-        let newer = table.put(route(1, "acme", 7), Instant::now()).unwrap();
-        assert_eq!(table.put(route(1, "acme", 5), Instant::now()).unwrap().route.revision, 7);
+    const STEP: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn a_route_never_makes_room_for_an_older_one() {
+        let (table, now) = (Table::default(), Instant::now());
+        let newer = table.put(route(1, "acme", 7), now).unwrap();
+        assert_eq!(table.put(route(1, "acme", 5), now).unwrap().route.revision, 7);
         assert!(table.is_valid(&newer));
-        table.put(route(1, "acme", 8), Instant::now()).unwrap();
+        table.put(route(1, "acme", 8), now).unwrap();
         assert!(!table.is_valid(&newer), "something newer is known");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn what_was_read_before_it_was_forgotten_is_not_kept() {
-        let table = Table::default();
-        let read_at = Instant::now();
-        let held = table.put(route(1, "acme", 1), read_at).unwrap();
-        tokio::time::advance(Duration::from_millis(1)).await;
-        table.forget(held.route.tenant);
+    #[test]
+    fn what_was_read_before_it_was_forgotten_is_not_kept() {
+        let (table, now) = (Table::default(), Instant::now());
+        let held = table.put(route(1, "acme", 1), now).unwrap();
+        table.forget(held.route.tenant, now + STEP);
         assert!(!table.is_valid(&held));
-        assert!(table.put(route(1, "acme", 2), read_at).is_none());
-        assert!(matches!(table.look(&Selector::Id(held.route.tenant), AGE_MAX), Look::Unknown));
-        tokio::time::advance(Duration::from_millis(1)).await;
-        assert!(table.put(route(1, "acme", 2), Instant::now()).is_some());
+        assert!(table.put(route(1, "acme", 2), now).is_none());
+        assert!(matches!(table.look(&Selector::Id(held.route.tenant), AGE_MAX, now + STEP), Look::Unknown));
+        assert!(table.put(route(1, "acme", 2), now + STEP * 2).is_some());
+        table.clear(now + STEP * 3);
+        assert!(table.put(route(1, "acme", 2), now + STEP * 2).is_none());
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn names_lead_to_who_has_them_now() {
-        let table = Table::default();
+    #[test]
+    fn names_lead_to_who_has_them_now() {
+        let (table, now) = (Table::default(), Instant::now());
         let host = Selector::host("acme.example.com").unwrap();
-        assert!(matches!(table.look(&host, AGE_MAX), Look::Unknown));
-        table.put_absent(&host, Instant::now());
-        assert!(matches!(table.look(&host, AGE_MAX), Look::Absent));
-        table.put(route(1, "acme", 1), Instant::now());
-        assert_eq!(current(table.look(&host, AGE_MAX)), Some(1));
-        assert_eq!(current(table.look(&Selector::code("acme").unwrap(), AGE_MAX)), Some(1));
+        let look = |selector: &Selector| table.look(selector, AGE_MAX, now);
+        assert!(matches!(look(&host), Look::Unknown));
+        table.put_absent(&host, now);
+        assert!(matches!(look(&host), Look::Absent));
+        table.put(route(1, "acme", 1), now);
+        assert_eq!(current(look(&host)), Some(1));
+        assert_eq!(current(look(&Selector::code("acme").unwrap())), Some(1));
         // The host moves to another tenant.
-        table.put(Route { hosts: Vec::new(), ..route(1, "acme", 2) }, Instant::now());
-        assert!(matches!(table.look(&host, AGE_MAX), Look::Unknown));
+        table.put(Route { hosts: Vec::new(), ..route(1, "acme", 2) }, now);
+        assert!(matches!(look(&host), Look::Unknown));
         let hosts = vec!["acme.example.com".to_owned()];
-        table.put(Route { hosts, ..route(2, "beta", 3) }, Instant::now());
-        assert_eq!(current(table.look(&host, AGE_MAX)), Some(3));
+        table.put(Route { hosts, ..route(2, "beta", 3) }, now);
+        assert_eq!(current(look(&host)), Some(3));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn age_counts_from_the_last_word_of_the_catalog() {
-        let table = Table::default();
-        let id = Selector::Id(table.put(route(1, "acme", 1), Instant::now()).unwrap().route.tenant);
-        tokio::time::advance(AGE_MAX * 2).await;
-        assert!(matches!(table.look(&id, AGE_MAX), Look::Old(fresh) if fresh.stale == Some(AGE_MAX * 2)));
-        table.confirm(Instant::now());
-        tokio::time::advance(AGE_MAX * 30).await;
-        assert_eq!(current(table.look(&id, AGE_MAX)), Some(1), "changes are announced");
+    #[test]
+    fn age_counts_from_the_last_word_of_the_catalog() {
+        let (table, now) = (Table::default(), Instant::now());
+        let id = Selector::Id(table.put(route(1, "acme", 1), now).unwrap().route.tenant);
+        let later = now + AGE_MAX * 2;
+        assert!(matches!(table.look(&id, AGE_MAX, later), Look::Old(fresh) if fresh.stale == Some(AGE_MAX * 2)));
+        table.confirm(later);
+        assert_eq!(current(table.look(&id, AGE_MAX, later + AGE_MAX * 30)), Some(1), "changes are announced");
+        assert!(
+            matches!(table.look(&id, AGE_MAX, later + AGE_MAX * 90), Look::Old(_)),
+            "for so long, nothing was heard"
+        );
         table.unfollow();
-        assert!(matches!(table.look(&id, AGE_MAX), Look::Old(_)));
+        assert!(matches!(table.look(&id, AGE_MAX, later + AGE_MAX * 30), Look::Old(_)));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn who_does_not_come_by_when_all_are_read_is_gone() {
-        let table = Table::default();
-        let gone = table.put(route(1, "acme", 1), Instant::now()).unwrap();
-        tokio::time::advance(AGE_MAX).await;
-        let begun = Instant::now();
+    #[test]
+    fn who_does_not_come_by_when_all_are_read_is_gone() {
+        let (table, now) = (Table::default(), Instant::now());
+        let gone = table.put(route(1, "acme", 1), now).unwrap();
+        let begun = now + AGE_MAX;
         table.put(route(2, "beta", 2), begun);
         assert!(!table.is_complete());
         table.loaded(begun);
         assert!(table.is_complete() && !table.is_valid(&gone));
-        assert!(matches!(table.look(&Selector::Id(gone.route.tenant), AGE_MAX), Look::Unknown));
-        assert_eq!(current(table.look(&Selector::code("beta").unwrap(), AGE_MAX)), Some(2));
+        assert!(matches!(table.look(&Selector::Id(gone.route.tenant), AGE_MAX, begun), Look::Unknown));
+        assert_eq!(current(table.look(&Selector::code("beta").unwrap(), AGE_MAX, begun)), Some(2));
     }
 }

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use tenantd::domain::operation::OperationId;
 use tenantd::domain::principal::{Principal, Scope};
-use tenantd::domain::route::{Gate, Selector};
+use tenantd::domain::route::{Gate, Selector, Sources};
 use tenantd::domain::tenant::{RoleName, TenantRole};
 use tenantd::postgres::{ConnectRequest, Connection, Lane, SessionOptions};
-use tenantd::router::{Error, Lease, Request, Residue, TimeoutCause};
+use tenantd::router::{Error, Lease, Residue, TimeoutCause};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -211,7 +211,7 @@ async fn who_may_not_reach_a_tenant_cannot_tell_whether_it_exists() {
     let rooms = Rooms::new(Spec::default()).await;
     let acme = rooms.tenant("acme").await;
     let resolve = async |selector: Option<Selector>, scope: &Scope| {
-        let request = Request { explicit: selector, metadata: None };
+        let request = Sources { explicit: selector, ..Sources::default() };
         rooms.router.resolve(request, &principal(scope.clone()), soon()).await
     };
     let (all, own) = (Scope::All, Scope::Tenants([acme.code.clone()].into()));

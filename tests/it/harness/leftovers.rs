@@ -25,7 +25,13 @@ enum Kind {
 }
 
 /// Tables that remember what was tried; rows in them are no leftovers.
-const HISTORY: &[&str] = &["shared.operations", "shared.operation_steps", "shared.rollouts", "shared.rollout_targets", "shared.tenant_removals"];
+const HISTORY: &[&str] = &[
+    "shared.operations",
+    "shared.operation_steps",
+    "shared.rollouts",
+    "shared.rollout_targets",
+    "shared.tenant_removals",
+];
 /// Rows that only say when something was last used.
 const CACHES: &[&str] = &["auth.api_keys"];
 
