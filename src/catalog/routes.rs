@@ -24,7 +24,7 @@ use crate::postgres::sessions::Dedicated;
 use crate::postgres::statement::{self, Run};
 
 /// Routes that are read at once.
-const PAGE: i64 = 1_000;
+const PAGE: u64 = 1_000;
 /// Removals of so many revisions are kept.
 const REMOVALS_KEPT: i64 = 100_000;
 /// How long a session that follows the catalog waits for an answer before it counts as lost.
@@ -180,7 +180,7 @@ async fn routes_page(
     let mut page = select()
         .and_where(Expr::col("state").ne(TenantState::Purged.name()))
         .order_by("id", Order::Asc)
-        .limit(PAGE.unsigned_abs())
+        .limit(PAGE)
         .take();
     if let Some(after) = after {
         page.and_where(Expr::col("id").gt(after.0));
@@ -206,7 +206,7 @@ async fn routes_since(on: &impl Run, revision: i64) -> Result<RouteChanges, Erro
         .and_where(Expr::col("revision").gt(revision))
         .and_where(Expr::col("revision").lte(upto))
         .order_by("revision", Order::Asc)
-        .limit(PAGE.unsigned_abs())
+        .limit(PAGE)
         .take();
     for row in statement::rows(on, &tenants).await? {
         let tenant = read(&row)?;
@@ -223,7 +223,7 @@ async fn routes_since(on: &impl Run, revision: i64) -> Result<RouteChanges, Erro
         .and_where(Expr::col("revision").gt(revision))
         .and_where(Expr::col("revision").lte(upto))
         .order_by("revision", Order::Asc)
-        .limit(PAGE.unsigned_abs())
+        .limit(PAGE)
         .take();
     let mut removals = Vec::new();
     for row in statement::rows(on, &removed).await? {
@@ -241,7 +241,7 @@ async fn routes_since(on: &impl Run, revision: i64) -> Result<RouteChanges, Erro
 /// Ends at the last change of a page that is full.
 fn cut(page: &[RouteChange], upto: &mut i64) -> bool {
     match page.last() {
-        Some(last) if page.len() as i64 >= PAGE => {
+        Some(last) if page.len() as u64 >= PAGE => {
             *upto = last.revision();
             true
         }

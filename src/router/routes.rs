@@ -12,6 +12,7 @@
 //!   comes after it finds another generation in the identity row, and is refused until the catalog has been read.
 
 use std::hash::{BuildHasher as _, RandomState};
+use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -94,15 +95,15 @@ impl Routes {
 
     /// `None` when there is no such tenant, or no longer.
     pub(super) async fn find(&self, catalog: &Catalog, selector: &Selector) -> Result<Option<Fresh>, Error> {
-        if let Some(found) = self.at_once(selector)? {
-            return Ok(found);
+        if let ControlFlow::Break(answer) = self.at_once(selector)? {
+            return Ok(answer);
         }
         let lane = usize::try_from(self.hasher.hash_one(selector)).unwrap_or_default() % LANES;
         let _turn = self.lanes[lane].lock().await;
         loop {
             // Whoever was before us may have asked already.
-            if let Some(found) = self.at_once(selector)? {
-                return Ok(found);
+            if let ControlFlow::Break(answer) = self.at_once(selector)? {
+                return Ok(answer);
             }
             let known = matches!(self.look(selector), Look::Old(_));
             let patience = if known { PATIENCE_KNOWN } else { PATIENCE_UNKNOWN };
@@ -137,14 +138,15 @@ impl Routes {
     }
 
     /// The answer, when the catalog need not or cannot be asked for it.
-    fn at_once(&self, selector: &Selector) -> Result<Option<Option<Fresh>>, Error> {
+    fn at_once(&self, selector: &Selector) -> Result<ControlFlow<Option<Fresh>>, Error> {
         match self.look(selector) {
-            Look::Current(fresh) => Ok(Some(Some(fresh))),
-            Look::Absent => Ok(Some(None)),
-            Look::Old(fresh) => Ok(self.away().map(|_cause| Some(fresh))),
+            Look::Current(fresh) => Ok(ControlFlow::Break(Some(fresh))),
+            Look::Absent => Ok(ControlFlow::Break(None)),
+            Look::Old(fresh) if self.away().is_some() => Ok(ControlFlow::Break(Some(fresh))),
+            Look::Old(_) => Ok(ControlFlow::Continue(())),
             Look::Unknown => match self.away() {
                 Some(cause) => Err(Error::CatalogAway { cause: cause.to_string() }),
-                None => Ok(None),
+                None => Ok(ControlFlow::Continue(())),
             },
         }
     }
