@@ -25,6 +25,7 @@ const TABLE: &[(&str, Permission)] = &[
     ("/tenantd.v1.QueryService/Execute", Reach),
     // With credentials it needs SeeCredentials too, which the service checks.
     ("/tenantd.v1.RouterService/ResolveTenant", Reach),
+    ("/tenantd.v1.RouterService/WatchRoutes", Reach),
     ("/tenantd.v1.TenantService/CreateTenant", Operate),
     ("/tenantd.v1.TenantService/GetTenant", View),
     ("/tenantd.v1.TenantService/ListTenants", View),

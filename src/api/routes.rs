@@ -2,18 +2,23 @@
 
 use std::sync::Arc;
 
-use secrecy::ExposeSecret as _;
+use secrecy::{ExposeSecret as _, SecretString};
 use tonic::{Request, Response, Status};
 
+use super::watch::Answers;
 use super::{Service, auth, convert, status};
+use crate::catalog::RouteChange;
+use crate::config::ServerConfig;
 use crate::domain::permission::Permission;
 use crate::domain::route::{Route, Selector, Sources};
 use crate::domain::tenant::TenantRole;
 use crate::proto::v1;
 use crate::proto::v1::resolve_tenant_request::Selector as Wanted;
 use crate::proto::v1::router_service_server::RouterService;
-use crate::proto::v1::{ResolveTenantRequest, ResolveTenantResponse};
-use crate::router::{self, url};
+use crate::proto::v1::{
+    RemovedRoute, ResolveTenantRequest, ResolveTenantResponse, WatchRoutesRequest, WatchRoutesResponse,
+};
+use crate::router::{self, Mark, RouteEvent, url};
 
 /// The metadata that names a tenant when the request does not.
 const TENANT_METADATA: &str = "x-tenant-id";
@@ -38,6 +43,69 @@ impl Service {
     }
 }
 
+impl Service {
+    /// The route as drivers take it; without an address when this daemon is not configured for the server.
+    fn message(
+        &self,
+        route: &Route,
+        server: Option<&ServerConfig>,
+        password: Option<&SecretString>,
+    ) -> Result<v1::Route, Status> {
+        let role = self.api.router.route_role(route, TenantRole::DirectA)?;
+        let url = server.map(|server| url::url(server, &route.database, &role, password));
+        Ok(v1::Route {
+            tenant_id: route.tenant.to_string(),
+            code: route.code.to_string(),
+            state: convert::tenant_state(route.state).into(),
+            tier: route.tier.clone(),
+            server: route.server.clone(),
+            host: server.map(|server| server.host.clone()).unwrap_or_default(),
+            port: server.map(|server| server.port.into()).unwrap_or_default(),
+            database: route.database.to_string(),
+            role: role.to_string(),
+            schema_version: route.schema_version,
+            epoch: route.epoch,
+            url: url.map(|url| url.expose_secret().to_owned()).unwrap_or_default(),
+            password: password.map(|password| password.expose_secret().to_owned()).unwrap_or_default(),
+            hosts: route.hosts.clone(),
+        })
+    }
+
+    /// One message of a watch.
+    fn event(&self, event: RouteEvent) -> Result<WatchRoutesResponse, Status> {
+        use v1::RouteEvent as Kind;
+        let mut answer = WatchRoutesResponse::default();
+        let (kind, mark) = match event {
+            RouteEvent::Snapshot { routes, complete_at } => {
+                for route in routes {
+                    answer.routes.push(self.message(&route, self.api.config.server(&route.server), None)?);
+                }
+                (if complete_at.is_some() { Kind::SnapshotEnd } else { Kind::Snapshot }, complete_at)
+            }
+            RouteEvent::Changes { changes, mark } => {
+                for change in changes {
+                    match change {
+                        RouteChange::Set(route) => {
+                            answer.routes.push(self.message(&route, self.api.config.server(&route.server), None)?);
+                        }
+                        RouteChange::Removed { tenant, code, .. } => answer
+                            .removed_routes
+                            .push(RemovedRoute { tenant_id: tenant.to_string(), code: code.to_string() }),
+                    }
+                }
+                (Kind::Changes, Some(mark))
+            }
+            RouteEvent::Quiet { mark } => (Kind::Keepalive, Some(mark)),
+        };
+        answer.set_event(kind);
+        if let Some(mark) = mark {
+            answer.catalog_id = mark.catalog_id.to_string();
+            answer.revision = mark.revision;
+        }
+        Ok(answer)
+    }
+}
+
 /// An id or a code; none when it is empty.
 pub(super) fn reference(text: &str) -> Result<Option<Selector>, Status> {
     if text.is_empty() { Ok(None) } else { Ok(Some(Selector::reference(text)?)) }
@@ -45,6 +113,8 @@ pub(super) fn reference(text: &str) -> Result<Option<Selector>, Status> {
 
 #[tonic::async_trait]
 impl RouterService for Service {
+    type WatchRoutesStream = Answers<WatchRoutesResponse>;
+
     async fn resolve_tenant(
         &self,
         request: Request<ResolveTenantRequest>,
@@ -68,27 +138,31 @@ impl RouterService for Service {
         } else {
             None
         };
-        let role = self.api.router.route_role(&route, TenantRole::DirectA)?;
-        let url = url::url(server, &route.database, &role, password.as_ref());
         Ok(Response::new(ResolveTenantResponse {
-            route: Some(v1::Route {
-                tenant_id: route.tenant.to_string(),
-                code: route.code.to_string(),
-                state: convert::tenant_state(route.state).into(),
-                tier: route.tier.clone(),
-                server: route.server.clone(),
-                host: server.host.clone(),
-                port: server.port.into(),
-                database: route.database.to_string(),
-                role: role.to_string(),
-                schema_version: route.schema_version,
-                epoch: route.epoch,
-                url: url.expose_secret().to_owned(),
-                password: password.map(|password| password.expose_secret().to_owned()).unwrap_or_default(),
-                hosts: route.hosts.clone(),
-            }),
+            route: Some(self.message(&route, Some(server), password.as_ref())?),
             stale: stale.is_some(),
             age: stale.and_then(|age| age.try_into().ok()),
         }))
+    }
+
+    async fn watch_routes(
+        &self,
+        request: Request<WatchRoutesRequest>,
+    ) -> Result<Response<Self::WatchRoutesStream>, Status> {
+        let principal = auth::caller(&request)?;
+        let message = request.into_inner();
+        let since = match message.after_revision {
+            Some(revision) => Some(Mark { catalog_id: convert::uuid("catalog_id", &message.catalog_id)?, revision }),
+            None => None,
+        };
+        let watch = self.api.router.routes_watch(&principal.scope, since).await?;
+        let events = futures_util::stream::unfold((self.clone(), watch), async |(service, mut watch)| {
+            let event = match watch.next().await {
+                Ok(event) => service.event(event),
+                Err(error) => Err(error.into()),
+            };
+            Some((event, (service, watch)))
+        });
+        Ok(Response::new(self.watch("watch routes", events)))
     }
 }

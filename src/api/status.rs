@@ -60,6 +60,18 @@ pub(super) fn draining() -> Status {
     Refusal::new(Code::Unavailable, Reason::Cancelled, message).retry_after(RETRY_AFTER).status()
 }
 
+/// Nobody reads the stream.
+pub(super) fn reader_slow(waited: Duration) -> Status {
+    let message = format!("nothing was read from this stream for {waited:?}; call again, and go on where it ended");
+    Refusal::new(Code::Aborted, Reason::Cancelled, message).status()
+}
+
+/// The stream has lasted for as long as one may.
+pub(super) fn watch_over() -> Status {
+    let message = "this watch has lasted long enough; call again, and go on where it ended";
+    Refusal::new(Code::Unavailable, Reason::Cancelled, message).retry_after(Duration::ZERO).status()
+}
+
 /// What nobody expected. The caller gets an id, the log gets the causes.
 pub(super) fn internal(error: &(dyn StdError + 'static)) -> Status {
     let error_id = Uuid::new_v4();

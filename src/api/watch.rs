@@ -1,15 +1,24 @@
 //! Streams of answers. Each runs as a task of the daemon's, inside its span, and ends with the caller, with the drain,
-//! or when there is nothing more to say.
+//! or when there is nothing more to say. Watches that would go on for ever say why they end.
+
+use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::Service;
+use super::{Service, status};
 
 /// Answers that wait for a slow caller.
 const BUFFERED_MAX: usize = 8;
+
+/// A caller that has read nothing for so long is dropped.
+const SLOW_MAX: Duration = Duration::from_secs(30);
+/// No watch lasts longer: then the caller is authenticated again.
+const WATCH_MAX: Duration = Duration::from_hours(1);
 
 /// What a streaming method answers with.
 pub(super) type Answers<T> = ReceiverStream<Result<T, Status>>;
@@ -38,5 +47,96 @@ impl Service {
             }
         });
         ReceiverStream::new(receiver)
+    }
+
+    /// As [`Service::answers`], for a watch that does not end by itself: its last word says why it ends. A slow caller
+    /// holds up nothing but its own stream.
+    pub(super) fn watch<T, S>(&self, name: &'static str, source: S) -> Answers<T>
+    where
+        T: Send + 'static,
+        S: Stream<Item = Result<T, Status>> + Send + 'static,
+    {
+        let (sender, receiver) = mpsc::channel(BUFFERED_MAX);
+        self.api.tasks.spawn(name, pump(source, sender, self.draining.clone(), SLOW_MAX));
+        ReceiverStream::new(receiver)
+    }
+}
+
+/// Sends what `source` yields until there is a reason to end, and then the reason.
+async fn pump<T>(
+    source: impl Stream<Item = Result<T, Status>>,
+    sender: mpsc::Sender<Result<T, Status>>,
+    draining: CancellationToken,
+    slow_max: Duration,
+) {
+    // The place of the last word, which must not wait for the caller.
+    let Ok(last) = sender.clone().reserve_owned().await else { return };
+    let ends = Instant::now() + WATCH_MAX;
+    let mut source = std::pin::pin!(source);
+    let why = loop {
+        let send = async {
+            match source.next().await {
+                Some(Ok(answer)) => match timeout(slow_max, sender.send(Ok(answer))).await {
+                    Ok(sent) => sent.map_err(|_gone| None),
+                    Err(_elapsed) => Err(Some(status::reader_slow(slow_max))),
+                },
+                Some(Err(status)) => Err(Some(status)),
+                None => Err(None),
+            }
+        };
+        tokio::select! {
+            sent = send => if let Err(why) = sent {
+                break why;
+            },
+            () = sender.closed() => break None,
+            () = draining.cancelled() => break Some(status::draining()),
+            () = tokio::time::sleep_until(ends) => break Some(status::watch_over()),
+        }
+    };
+    if let Some(why) = why {
+        last.send(Err(why));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic::Code;
+
+    fn endless() -> impl Stream<Item = Result<u32, Status>> {
+        futures_util::stream::iter(0..).map(Ok)
+    }
+
+    /// What a caller finds who reads only after the pump has ended.
+    async fn found(mut receiver: mpsc::Receiver<Result<u32, Status>>) -> (Vec<u32>, Code) {
+        let mut answers = Vec::new();
+        loop {
+            match receiver.recv().await.unwrap() {
+                Ok(answer) => answers.push(answer),
+                Err(status) => return (answers, status.code()),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_reads_nothing_is_dropped_and_told() {
+        let (sender, receiver) = mpsc::channel(BUFFERED_MAX);
+        pump(endless(), sender, CancellationToken::new(), Duration::from_millis(5)).await;
+        assert_eq!(found(receiver).await, ((0..7).collect(), Code::Aborted));
+    }
+
+    #[tokio::test]
+    async fn a_drain_is_told_even_to_a_caller_that_reads_nothing() {
+        let (sender, receiver) = mpsc::channel(BUFFERED_MAX);
+        let draining = CancellationToken::new();
+        let pumping = pump(endless(), sender, draining.clone(), SLOW_MAX);
+        let drain = async {
+            while receiver.len() < BUFFERED_MAX - 1 {
+                tokio::task::yield_now().await;
+            }
+            draining.cancel();
+        };
+        tokio::join!(pumping, drain);
+        assert_eq!(found(receiver).await, ((0..7).collect(), Code::Unavailable));
     }
 }

@@ -2,10 +2,10 @@
 
 use uuid::Uuid;
 
-use super::routes::Position;
 use crate::domain::lifecycle::{IllegalTransition, TenantState};
 use crate::domain::operation::{OperationId, OperationKind};
 use crate::domain::page::BadToken;
+use crate::domain::route::Position;
 use crate::domain::tenant::{TenantCode, TenantId};
 use crate::postgres::read::Corrupt;
 use crate::postgres::{self, embedded_migrations, sessions};

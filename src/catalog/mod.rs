@@ -25,7 +25,7 @@ pub use operations::{
     ClaimedOperation, Created, NewOperation, OPERATIONS_CHANNEL, Operation, OperationEnd, OperationFilter,
 };
 pub use rollouts::{NewRollout, Rollout};
-pub use routes::{Follower, Position, RouteChange, RouteChanges};
+pub use routes::{Follower, RouteChange, RouteChanges};
 pub use steps::OperationStep;
 pub use targets::{NewTarget, RolloutTarget, TargetOutcome};
 pub use tenants::{NewLicense, NewTenant, Tenant, TenantFilter, TenantRef};

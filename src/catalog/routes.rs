@@ -17,7 +17,7 @@ use super::errors::Error;
 use super::tenants::{read, select};
 use super::{CHANNEL, Catalog, Txn};
 use crate::domain::lifecycle::TenantState;
-use crate::domain::route::Route;
+use crate::domain::route::{Position, Route};
 use crate::domain::tenant::{TenantCode, TenantId};
 use crate::postgres::read::{Corrupt, Reader};
 use crate::postgres::sessions::Dedicated;
@@ -29,16 +29,6 @@ const PAGE: u64 = 1_000;
 const REMOVALS_KEPT: i64 = 100_000;
 /// How long a session that follows the catalog waits for an answer before it counts as lost.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(2_500);
-
-/// How far the catalog is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Position {
-    pub catalog_id: Uuid,
-    /// The newest revision.
-    pub revision: i64,
-    /// Removals up to here are forgotten.
-    pub compacted_revision: i64,
-}
 
 /// What became of one tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]

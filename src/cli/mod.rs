@@ -19,6 +19,7 @@ mod pages;
 mod progress;
 mod resolve;
 mod restore;
+mod routes;
 mod serve;
 mod server;
 mod settle;
@@ -85,6 +86,9 @@ enum Command {
     Tenant(tenant::Command),
     /// Show where a tenant is.
     Resolve(resolve::Arguments),
+    /// Follow where tenants are.
+    #[command(subcommand)]
+    Routes(routes::Command),
     /// Run one SQL statement in a tenant's database.
     Sql(sql::Arguments),
     /// Bring every tenant to the newest version of the daemon's migration directory.
@@ -178,6 +182,7 @@ impl Command {
             Self::Server(command) => command.run(context).await?,
             Self::Tenant(command) => command.run(context).await?,
             Self::Resolve(arguments) => resolve::run(arguments, context).await?,
+            Self::Routes(command) => command.run(context).await?,
             Self::Sql(arguments) => sql::run(arguments, context).await?,
             Self::MigrateAll(arguments) => return migrate_all::run(arguments, context).await,
             Self::Backup(command) => command.run(context).await?,
@@ -222,6 +227,9 @@ mod tests {
         for line in [
             "tenantd tenant create acme --name Acme --tier standard --sample-data",
             "tenantd resolve acme --output json",
+            "tenantd resolve acme --watch",
+            "tenantd routes watch",
+            "tenantd routes watch --after-revision 7 --catalog-id 0193",
             "tenantd sql acme -c select",
             "tenantd migrate-all",
             "tenantd backup create acme",

@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::connection::request;
 use super::error::Error;
 use super::table::record;
-use super::{Context, human};
+use super::{Context, human, routes};
 use crate::proto::v1::resolve_tenant_request::Selector;
 use crate::proto::v1::{ResolveTenantRequest, Route};
 
@@ -17,14 +17,39 @@ pub struct Arguments {
     /// Show the tenant's own login too, its password included.
     #[arg(long)]
     credentials: bool,
+    /// Show the route again whenever it changes, until Ctrl-C.
+    #[arg(long, conflicts_with = "credentials")]
+    watch: bool,
 }
 
 pub async fn run(arguments: Arguments, context: &Context) -> Result<(), Error> {
     let message =
         ResolveTenantRequest { include_credentials: arguments.credentials, selector: Some(selector(arguments.tenant)) };
-    let answer = context.connect().await?.router().resolve_tenant(request(message)).await?.into_inner();
+    let connection = context.connect().await?;
+    let answer = connection.router().resolve_tenant(request(message)).await?.into_inner();
     let route = answer.route.as_ref().ok_or(Error::Incomplete("route"))?;
-    context.output.answer(&answer, || text(route))
+    if let (true, Some(age)) = (answer.stale, answer.age) {
+        let age = human::duration(std::time::Duration::try_from(age).unwrap_or_default());
+        context.output.note(&format!("  the shared database is away; this is what the daemon knew {age} ago"));
+    }
+    if !arguments.watch {
+        return context.output.answer(&answer, || text(route));
+    }
+    let mut shown = None;
+    routes::follow(context, &connection, None, |message| {
+        if let Some(removed) = message.removed_routes.iter().find(|removed| removed.tenant_id == route.tenant_id) {
+            context.output.note(&format!("  the tenant {} is no more", removed.code));
+        }
+        match message.routes.into_iter().rfind(|changed| changed.tenant_id == route.tenant_id) {
+            Some(changed) if shown.as_ref() != Some(&changed) => {
+                context.output.answer(&changed, || format!("{}\n", text(&changed)))?;
+                shown = Some(changed);
+            }
+            _ => {}
+        }
+        Ok(())
+    })
+    .await
 }
 
 /// Codes have no dots, colons or hyphens; ids and host names do.

@@ -42,6 +42,16 @@ pub struct Route {
     pub revision: i64,
 }
 
+/// How far a catalog is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    pub catalog_id: Uuid,
+    /// The newest revision.
+    pub revision: i64,
+    /// Removals up to here are forgotten.
+    pub compacted_revision: i64,
+}
+
 /// How a caller names a tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Selector {

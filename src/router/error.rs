@@ -39,7 +39,7 @@ pub enum Error {
     #[error("the catalog did not answer in time; try again")]
     CatalogSlow,
     /// Tenants that are known are still served.
-    #[error("the shared database is away, and this daemon does not know the tenant by itself; try again ({cause})")]
+    #[error("the shared database is away, and this cannot be answered without it; try again ({cause})")]
     CatalogAway { cause: String },
     #[error(transparent)]
     Catalog(Box<catalog::Error>),

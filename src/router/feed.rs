@@ -160,8 +160,10 @@ impl Feed {
             if let Some((_, seen)) = &mut self.seen {
                 *seen = found.upto;
             }
-            if from != found.upto || !wanted.is_empty() {
+            if from != found.upto {
                 self.announce(from, found.upto, found.changes);
+            } else if !wanted.is_empty() {
+                self.inner.gates.notify_waiters();
             }
             if !found.is_cut {
                 routes.table.confirm(read_at);

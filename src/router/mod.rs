@@ -20,6 +20,7 @@ mod routes;
 mod slots;
 mod table;
 pub mod url;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use uuid::Uuid;
 pub use error::{Error, TimeoutCause};
 pub use lease::{Lease, Residue};
 pub use routes::Fresh;
+pub use watch::{Mark, RouteEvent, RouteWatch};
 
 use crate::catalog::Catalog;
 use crate::config::{Limits, Live};

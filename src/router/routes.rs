@@ -43,13 +43,20 @@ const WANTED_MAX: usize = 1 << 12;
 
 /// Changes that were applied together.
 #[derive(Debug)]
-#[expect(dead_code, reason = "what watches read")]
 pub(super) struct Batch {
     pub(super) catalog_id: Uuid,
     /// They begin after this revision.
     pub(super) from: i64,
     pub(super) upto: i64,
     pub(super) changes: Vec<RouteChange>,
+}
+
+impl Batch {
+    /// The feed has begun anew: whoever follows looks for itself what it has missed, and whether its catalog is the
+    /// same.
+    pub(super) fn is_gap(&self) -> bool {
+        self.from == self.upto
+    }
 }
 
 #[derive(Debug)]

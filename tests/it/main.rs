@@ -19,6 +19,7 @@ mod python;
 mod query;
 mod reload;
 mod router;
+mod routes;
 mod store;
 mod tenants;
 mod the_harness;

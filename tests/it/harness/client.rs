@@ -11,9 +11,9 @@ use tenantd::proto::v1::router_service_client::RouterServiceClient;
 use tenantd::proto::v1::tenant_service_client::TenantServiceClient;
 use tenantd::proto::v1::value::Kind;
 use tenantd::proto::v1::{
-    Backup, CreateBackupRequest, CreateRolloutRequest, CreateTenantRequest, ExecuteRequest, GetBackupRequest,
-    GetOperationRequest, GetRolloutRequest, GetTenantRequest, Operation, OperationState, RestoreBackupRequest, Rollout,
-    Tenant, Value, restore_backup_request,
+    Backup, CreateApiKeyRequest, CreateBackupRequest, CreateRolloutRequest, CreateTenantRequest, ExecuteRequest,
+    GetBackupRequest, GetOperationRequest, GetRolloutRequest, GetTenantRequest, Operation, OperationState,
+    RestoreBackupRequest, Rollout, Tenant, Value, restore_backup_request,
 };
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -44,6 +44,7 @@ impl Interceptor for Key {
 /// A caller of one daemon. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Client {
+    address: SocketAddr,
     channel: Channel,
     key: Key,
 }
@@ -52,7 +53,27 @@ impl Client {
     /// Connects with the first call.
     pub fn new(address: SocketAddr, key: Option<&str>) -> Self {
         let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
-        Self { channel, key: Key(key.map(|key| format!("Bearer {key}").parse().unwrap())) }
+        Self { address, channel, key: Key(key.map(|key| format!("Bearer {key}").parse().unwrap())) }
+    }
+
+    /// The same caller, who knows the daemon by another name.
+    pub fn at(&self, origin: &str) -> Self {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
+        let channel = endpoint.origin(origin.parse().unwrap()).connect_lazy();
+        Self { channel, ..self.clone() }
+    }
+
+    /// Another caller of the same daemon.
+    pub fn with_key(&self, key: &str) -> Self {
+        Self::new(self.address, Some(key))
+    }
+
+    /// A new key with these roles for these tenants.
+    pub async fn key_new(&self, roles: &[&str], tenants: &[&str]) -> String {
+        let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
+        let (roles, tenants) = (owned(roles), owned(tenants));
+        let wish = CreateApiKeyRequest { name: "test".to_owned(), roles, tenants, ..CreateApiKeyRequest::default() };
+        self.access().create_api_key(wish).await.unwrap().into_inner().secret
     }
 
     fn keyed(&self) -> Keyed {

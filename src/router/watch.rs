@@ -1,0 +1,157 @@
+//! Following the routes: all of them, or all since a revision, and then each change, for one reader at its own pace.
+//!
+//! Nothing is queued for a reader. Changes come from the ring that the feed fills for everybody; a reader that is not
+//! where the ring is, because it was slow or has just begun, reads from the catalog what it has missed.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use super::error::Error;
+use super::routes::{Batch, is_away};
+use super::{Inner, Router};
+use crate::catalog::{self, RouteChange};
+use crate::domain::principal::Scope;
+use crate::domain::route::{Position, Route};
+use crate::domain::tenant::{TenantCode, TenantId};
+
+/// A reader hears something so often, if only how far the catalog is.
+const QUIET_MAX: Duration = Duration::from_secs(15);
+
+/// A place in the sequence of one catalog's revisions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    pub catalog_id: Uuid,
+    pub revision: i64,
+}
+
+/// What a reader hears.
+#[derive(Debug)]
+pub enum RouteEvent {
+    /// Some of the routes. With the last ones comes the mark that they are complete at.
+    Snapshot { routes: Vec<Route>, complete_at: Option<Mark> },
+    /// What changed up to the mark, oldest first.
+    Changes { changes: Vec<RouteChange>, mark: Mark },
+    /// Nothing has changed up to the mark.
+    Quiet { mark: Mark },
+}
+
+/// One reader.
+#[derive(Debug)]
+pub struct RouteWatch {
+    inner: Arc<Inner>,
+    /// The tenants that it may see; `None` for all.
+    codes: Option<BTreeSet<TenantCode>>,
+    batches: broadcast::Receiver<Arc<Batch>>,
+    mark: Mark,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// In the middle of the snapshot, which is complete at the mark.
+    Snapshot {
+        after: Option<TenantId>,
+    },
+    /// Reading from the catalog what the ring does not have.
+    Behind,
+    Following,
+}
+
+impl Router {
+    /// Follows the routes in `scope`: a snapshot first, or what changed since a mark.
+    ///
+    /// # Errors
+    /// [`catalog::Error::RevisionUnknown`], here or later, for a mark that cannot be gone on from.
+    pub async fn routes_watch(&self, scope: &Scope, since: Option<Mark>) -> Result<RouteWatch, Error> {
+        // Before the position is read, so that nothing lies between.
+        let batches = self.0.routes.batches.subscribe();
+        let position = self.0.shared.catalog.position().await.map_err(told)?;
+        let codes = match scope {
+            Scope::All => None,
+            Scope::Tenants(codes) => Some(codes.clone()),
+        };
+        let now = Mark { catalog_id: position.catalog_id, revision: position.revision };
+        let (mark, state) = match since {
+            None => (now, State::Snapshot { after: None }),
+            Some(since) if since.catalog_id == now.catalog_id => (since, State::Behind),
+            Some(since) => return Err(unknown(since, position)),
+        };
+        Ok(RouteWatch { inner: Arc::clone(&self.0), codes, batches, mark, state })
+    }
+}
+
+impl RouteWatch {
+    /// What comes next; waits for it, but never for long.
+    pub async fn next(&mut self) -> Result<RouteEvent, Error> {
+        loop {
+            let changes = match self.state {
+                State::Snapshot { after } => return self.snapshot(after).await,
+                State::Behind => self.catch_up().await?,
+                State::Following => match timeout(QUIET_MAX, self.batches.recv()).await {
+                    Err(_elapsed) => return Ok(RouteEvent::Quiet { mark: self.mark }),
+                    Ok(Ok(batch)) => self.follow(&batch).await?,
+                    Ok(Err(RecvError::Lagged(_))) => {
+                        self.state = State::Behind;
+                        continue;
+                    }
+                    Ok(Err(RecvError::Closed)) => std::future::pending().await,
+                },
+            };
+            let sees = |change: &RouteChange| self.codes.as_ref().is_none_or(|codes| codes.contains(change.code()));
+            let changes: Vec<_> = changes.into_iter().filter(sees).collect();
+            if !changes.is_empty() {
+                return Ok(RouteEvent::Changes { changes, mark: self.mark });
+            }
+        }
+    }
+
+    async fn snapshot(&mut self, after: Option<TenantId>) -> Result<RouteEvent, Error> {
+        let routes = self.inner.shared.catalog.routes_page(after, self.codes.as_ref()).await.map_err(told)?;
+        let complete_at = if let Some(last) = routes.last() {
+            self.state = State::Snapshot { after: Some(last.tenant) };
+            None
+        } else {
+            // Some routes may be newer than the mark already; their changes come once more.
+            self.state = State::Behind;
+            Some(self.mark)
+        };
+        Ok(RouteEvent::Snapshot { routes, complete_at })
+    }
+
+    async fn catch_up(&mut self) -> Result<Vec<RouteChange>, Error> {
+        let found = self.inner.shared.catalog.routes_since(self.mark.revision).await.map_err(told)?;
+        self.mark.revision = found.upto;
+        if !found.is_cut {
+            self.state = State::Following;
+        }
+        Ok(found.changes)
+    }
+
+    async fn follow(&mut self, batch: &Batch) -> Result<Vec<RouteChange>, Error> {
+        if batch.catalog_id != self.mark.catalog_id {
+            let position = self.inner.shared.catalog.position().await.map_err(told)?;
+            return Err(unknown(self.mark, position));
+        }
+        let seen = self.mark.revision;
+        if batch.is_gap() || batch.from > seen {
+            self.state = State::Behind;
+            return Ok(Vec::new());
+        }
+        self.mark.revision = seen.max(batch.upto);
+        Ok(batch.changes.iter().filter(|change| change.revision() > seen).cloned().collect())
+    }
+}
+
+fn unknown(mark: Mark, position: Position) -> Error {
+    catalog::Error::RevisionUnknown { revision: mark.revision, position }.into()
+}
+
+fn told(error: catalog::Error) -> Error {
+    if is_away(&error) { Error::CatalogAway { cause: error.to_string() } } else { error.into() }
+}
