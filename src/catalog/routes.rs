@@ -11,7 +11,6 @@ use sea_query::{Expr, ExprTrait as _, OnConflict, Order, Query};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_postgres::Notification;
-use uuid::Uuid;
 
 use super::errors::Error;
 use super::tenants::{read, select};

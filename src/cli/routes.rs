@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 
 use tonic::Code;
-use tonic_types::StatusExt as _;
 
 use super::connection::Connection;
 use super::error::Error;
@@ -72,7 +71,7 @@ async fn resume(
             }
             Err(status) => Some(status),
         };
-        let reason = broken.as_ref().map(StatusExt::get_error_details);
+        let reason = broken.as_ref().map(tonic_types::StatusExt::get_error_details);
         let reason = reason.as_ref().and_then(|details| details.error_info()).map_or("", |info| info.reason.as_str());
         if reason == "REVISION_UNKNOWN" && since.take().is_some() {
             context.output.note("  the daemon cannot go on from there; every route comes anew");
