@@ -26,6 +26,9 @@ const TABLE: &[(&str, Permission)] = &[
     // With credentials it needs SeeCredentials too, which the service checks.
     ("/tenantd.v1.RouterService/ResolveTenant", Reach),
     ("/tenantd.v1.RouterService/WatchRoutes", Reach),
+    ("/tenantd.v1.RouterService/ListPools", View),
+    ("/tenantd.v1.RouterService/EvictPool", Operate),
+    ("/tenantd.v1.RouterService/GetTenantStats", View),
     ("/tenantd.v1.TenantService/CreateTenant", Operate),
     ("/tenantd.v1.TenantService/GetTenant", View),
     ("/tenantd.v1.TenantService/ListTenants", View),

@@ -8,6 +8,7 @@ mod backups;
 mod convert;
 mod migrations;
 mod operations;
+mod pools;
 mod queries;
 mod routes;
 mod scope;

@@ -16,7 +16,9 @@ use crate::proto::v1;
 use crate::proto::v1::resolve_tenant_request::Selector as Wanted;
 use crate::proto::v1::router_service_server::RouterService;
 use crate::proto::v1::{
-    RemovedRoute, ResolveTenantRequest, ResolveTenantResponse, WatchRoutesRequest, WatchRoutesResponse,
+    EvictPoolRequest, EvictPoolResponse, GetTenantStatsRequest, GetTenantStatsResponse, ListPoolsRequest,
+    ListPoolsResponse, RemovedRoute, ResolveTenantRequest, ResolveTenantResponse, WatchRoutesRequest,
+    WatchRoutesResponse,
 };
 use crate::router::{self, Mark, RouteEvent, url};
 
@@ -164,5 +166,20 @@ impl RouterService for Service {
             Some((event, (service, watch)))
         });
         Ok(Response::new(self.watch("watch routes", events)))
+    }
+
+    async fn list_pools(&self, request: Request<ListPoolsRequest>) -> Result<Response<ListPoolsResponse>, Status> {
+        self.pools_list(request)
+    }
+
+    async fn evict_pool(&self, request: Request<EvictPoolRequest>) -> Result<Response<EvictPoolResponse>, Status> {
+        self.pool_evict(request).await
+    }
+
+    async fn get_tenant_stats(
+        &self,
+        request: Request<GetTenantStatsRequest>,
+    ) -> Result<Response<GetTenantStatsResponse>, Status> {
+        self.tenant_stats(request).await
     }
 }

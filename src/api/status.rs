@@ -292,22 +292,46 @@ impl From<router::Error> for Status {
                     .retry_after(retry_after)
                     .status(),
             },
-            E::Connect { server, source, .. } if source.is_transient() => unavailable(server, source),
             E::CatalogAway { cause } => unavailable("", cause),
+            E::QueueFull { server, queue_max, .. } => {
+                Refusal::new(Code::ResourceExhausted, Reason::ConnectionUnavailable, &error)
+                    .meta("server", server)
+                    .meta("cause", "queue")
+                    .meta("queue_max", queue_max)
+                    .retry_after(retry_after)
+                    .status()
+            }
+            E::Connect { server, source, .. } | E::Blocked { server, source, .. } if is_known(source) => {
+                Refusal::new(Code::Unavailable, Reason::ConnectionUnavailable, &error)
+                    .meta("server", server)
+                    .meta("cause", source)
+                    .meta_if("sqlstate", source.code().map(tokio_postgres::error::SqlState::code))
+                    .retry_after(retry_after)
+                    .status()
+            }
             E::CatalogSlow | E::PoolClosed => unavailable("", &error),
             E::IdentityMismatch { .. } => {
                 tracing::error!(error = %error, "a database is not the tenant's");
                 Refusal::new(Code::FailedPrecondition, Reason::IdentityMismatch, &error).status()
             }
-            E::Connect { .. } | E::ServerUnknown { .. } | E::Secret { .. } | E::Role { .. } | E::Drain { .. } => {
-                internal(&error)
-            }
+            E::Connect { .. }
+            | E::Blocked { .. }
+            | E::Pool(_)
+            | E::ServerUnknown { .. }
+            | E::Secret { .. }
+            | E::Role { .. }
+            | E::Drain { .. } => internal(&error),
             E::Catalog(_) => match error {
                 E::Catalog(error) => (*error).into(),
                 other => internal(&other),
             },
         }
     }
+}
+
+/// Whether the cause is one that a caller can be told: it passes, or it is the tenant's, and was logged when it began.
+fn is_known(error: &postgres::Error) -> bool {
+    error.is_transient() || matches!(error.kind(), postgres::Kind::DatabaseMissing | postgres::Kind::Authentication)
 }
 
 impl From<query::Error> for Status {

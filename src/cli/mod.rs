@@ -16,6 +16,7 @@ mod mutation;
 mod operation;
 mod output;
 mod pages;
+mod pool;
 mod progress;
 mod resolve;
 mod restore;
@@ -91,6 +92,9 @@ enum Command {
     Routes(routes::Command),
     /// Run one SQL statement in a tenant's database.
     Sql(sql::Arguments),
+    /// Show and close pools of connections.
+    #[command(subcommand)]
+    Pool(pool::Command),
     /// Bring every tenant to the newest version of the daemon's migration directory.
     MigrateAll(migrate_all::Arguments),
     /// Make, show and verify backups.
@@ -184,6 +188,7 @@ impl Command {
             Self::Resolve(arguments) => resolve::run(arguments, context).await?,
             Self::Routes(command) => command.run(context).await?,
             Self::Sql(arguments) => sql::run(arguments, context).await?,
+            Self::Pool(command) => command.run(context).await?,
             Self::MigrateAll(arguments) => return migrate_all::run(arguments, context).await,
             Self::Backup(command) => command.run(context).await?,
             Self::Restore(arguments) => restore::run(arguments, context).await?,
@@ -231,6 +236,9 @@ mod tests {
             "tenantd routes watch",
             "tenantd routes watch --after-revision 7 --catalog-id 0193",
             "tenantd sql acme -c select",
+            "tenantd pool list --output jsonl",
+            "tenantd pool evict acme --reason test",
+            "tenantd tenant stats acme",
             "tenantd migrate-all",
             "tenantd backup create acme",
             "tenantd backup verify 0193",

@@ -6,7 +6,7 @@ use super::mutation::Mutation;
 use super::pages::{self, Limit};
 use super::settle::{Settled, Wait, settle};
 use super::table::{Column, list, record};
-use super::{Context, human};
+use super::{Context, human, pool};
 use crate::proto::v1::{
     CreateTenantRequest, GetTenantRequest, GetTenantResponse, ListTenantsRequest, ListTenantsResponse,
     ResumeTenantRequest, ResumeTenantResponse, SuspendTenantRequest, SuspendTenantResponse, Tenant,
@@ -28,6 +28,11 @@ pub enum Command {
     Suspend(Suspend),
     /// Undo a suspension.
     Resume(Resume),
+    /// What happened to a tenant's callers since the daemon began: waits, connects, refusals.
+    Stats {
+        /// A tenant's id or code.
+        tenant: String,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -123,6 +128,7 @@ impl Command {
             Self::List(arguments) => tenants_list(&arguments, context, &connection).await,
             Self::Suspend(arguments) => suspend(arguments, context, &connection).await,
             Self::Resume(arguments) => resume(arguments, context, &connection).await,
+            Self::Stats { tenant } => pool::tenant_stats(tenant, context, &connection).await,
         }
     }
 }

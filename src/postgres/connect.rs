@@ -100,25 +100,40 @@ impl From<Opened> for Connection {
     }
 }
 
+/// A passage through a lane's connect gate.
+#[derive(Debug)]
+pub struct Pass(OwnedSemaphorePermit);
+
 impl Server {
     /// Opens a session within the budget.
     pub async fn connect(&self, request: &ConnectRequest<'_>) -> Result<Connection, Error> {
-        Ok(self.open(None, request).await?.into())
+        Ok(self.open(None, None, request).await?.into())
+    }
+
+    /// Waits at a lane's connect gate, for whoever chooses then what to connect to.
+    pub async fn gate_pass(&self, lane: Lane) -> Pass {
+        loop {
+            // Nobody closes a gate.
+            if let Ok(pass) = Arc::clone(self.gate(lane)).acquire_owned().await {
+                return Pass(pass);
+            }
+        }
     }
 
     /// Opens a session with a permit that the caller got from [`Server::budget`], as after an eviction.
     pub async fn connect_with(&self, permit: Permit, request: &ConnectRequest<'_>) -> Result<Connection, Error> {
-        Ok(self.open(Some(permit), request).await?.into())
+        Ok(self.open(None, Some(permit), request).await?.into())
     }
 
     /// As [`Server::connect`], in the parts that deadpool wants. The pool aborts the handle when it drops the client; it
     /// is only a sign that the client has gone, and the task that drives the session goes on to its proper end.
     pub async fn connect_raw(
         &self,
-        permit: Option<Permit>,
+        given: Option<(Pass, Permit)>,
         request: &ConnectRequest<'_>,
     ) -> Result<(Client, JoinHandle<()>), Error> {
-        let opened = self.open(permit, request).await?;
+        let (pass, permit) = given.unzip();
+        let opened = self.open(pass, permit, request).await?;
         let (held, tasks) = (opened.held, self.tasks().clone());
         let sign = self.tasks().spawn("pooled client", async move {
             let _held = held;
@@ -143,8 +158,16 @@ impl Server {
         .await
     }
 
-    async fn open(&self, permit: Option<Permit>, request: &ConnectRequest<'_>) -> Result<Opened, Error> {
-        let gate = self.pass(self.gate(request.lane), request).await?;
+    async fn open(
+        &self,
+        pass: Option<Pass>,
+        permit: Option<Permit>,
+        request: &ConnectRequest<'_>,
+    ) -> Result<Opened, Error> {
+        let gate = match pass {
+            Some(Pass(gate)) => gate,
+            None => self.pass(self.gate(request.lane), request).await?,
+        };
         let permit = match permit {
             Some(permit) => permit,
             None => self.budget().acquire(request.lane, request.deadline).await?,

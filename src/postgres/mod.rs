@@ -25,7 +25,7 @@ pub mod statement;
 mod tls;
 
 pub use budget::{Budget, Permit};
-pub use connect::{ConnectRequest, Connection, SessionOptions};
+pub use connect::{ConnectRequest, Connection, Pass, SessionOptions};
 pub use errors::{Error, Kind};
 pub use lane::Lane;
 pub use server::Server;

@@ -1,47 +1,159 @@
-//! How a caller gets one of its tenant's connections: one that idles, one that another caller gives back, or a new one.
-//! Of one tenant only one caller at a time makes a connection and waits for the budget, so that the budget's queue holds
-//! each tenant once: tenants take turns, however many callers each has.
+//! How a caller gets one of its tenant's connections: one that idles, or whichever comes first of those that are given
+//! back and those that are made. A caller only waits; it may go away at any moment, and nothing goes with it.
 
-use tokio::time::Instant;
+use std::sync::Arc;
 
-use super::error::Error;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use super::breaker::{Blocked, Probe};
+use super::error::{Error, Failure, TimeoutCause};
+use super::holder::Holder;
+use super::place::{Offer, Seat, Slot};
 use super::pool::PooledObject;
-use super::slots::Slot;
+use super::seats::{Ask, Why};
+
+type Answer = oneshot::Receiver<Result<Offer, Failure>>;
+
+/// What a caller finds.
+#[expect(clippy::large_enum_variant, reason = "it is on the stack for a moment, and a box would cost every call one")]
+enum Found {
+    Idle(PooledObject, Seat),
+    /// Nothing; so many connections may come back.
+    Nothing {
+        held: usize,
+    },
+    Waits {
+        waiter: u64,
+        answer: Answer,
+    },
+}
 
 impl Slot {
-    /// A connection. The wait may be given up at any moment.
-    pub(super) async fn checkout(&self, deadline: Instant) -> Result<PooledObject, Error> {
-        let makers = self.pool().manager();
-        tokio::select! {
-            biased;
-            () = makers.closed() => Err(Error::PoolClosed),
-            object = self.checkout_open(deadline) => {
-                // Of two that came back together, one may have woken nobody.
-                makers.wake();
-                object
+    /// A connection, until the deadline.
+    pub(super) async fn checkout(
+        self: &Arc<Self>,
+        holder: &Holder,
+        deadline: Instant,
+    ) -> Result<(PooledObject, Seat), Error> {
+        let result = match self.look(holder, false) {
+            Ok(Found::Nothing { held }) => self.wait(holder, held, deadline).await,
+            Ok(Found::Idle(object, seat)) => Ok((object, seat)),
+            Ok(Found::Waits { .. }) => Err(Error::PoolClosed),
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok((mut object, seat)) => {
+                self.account.acquired();
+                object.is_clean = false;
+                object.uses_left = object.uses_left.saturating_sub(1);
+                Ok((object, seat))
+            }
+            Err(error) => {
+                self.account.refused(&error);
+                Err(error)
             }
         }
     }
 
-    async fn checkout_open(&self, deadline: Instant) -> Result<PooledObject, Error> {
-        let pool = self.pool();
-        let makers = pool.manager();
-        loop {
-            let status = pool.status();
-            if makers.idle_count() > 0 || status.size >= status.max_size {
-                return Ok(pool.get().await?);
+    /// Takes an idle connection. Without one, the caller joins the queue if it `waits`.
+    fn look(self: &Arc<Self>, holder: &Holder, waits: bool) -> Result<Found, Error> {
+        let now = Instant::now();
+        let mut ended = Vec::new();
+        let found = self.place.change(|floor| {
+            if !waits {
+                floor.came(self.id, now);
             }
-            let waiting = makers.wait();
-            tokio::select! {
-                biased;
-                () = waiting.returned() => {}
-                turn = makers.turn(deadline) => {
-                    drop(waiting);
-                    // The budget's permit goes to the connection that the pool makes.
-                    let _turn = turn?;
-                    return Ok(pool.get().await?);
+            loop {
+                match floor.ask(self.id) {
+                    Ask::Idle => {
+                        if let Some((object, seat)) = self.pop(floor, holder, now, &mut ended) {
+                            return Ok(Found::Idle(object, seat));
+                        }
+                    }
+                    Ask::Wait { held } if !waits => return Ok(Found::Nothing { held }),
+                    Ask::Wait { .. } => {
+                        let (caller, answer) = oneshot::channel();
+                        let waiter = floor.wait(self.id, caller, holder.clone(), now);
+                        return Ok(Found::Waits { waiter, answer });
+                    }
+                    Ask::Full { queue_max } => {
+                        let (tenant, server) = (self.route.code.clone(), self.route.server.clone());
+                        return Err(Error::QueueFull { tenant, server, queue_max });
+                    }
+                    Ask::Closed => return Err(Error::PoolClosed),
                 }
             }
+        });
+        // Without the lock: what has ended is closed.
+        drop(ended);
+        found
+    }
+
+    async fn wait(
+        self: &Arc<Self>,
+        holder: &Holder,
+        held: usize,
+        deadline: Instant,
+    ) -> Result<(PooledObject, Seat), Error> {
+        let begun = Instant::now();
+        let prepared = timeout_at(deadline, self.pool.manager().prepare()).await;
+        prepared.unwrap_or_else(|_elapsed| Err(Error::CatalogSlow))?;
+        // One that may come back can be waited for, whatever has happened to new ones.
+        let _probes = if held == 0 { self.check_breakers(begun)? } else { [None, None] };
+        let (waiter, answer) = match self.look(holder, true)? {
+            Found::Idle(object, seat) => return Ok((object, seat)),
+            Found::Waits { waiter, answer } => (waiter, answer),
+            Found::Nothing { .. } => return Err(Error::PoolClosed),
+        };
+        let mut waiting = Waiting { slot: self, waiter, is_over: false };
+        let answer = timeout_at(deadline, answer).await;
+        waiting.is_over = answer.is_ok();
+        self.account.waited(begun.elapsed());
+        match answer {
+            Ok(Ok(Ok(offer))) => offer.claim().ok_or(Error::PoolClosed),
+            Ok(Ok(Err(failure))) => Err(failure.into_error(&self.route)),
+            Ok(Err(_gone)) => Err(Error::PoolClosed),
+            Err(_elapsed) => {
+                waiting.is_over = true;
+                let error = self.timed_out(begun);
+                self.place.change(|floor| floor.leave(self.id, waiter));
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether a new connection may be tried, and whether by this caller first.
+    fn check_breakers(&self, now: Instant) -> Result<[Option<Probe<'_, Failure>>; 2], Error> {
+        let blocked = |blocked: Blocked<Failure>| blocked.cause.into_blocked(&self.route, blocked.retry_after);
+        let servers = self.place.breaker.check(now).map_err(blocked)?;
+        let tenants = self.account.breaker.check(now).map_err(blocked)?;
+        Ok([servers, tenants])
+    }
+
+    fn timed_out(&self, begun: Instant) -> Error {
+        let cause = match self.place.why(self.id) {
+            Why::Pool { connections_max } => TimeoutCause::Pool { connections_max },
+            Why::Budget => TimeoutCause::Budget,
+            Why::Connect => TimeoutCause::Connect,
+        };
+        let (tenant, server) = (self.route.code.clone(), self.route.server.clone());
+        Error::Timeout { tenant, server, waited: begun.elapsed(), cause }
+    }
+}
+
+/// A caller in the queue, until it goes away.
+struct Waiting<'a> {
+    slot: &'a Slot,
+    waiter: u64,
+    is_over: bool,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !self.is_over {
+            self.slot.account.cancelled();
+            self.slot.place.change(|floor| floor.leave(self.slot.id, self.waiter));
         }
     }
 }

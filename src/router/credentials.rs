@@ -95,6 +95,13 @@ impl Shared {
         Ok(RoleLogin { role, password })
     }
 
+    /// The server refused the password: the catalog may have another by now.
+    pub(super) fn login_forget(&self, route: &Route, role: TenantRole) {
+        if let Ok(role) = self.role(route, role) {
+            self.kept.entries().pop(&(route.tenant, role));
+        }
+    }
+
     async fn sealed(&self, route: &Route, role: &RoleName, field: &str) -> Result<Arc<Sealed>, Error> {
         let key = (route.tenant, role.clone());
         let kept = self.kept.entries().get(&key).cloned();

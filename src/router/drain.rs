@@ -24,10 +24,11 @@ impl Router {
         inner.routes.forget(tenant);
         let draining = inner.slots.drain(tenant);
         let route = self.route(tenant, Instant::now() + ROUTE_TIMEOUT).await?.route;
-        let server = &inner.shared.place(&route)?.server;
+        let place = inner.shared.place(&route)?;
+        let server = &place.server;
         let leases = draining.leases();
         if timeout(wait_max, leases.none()).await.is_err() {
-            for token in leases.cancel_tokens() {
+            for token in place.cancel_tokens(tenant) {
                 if let Err(error) = server.cancel_query(&token).await {
                     tracing::debug!(tenant = %route.code, %error, "a statement could not be cancelled; its session is ended next");
                 }

@@ -1,14 +1,16 @@
 //! Why a tenant cannot be reached.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-use deadpool::managed::{PoolError, TimeoutType};
+use deadpool::managed::PoolError;
 use uuid::Uuid;
 
 use crate::domain::lifecycle::TenantState;
-use crate::domain::route::SelectError;
+use crate::domain::route::{Route, SelectError};
 use crate::domain::tenant::{TenantCode, TenantId};
+use crate::postgres::Kind;
 use crate::{catalog, postgres, secrets};
 
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +37,17 @@ pub enum Error {
     #[error("the tenant {tenant} is on the server {server}, which this daemon is not configured for")]
     ServerUnknown { tenant: TenantCode, server: String },
     #[error("the tenant {tenant} cannot be reached: {source}")]
-    Connect { tenant: TenantCode, server: String, source: Box<postgres::Error> },
+    Connect { tenant: TenantCode, server: String, source: Arc<postgres::Error> },
+    #[error(
+        "the tenant {tenant} cannot be reached, and it is not tried again for {retry_after:?}, because it has just failed: {source}"
+    )]
+    Blocked { tenant: TenantCode, server: String, source: Arc<postgres::Error>, retry_after: Duration },
+    #[error(
+        "{queue_max} callers wait for a connection to the tenant {tenant} on the server {server}, and no more may; try again"
+    )]
+    QueueFull { tenant: TenantCode, server: String, queue_max: usize },
+    #[error("the pool cannot be made: {0}")]
+    Pool(String),
     #[error("the catalog did not answer in time; try again")]
     CatalogSlow,
     /// Tenants that are known are still served.
@@ -86,39 +98,154 @@ impl fmt::Display for TimeoutCause {
     }
 }
 
+/// Why callers got no connection, or lost it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// All connections of the tenant's pool were in use.
+    Pool,
+    /// The server's budget was used up.
+    Budget,
+    /// Too many callers waited.
+    Queue,
+    /// The server was too slow to open a connection.
+    Slow,
+    /// The tenant's database, role, password or limit.
+    Tenant,
+    /// The server was full, down or starting.
+    Server,
+    /// Not tried, because it had just failed.
+    Blocked,
+    /// The database was not the tenant's.
+    Identity,
+    /// Anything else.
+    Other,
+}
+
+impl Cause {
+    pub const ALL: [Self; 9] = [
+        Self::Pool,
+        Self::Budget,
+        Self::Queue,
+        Self::Slow,
+        Self::Tenant,
+        Self::Server,
+        Self::Blocked,
+        Self::Identity,
+        Self::Other,
+    ];
+
+    /// A word for machines.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pool => "pool",
+            Self::Budget => "budget",
+            Self::Queue => "queue",
+            Self::Slow => "slow_connect",
+            Self::Tenant => "tenant",
+            Self::Server => "server",
+            Self::Blocked => "blocked",
+            Self::Identity => "identity",
+            Self::Other => "other",
+        }
+    }
+}
+
 impl Error {
     /// Whether the same call may succeed later without anybody's help.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Paused { .. }
             | Self::Timeout { .. }
+            | Self::Blocked { .. }
+            | Self::QueueFull { .. }
             | Self::CatalogSlow
             | Self::CatalogAway { .. }
             | Self::PoolClosed => true,
-            Self::Connect { source, .. } | Self::Drain { source, .. } => source.is_transient(),
+            Self::Connect { source, .. } => source.is_transient(),
+            Self::Drain { source, .. } => source.is_transient(),
             Self::Catalog(source) => source.is_transient(),
             _ => false,
+        }
+    }
+
+    /// What it counts as; `None` for what never was the pool's.
+    pub(super) fn cause(&self) -> Option<Cause> {
+        match self {
+            Self::Timeout { cause: TimeoutCause::Pool { .. }, .. } => Some(Cause::Pool),
+            Self::Timeout { cause: TimeoutCause::Budget, .. } => Some(Cause::Budget),
+            Self::Timeout { cause: TimeoutCause::Connect, .. } => Some(Cause::Slow),
+            Self::QueueFull { .. } => Some(Cause::Queue),
+            Self::Blocked { .. } => Some(Cause::Blocked),
+            Self::IdentityMismatch { .. } => Some(Cause::Identity),
+            Self::Connect { source, .. } => Some(match source.kind() {
+                Kind::DatabaseMissing | Kind::Authentication | Kind::Permission | Kind::LimitReached => Cause::Tenant,
+                Kind::ServerFull | Kind::Shutdown | Kind::Unreachable => Cause::Server,
+                _ => Cause::Other,
+            }),
+            Self::PoolClosed => None,
+            _ => Some(Cause::Other),
         }
     }
 
     /// When a transient failure is worth another try.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Paused { retry_after, .. } => Some(*retry_after),
+            Self::Paused { retry_after, .. } | Self::Blocked { retry_after, .. } => Some(*retry_after),
             error => error.is_transient().then_some(Duration::from_secs(1)),
         }
     }
 }
 
-impl From<PoolError<Error>> for Error {
-    fn from(error: PoolError<Error>) -> Self {
+/// Why a connection was not made, for all who wait for it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(super) enum Failure {
+    #[error("{0}")]
+    Connect(Arc<postgres::Error>),
+    #[error("the database is not the tenant's: {found}")]
+    Identity { found: Arc<str> },
+    /// The pool is closed or has nothing to make a connection with: whoever asked asks again.
+    #[error("the pool was closed")]
+    Closed,
+}
+
+impl Failure {
+    pub(super) fn into_error(self, route: &Route) -> Error {
+        let tenant = route.code.clone();
+        match self {
+            Self::Connect(source) => Error::Connect { tenant, server: route.server.clone(), source },
+            Self::Identity { found } => {
+                Error::IdentityMismatch { tenant, database: route.database.to_string(), found: found.to_string() }
+            }
+            Self::Closed => Error::PoolClosed,
+        }
+    }
+
+    /// As [`Failure::into_error`], when nothing was tried.
+    pub(super) fn into_blocked(self, route: &Route, retry_after: Duration) -> Error {
+        match self {
+            Self::Connect(source) => {
+                Error::Blocked { tenant: route.code.clone(), server: route.server.clone(), source, retry_after }
+            }
+            other => other.into_error(route),
+        }
+    }
+}
+
+impl From<postgres::Error> for Failure {
+    fn from(error: postgres::Error) -> Self {
+        Self::Connect(Arc::new(error))
+    }
+}
+
+impl From<PoolError<Self>> for Failure {
+    fn from(error: PoolError<Self>) -> Self {
         match error {
-            PoolError::Backend(error) => error,
+            PoolError::Backend(failure) => failure,
             // The pools have no time-outs of their own and no hooks.
             PoolError::Closed
             | PoolError::NoRuntimeSpecified
             | PoolError::PostCreateHook(_)
-            | PoolError::Timeout(TimeoutType::Wait | TimeoutType::Create | TimeoutType::Recycle) => Self::PoolClosed,
+            | PoolError::Timeout(_) => Self::Closed,
         }
     }
 }

@@ -6,12 +6,12 @@
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
-use deadpool::managed::Object;
 use tokio::time::timeout;
 use tokio_postgres::{Client, Statement};
 
-use super::pool::{Pooled, PooledObject};
-use super::slots::Ticket;
+use super::place::Seat;
+use super::pool::PooledObject;
+use super::slot::Ticket;
 use crate::domain::tenant::{TenantCode, TenantId};
 
 /// What the session of a returned connection may still hold of its last user.
@@ -33,30 +33,31 @@ const CLEAN: &str = "CLOSE ALL; RESET SESSION AUTHORIZATION; RESET ALL; RESET RO
 const CLEAN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One connection to a tenant's database.
+// Dropped in this order: the connection is back in its pool, marked as not to be used, before the seat ends it, and it
+// has ended before the lease counts as over.
 #[derive(Debug)]
 pub struct Lease {
-    // Before the ticket: the connection is back before the lease counts as ended.
-    object: Option<PooledObject>,
+    object: PooledObject,
+    seat: Seat,
     ticket: Ticket,
 }
 
 impl Lease {
-    pub(super) fn new(object: PooledObject, ticket: Ticket) -> Self {
-        ticket.connected(object.client.cancel_token());
-        Self { object: Some(object), ticket }
+    pub(super) fn new((object, seat): (PooledObject, Seat), ticket: Ticket) -> Self {
+        Self { object, seat, ticket }
     }
 
     pub fn tenant(&self) -> TenantId {
-        self.ticket.slot().route().tenant
+        self.ticket.slot().route.tenant
     }
 
     pub fn code(&self) -> &TenantCode {
-        &self.ticket.slot().route().code
+        &self.ticket.slot().route.code
     }
 
     /// The statement, prepared once per connection while it is among the most recently used.
     pub async fn prepare(&mut self, sql: &str) -> Result<Statement, tokio_postgres::Error> {
-        let pooled = self.pooled_mut();
+        let pooled = &mut *self.object;
         if let Some(statement) = pooled.statements.get(sql) {
             return Ok(statement.clone());
         }
@@ -67,16 +68,19 @@ impl Lease {
 
     /// Prepares every statement anew from now on.
     pub fn statements_forget(&mut self) {
-        self.pooled_mut().statements.clear();
+        self.object.statements.clear();
     }
 
     /// Gives the connection back. Its session is outside a transaction and runs nothing.
-    pub fn release(mut self, residue: Residue) {
+    pub fn release(self, residue: Residue) {
         match residue {
             Residue::Nothing => self.put_back(),
-            Residue::Anything => drop(self),
+            Residue::Anything => {
+                let Self { object, seat, ticket } = self;
+                ticket.slot().end(object, seat);
+            }
             Residue::Session => {
-                let tasks = self.ticket.slot().place().server.tasks().clone();
+                let tasks = self.ticket.slot().place.server.tasks().clone();
                 tasks.spawn("lease cleaning", async move {
                     if let Ok(Ok(())) = timeout(CLEAN_TIMEOUT, self.batch_execute(CLEAN)).await {
                         self.put_back();
@@ -86,34 +90,9 @@ impl Lease {
         }
     }
 
-    fn put_back(&mut self) {
-        let Some(mut object) = self.object.take() else { return };
-        let slot = self.ticket.slot();
-        let makers = slot.pool().manager();
-        if object.client.is_closed() || makers.gives_way(&mut object) {
-            drop(Object::take(object));
-            return;
-        }
-        slot.place().idle.put(slot, |key| {
-            object.idle = Some(key);
-            makers.idles();
-            drop(object);
-        });
-        makers.wake();
-    }
-
-    fn pooled(&self) -> &Pooled {
-        match &self.object {
-            Some(object) => object,
-            None => unreachable!("a lease gives its connection back when it ends"),
-        }
-    }
-
-    fn pooled_mut(&mut self) -> &mut Pooled {
-        match &mut self.object {
-            Some(object) => object,
-            None => unreachable!("a lease gives its connection back when it ends"),
-        }
+    fn put_back(self) {
+        let Self { object, seat, ticket } = self;
+        ticket.slot().give_back(object, seat);
     }
 }
 
@@ -121,20 +100,12 @@ impl Deref for Lease {
     type Target = Client;
 
     fn deref(&self) -> &Client {
-        &self.pooled().client
+        &self.object.client
     }
 }
 
 impl DerefMut for Lease {
     fn deref_mut(&mut self) -> &mut Client {
-        &mut self.pooled_mut().client
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if let Some(object) = self.object.take() {
-            drop(Object::take(object));
-        }
+        &mut self.object.client
     }
 }

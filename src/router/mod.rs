@@ -1,23 +1,35 @@
 //! Tenants' connections: resolves a tenant to its route, keeps a pool per tenant that is in use, under one budget per
-//! server, and guards each tenant's gate.
+//! server, and guards each tenant's gate. Who gets a connection and who gives one up is decided in [`seats`], where the
+//! policy is written down; [`connector`] makes connections, [`checkout`] waits for them.
 //!
 //! Knows nothing of SQL that callers run, and holds no SQL of the catalog's. Always holds: a connection is given out
 //! only after its database's identity row named the tenant; a lease that was not given back in order is never given
 //! out again; the server never sees more sessions than the budget, because the permit is the session's.
 
+mod breaker;
 mod checkout;
+mod connector;
 pub mod credentials;
 mod drain;
 mod error;
 mod feed;
 mod gate;
-mod idle;
+mod holder;
 mod lease;
+mod leases;
+mod overview;
+mod party;
+mod place;
 mod pool;
+mod queue;
+mod rate;
 mod reaper;
 mod resolve;
 mod routes;
+mod seats;
+mod slot;
 mod slots;
+mod stats;
 mod table;
 pub mod url;
 mod watch;
@@ -29,21 +41,26 @@ use tokio::sync::{Notify, OnceCell};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
-pub use error::{Error, TimeoutCause};
+pub use error::{Cause, Error, TimeoutCause};
+pub use holder::Holder;
 pub use lease::{Lease, Residue};
+pub use overview::PoolView;
 pub use routes::Fresh;
+pub use stats::TenantStats;
 pub use watch::{Mark, RouteEvent, RouteWatch};
 
 use crate::catalog::Catalog;
 use crate::config::{Limits, Live};
 use crate::domain::route::{Gate, Route};
 use crate::domain::tenant::{Naming, TenantId};
-use crate::postgres::{self, Lane, Server};
+use crate::postgres::Server;
 use crate::secrets::Envelope;
 use crate::shutdown::Tasks;
-use idle::Idle;
+use place::Place;
 use routes::Routes;
-use slots::{Refused, Slots, Ticket};
+use slot::Ticket;
+use slots::{Refused, Slots};
+use stats::Accounts;
 
 /// A cheap handle.
 #[derive(Debug, Clone)]
@@ -63,7 +80,8 @@ struct Inner {
 struct Shared {
     live: Live,
     naming: Naming,
-    servers: BTreeMap<String, Place>,
+    servers: BTreeMap<String, Arc<Place>>,
+    accounts: Accounts,
     catalog: Catalog,
     catalog_id: OnceCell<Uuid>,
     envelope: Arc<Envelope>,
@@ -71,19 +89,12 @@ struct Shared {
     tasks: Tasks,
 }
 
-/// A server with the connections that idle on it.
-#[derive(Debug, Clone)]
-struct Place {
-    server: Server,
-    idle: Arc<Idle>,
-}
-
 impl Shared {
     fn limits(&self) -> Arc<Limits> {
         self.live.current()
     }
 
-    fn place(&self, route: &Route) -> Result<&Place, Error> {
+    fn place(&self, route: &Route) -> Result<&Arc<Place>, Error> {
         self.servers
             .get(&route.server)
             .ok_or_else(|| Error::ServerUnknown { tenant: route.code.clone(), server: route.server.clone() })
@@ -100,16 +111,21 @@ impl Router {
         envelope: impl Into<Arc<Envelope>>,
         tasks: &Tasks,
     ) -> Self {
-        let place = |server| Place { server, idle: Arc::default() };
-        let servers = servers.into_iter().map(|(name, server)| (name, place(server))).collect();
-        let envelope = envelope.into();
+        let servers: BTreeMap<_, _> =
+            servers.into_iter().map(|(name, server)| (name, Arc::new(Place::new(server)))).collect();
+        for place in servers.values() {
+            for _ in 0..place.server.config().connects_parallel_max.max(1) {
+                tasks.spawn("router connector", connector::run(Arc::clone(place), tasks.clone()));
+            }
+        }
         let shared = Shared {
             live,
             naming,
             servers,
+            accounts: Accounts::default(),
             catalog,
             catalog_id: OnceCell::new(),
-            envelope,
+            envelope: envelope.into(),
             kept: credentials::Kept::default(),
             tasks: tasks.clone(),
         };
@@ -127,6 +143,11 @@ impl Router {
     /// A connection to the tenant's database, until `deadline` and never longer than `acquire_timeout` after the gate
     /// was open. Whether the caller may reach the tenant was decided by [`Router::resolve`].
     pub async fn acquire(&self, tenant: TenantId, deadline: Instant) -> Result<Lease, Error> {
+        self.acquire_as(&Holder::default(), tenant, deadline).await
+    }
+
+    /// As [`Router::acquire`], for somebody whom the log names when the lease is held for long.
+    pub async fn acquire_as(&self, holder: &Holder, tenant: TenantId, deadline: Instant) -> Result<Lease, Error> {
         let inner = &self.0;
         let mut was_mismatched = false;
         loop {
@@ -145,7 +166,7 @@ impl Router {
                 }
                 Err(Refused::Server(error)) => return Err(error),
             };
-            match self.connection(ticket, deadline).await {
+            match self.connection(ticket, holder, deadline).await {
                 Err(Error::PoolClosed) => {}
                 // The database was replaced since the route was read, or it is not the tenant's.
                 Err(Error::IdentityMismatch { .. }) if !was_mismatched => {
@@ -158,31 +179,10 @@ impl Router {
     }
 
     /// Waits for a connection of the pool.
-    async fn connection(&self, ticket: Ticket, deadline: Instant) -> Result<Lease, Error> {
-        let begun = Instant::now();
-        let deadline = deadline.min(begun + self.0.shared.limits().router.acquire_timeout);
-        let slot = ticket.slot();
-        let timeout = |cause| {
-            let (tenant, server) = (slot.route().code.clone(), slot.route().server.clone());
-            Err(Error::Timeout { tenant, server, waited: begun.elapsed(), cause })
-        };
-        match timeout_at(deadline, slot.checkout(deadline)).await {
-            Ok(Ok(object)) => Ok(Lease::new(object, ticket)),
-            Ok(Err(Error::Connect { source, .. })) if matches!(*source, postgres::Error::BudgetExhausted { .. }) => {
-                timeout(TimeoutCause::Budget)
-            }
-            Ok(Err(error)) => Err(error),
-            Err(_elapsed) => {
-                let status = slot.pool().status();
-                if status.size >= status.max_size && slot.pool().manager().idle_count() == 0 {
-                    timeout(TimeoutCause::Pool { connections_max: status.max_size })
-                } else if slot.place().server.budget().try_acquire(Lane::Tenant).is_none() {
-                    timeout(TimeoutCause::Budget)
-                } else {
-                    timeout(TimeoutCause::Connect)
-                }
-            }
-        }
+    async fn connection(&self, ticket: Ticket, holder: &Holder, deadline: Instant) -> Result<Lease, Error> {
+        let deadline = deadline.min(Instant::now() + self.0.shared.limits().router.acquire_timeout);
+        let taken = ticket.slot().checkout(holder, deadline).await?;
+        Ok(Lease::new(taken, ticket))
     }
 
     /// The tenant's route once it may be passed. Waits at a paused gate.
@@ -224,12 +224,18 @@ impl Router {
     /// Makes every later call read the tenant's route from the catalog again. To be called after each change of it.
     pub fn route_forget(&self, tenant: TenantId) {
         self.0.routes.forget(tenant);
+        self.0.shared.accounts.breaker_reset(tenant);
         self.0.gates.notify_waiters();
     }
 
     /// Lets waiting callers look at the gate again, which is open in the catalog by now.
     pub fn reopen(&self, tenant: TenantId) {
         self.route_forget(tenant);
+    }
+
+    /// What happened to a tenant's callers since the daemon began.
+    pub fn stats(&self, tenant: TenantId) -> TenantStats {
+        self.0.shared.accounts.stats(tenant)
     }
 
     /// How many tenants have a pool, and how many connections those hold.

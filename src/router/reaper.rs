@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::Inner;
+use super::place::Place;
 
 const INTERVAL_MIN: Duration = Duration::from_millis(50);
 const INTERVAL_MAX: Duration = Duration::from_secs(5);
@@ -23,9 +24,10 @@ pub(super) async fn run(inner: Arc<Inner>) {
             () = sleep(interval) => {}
         }
         let now = Instant::now();
-        if let Some(then) = now.checked_sub(config.connection_idle_timeout) {
-            for place in shared.servers.values() {
-                place.idle.close_before(then);
+        for place in shared.servers.values() {
+            place.expire(now.checked_sub(config.connection_idle_timeout));
+            if let Some(then) = now.checked_sub(config.lease_warn_after) {
+                warn_of_leases(place, then, now);
             }
         }
         if let Some(then) = now.checked_sub(config.pool_idle_timeout) {
@@ -34,4 +36,12 @@ pub(super) async fn run(inner: Arc<Inner>) {
         inner.routes.sweep();
     }
     inner.slots.close_all();
+}
+
+/// Says who has held a connection for too long, once.
+fn warn_of_leases(place: &Place, then: Instant, now: Instant) {
+    for (slot, holder, since) in place.overdue(then) {
+        let seconds = (now - since).as_secs();
+        tracing::warn!(tenant = %slot.route.code, %holder, seconds, "a connection has been held for long");
+    }
 }

@@ -1,143 +1,24 @@
 //! The tenants that have a pool. A slot is one tenant's pool for one epoch of its route; whoever uses it holds a ticket,
 //! and a slot is closed only by whoever has taken it out of the table under the lock.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lru::LruCache;
-use tokio::sync::Notify;
 use tokio::time::Instant;
-use tokio_postgres::CancelToken;
+use tokio_util::sync::CancellationToken;
 
+use super::Shared;
 use super::error::Error;
-use super::idle::{Keeper, Key};
-use super::pool::{TenantPool, pool};
+use super::leases::Leases;
+use super::party::Share;
+use super::place::Slot;
+use super::pool::pool;
 use super::routes::{Fresh, Routes};
-use super::{Place, Shared};
+use super::slot::Ticket;
+use crate::config::Limits;
 use crate::domain::route::Route;
 use crate::domain::tenant::TenantId;
-
-/// One tenant's pool.
-#[derive(Debug)]
-pub(super) struct Slot {
-    route: Arc<Route>,
-    pool: TenantPool,
-    leases: Arc<Leases>,
-}
-
-impl Slot {
-    pub(super) fn route(&self) -> &Arc<Route> {
-        &self.route
-    }
-
-    pub(super) fn pool(&self) -> &TenantPool {
-        &self.pool
-    }
-
-    /// Ends what idles and what is being made; leased connections end when they come back.
-    fn close(&self) {
-        self.pool.manager().close();
-        self.pool.close();
-    }
-
-    pub(super) fn place(&self) -> &Place {
-        self.pool.manager().place()
-    }
-
-    /// Whether the pool's connections lead to where `route` says.
-    fn fits(&self, route: &Route) -> bool {
-        let place = |route: &Route| {
-            (route.epoch, route.generation, route.tier.clone(), route.database.clone(), route.server.clone())
-        };
-        place(&self.route) == place(route)
-    }
-}
-
-impl Keeper for Slot {
-    fn tenant(&self) -> TenantId {
-        self.route.tenant
-    }
-
-    fn idle_close(&self, key: Key) -> bool {
-        let was_idle = !self.pool.retain(|pooled, _| pooled.idle != Some(key)).removed.is_empty();
-        if was_idle {
-            self.pool.manager().idles_no_more();
-        }
-        was_idle
-    }
-}
-
-/// Who holds connections of one tenant, over all of its slots: an old epoch's may outlive their slot.
-#[derive(Default)]
-pub(super) struct Leases {
-    held: Mutex<BTreeMap<u64, Option<CancelToken>>>,
-    next: AtomicU64,
-    ended: Notify,
-}
-
-impl std::fmt::Debug for Leases {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Leases").field("held", &self.held().len()).finish_non_exhaustive()
-    }
-}
-
-impl Leases {
-    fn held(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Option<CancelToken>>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.held().is_empty()
-    }
-
-    /// Resolves when nobody holds one.
-    pub(super) async fn none(&self) {
-        loop {
-            let ended = self.ended.notified();
-            if self.is_empty() {
-                return;
-            }
-            ended.await;
-        }
-    }
-
-    /// What would cancel the statements that run.
-    pub(super) fn cancel_tokens(&self) -> Vec<CancelToken> {
-        self.held().values().flatten().cloned().collect()
-    }
-}
-
-/// The right to use a slot.
-#[derive(Debug)]
-pub(super) struct Ticket {
-    slot: Arc<Slot>,
-    id: u64,
-}
-
-impl Ticket {
-    fn new(slot: Arc<Slot>) -> Self {
-        let id = slot.leases.next.fetch_add(1, Ordering::Relaxed);
-        slot.leases.held().insert(id, None);
-        Self { slot, id }
-    }
-
-    pub(super) fn slot(&self) -> &Arc<Slot> {
-        &self.slot
-    }
-
-    /// From now on the holder can be cancelled.
-    pub(super) fn connected(&self, cancel: CancelToken) {
-        self.slot.leases.held().insert(self.id, Some(cancel));
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.slot.leases.held().remove(&self.id);
-        self.slot.leases.ended.notify_waiters();
-    }
-}
 
 /// Why there is no ticket.
 #[derive(Debug)]
@@ -169,6 +50,8 @@ struct Table {
 struct Used {
     slot: Arc<Slot>,
     at: Instant,
+    /// Those that the slot's share was taken from.
+    limits: Arc<Limits>,
 }
 
 impl Default for Slots {
@@ -217,6 +100,22 @@ impl Slots {
             used.slot.close();
         }
         Draining { slots: self, tenant, leases, is_first }
+    }
+
+    /// Closes the tenant's pool. Answers whether there was one.
+    pub(super) fn evict(&self, tenant: TenantId) -> bool {
+        let evicted = {
+            let mut table = self.table();
+            let evicted = table.slots.pop(&tenant);
+            if let Some(used) = &evicted {
+                // A drain must still see who holds a connection.
+                table.orphans.insert(tenant, Arc::clone(&used.slot.leases));
+            }
+            evicted
+        };
+        let Some(used) = evicted else { return false };
+        used.slot.close();
+        true
     }
 
     /// Closes the pools that nobody has used since before `then`.
@@ -273,6 +172,11 @@ impl Table {
         if let Some(used) = self.slots.get_mut(&route.tenant) {
             if used.slot.fits(route) {
                 used.at = Instant::now();
+                let limits = shared.limits();
+                if !Arc::ptr_eq(&used.limits, &limits) {
+                    used.slot.share_set(Share::of(&limits, &route.tier));
+                    used.limits = limits;
+                }
                 return Ok(Ticket::new(Arc::clone(&used.slot)));
             }
             if used.slot.route.epoch > route.epoch {
@@ -281,13 +185,31 @@ impl Table {
         }
         let place = shared.place(route).map_err(Refused::Server)?;
         let former = self.slots.pop(&route.tenant).map(|used| used.slot);
+        let former_epoch = former.as_ref().map(|slot| slot.route.epoch);
         let leases = former.as_ref().map(|slot| Arc::clone(&slot.leases));
         let leases = leases.or_else(|| self.orphans.remove(&route.tenant)).unwrap_or_default();
         closing.extend(former);
-        self.make_room(shared.limits().router.pools_max, closing);
-        let slot = Arc::new(Slot { route: Arc::clone(route), pool: pool(shared, place, route), leases });
+        let limits = shared.limits();
+        self.make_room(limits.router.pools_max, closing);
+        let account = shared.accounts.of(route.tenant);
+        if former_epoch.is_some_and(|epoch| epoch < route.epoch) {
+            account.breaker.reset();
+        }
+        let share = Share::of(&limits, &route.tier);
+        let pool = pool(shared, &place.server, route, share.connections_max).map_err(Refused::Server)?;
+        let id = place.change(super::seats::Seats::new_id);
+        let slot = Arc::new(Slot {
+            id,
+            route: Arc::clone(route),
+            place: Arc::clone(place),
+            pool,
+            leases,
+            account,
+            closed: CancellationToken::new(),
+        });
+        place.change(|floor| floor.open(id, route.tenant, Arc::clone(&slot), share));
         let ticket = Ticket::new(Arc::clone(&slot));
-        self.slots.put(route.tenant, Used { slot, at: Instant::now() });
+        self.slots.put(route.tenant, Used { slot, at: Instant::now(), limits });
         Ok(ticket)
     }
 

@@ -1,6 +1,13 @@
 //! Pools under one budget: made once, capped as the server sees it, closed when they idle, never handed to the wrong
 //! tenant, and empty when a gate's operation needs it.
 
+mod breakers;
+mod faults;
+mod hygiene;
+mod limits;
+mod overview;
+mod pressure;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
@@ -90,10 +97,7 @@ async fn forty_tenants_share_six_connections() {
     const TENANTS: usize = 40;
     let spec = small_budget().setting("[router]", "acquire_timeout", "\"60s\"");
     let rooms = Arc::new(Rooms::new(spec).await);
-    let mut tenants = Vec::new();
-    for number in 0..TENANTS {
-        tenants.push(rooms.tenant(&format!("t{number}")).await);
-    }
+    let tenants = rooms.tenants(TENANTS).await;
     let watch = Watch::start(&rooms).await;
     let begun = Instant::now();
     let mut calls = JoinSet::new();
@@ -318,7 +322,7 @@ async fn a_storm_of_deadlines_leaves_nothing_running() {
     let tenants = [rooms.tenant("acme").await, rooms.tenant("beta").await];
     let watch = Watch::start(&rooms).await;
     let mut calls = JoinSet::new();
-    for number in 0..600_u64 {
+    for number in 0..2_000_u64 {
         let (rooms, tenant) = (Arc::clone(&rooms), tenants[usize::from(number % 2 == 0)].clone());
         calls.spawn(async move {
             let call = async {

@@ -5,14 +5,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, stream};
 use secrecy::ExposeSecret as _;
 use tenantd::catalog::{Catalog, NewTenant, Txn};
-use tenantd::config::{Config, Live};
+use tenantd::config::{Config, Limits, Live};
 use tenantd::domain::lifecycle::Transition;
 use tenantd::domain::tenant::{TenantCode, TenantId};
 use tenantd::postgres::roles::{self, TenantContext, TenantLogin, TenantRoles};
 use tenantd::postgres::{Server, admin, identity};
-use tenantd::router::{Lease, Router, credentials::role_field};
+use tenantd::router::{Lease, Residue, Router, credentials::role_field};
 use tenantd::secrets::{Aad, Envelope, password_new, scram_verifier};
 use tenantd::shutdown::Tasks;
 use tokio::time::Instant;
@@ -30,6 +31,7 @@ pub struct Rooms {
     pub catalog: Catalog,
     pub envelope: Arc<Envelope>,
     pub router: Router,
+    pub live: Live,
 }
 
 /// A tenant that was made here.
@@ -51,15 +53,29 @@ impl Rooms {
         catalog.migrate().await.unwrap();
         catalog.server_register("main", &config.servers[0].host, config.servers[0].port).await.unwrap();
         let envelope = Arc::new(Envelope::new(&config.keys.key_encryption_key).unwrap());
+        let live = Live::new(config.limits.clone());
         let router = Router::new(
-            Live::new(config.limits.clone()),
+            live.clone(),
             config.naming.clone(),
             BTreeMap::from([("main".to_owned(), server.clone())]),
             catalog.clone(),
             Arc::clone(&envelope),
             &tasks,
         );
-        Self { fleet, config, tasks, server, catalog, envelope, router }
+        Self { fleet, config, tasks, server, catalog, envelope, router, live }
+    }
+
+    /// As when the configuration is read again.
+    pub fn limits(&self, change: impl FnOnce(&mut Limits)) {
+        let mut limits = (*self.live.current()).clone();
+        change(&mut limits);
+        self.live.replace(limits);
+    }
+
+    /// So many tenants, some at the same time.
+    pub async fn tenants(&self, count: usize) -> Vec<Made> {
+        let codes = (0..count).map(|number| format!("t{number}"));
+        stream::iter(codes).map(async |code| self.tenant(&code).await).buffered(4).collect().await
     }
 
     /// An active tenant with an empty database of its own.
@@ -119,6 +135,14 @@ impl Rooms {
 
     pub async fn lease(&self, tenant: &Made) -> Result<Lease, tenantd::router::Error> {
         self.router.acquire(tenant.id, Instant::now() + Duration::from_secs(30)).await
+    }
+
+    /// A caller that comes, asks for one value and goes.
+    pub async fn call(&self, tenant: &Made) -> Result<String, tenantd::router::Error> {
+        let lease = self.lease(tenant).await?;
+        let row = lease.query_one("SELECT current_database()::text", &[]).await.unwrap();
+        lease.release(Residue::Nothing);
+        Ok(row.get(0))
     }
 
     /// Sessions of tenants' databases on the server, as a superuser sees them.

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 
 use secrecy::{ExposeSecret as _, SecretString};
@@ -36,6 +37,8 @@ pub struct Machine {
     pub credentials: Credentials,
     /// A folder for this run.
     pub dir: PathBuf,
+    /// A test's own, which goes as a whole.
+    is_own: bool,
     /// Roles are the server's: whoever changes them at the same moment gets "tuple concurrently updated".
     bootstrapping: Mutex<()>,
 }
@@ -43,22 +46,25 @@ pub struct Machine {
 /// The one machine, started now if it was not.
 pub fn machine() -> &'static Machine {
     static MACHINE: OnceLock<Machine> = OnceLock::new();
-    MACHINE.get_or_init(|| Machine::start("all", CONNECTIONS_MAX))
+    MACHINE.get_or_init(|| Machine::start("all", CONNECTIONS_MAX, false))
 }
 
 impl Machine {
     /// A machine of a test's own, with room for so many sessions. It runs until the process ends.
     pub fn with_room_for(sessions: u32) -> &'static Self {
-        Box::leak(Box::new(Self::start("small", sessions)))
+        static NUMBER: AtomicU32 = AtomicU32::new(1);
+        let name = format!("small{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        Box::leak(Box::new(Self::start(&name, sessions, true)))
     }
 
-    fn start(name: &'static str, connections_max: u32) -> Self {
+    fn start(name: &str, connections_max: u32, is_own: bool) -> Self {
+        let name = name.to_owned();
         let (started, machine) = mpsc::channel();
         let run = move || {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
             runtime.block_on(async {
                 let tasks = Tasks::new(logs::root_span("machine"));
-                let (machine, _cluster) = Self::servers(name, connections_max, &tasks).await;
+                let (machine, _cluster) = Self::servers(&name, connections_max, is_own, &tasks).await;
                 started.send(machine).unwrap();
                 std::future::pending::<()>().await;
             });
@@ -67,7 +73,7 @@ impl Machine {
         machine.recv().expect("the cluster and the S3 server start")
     }
 
-    async fn servers(name: &str, connections_max: u32, tasks: &Tasks) -> (Self, Cluster) {
+    async fn servers(name: &str, connections_max: u32, is_own: bool, tasks: &Tasks) -> (Self, Cluster) {
         let dir = folder().join(name);
         std::fs::create_dir_all(&dir).unwrap();
         let request = ClusterRequest { max_connections: connections_max, ..ClusterRequest::test(&dir.join("cluster")) };
@@ -84,6 +90,7 @@ impl Machine {
             s3_secret,
             credentials: Credentials { daemon: login("tenantd"), dump: login("tenantd_dump") },
             dir,
+            is_own,
             bootstrapping: Mutex::default(),
         };
         let judge = machine.judge(MAINTENANCE_DATABASE).await;
@@ -108,6 +115,11 @@ impl Machine {
     /// A superuser's session.
     pub async fn judge(&self, database: &str) -> tokio_postgres::Client {
         self.connect(&self.superuser, database).await.unwrap()
+    }
+
+    /// As [`Machine::judge`], where the server may be away.
+    pub async fn try_judge(&self, database: &str) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
+        self.connect(&self.superuser, database).await
     }
 
     async fn connect(
@@ -154,6 +166,9 @@ impl Machine {
 
     /// Everything that a fleet has on the server, to keep the run's disk small.
     pub async fn databases_drop(&self, fleet: &Fleet) {
+        if self.is_own {
+            return;
+        }
         let (databases, roles) = fleet.inventory().await.databases_and_roles();
         let judge = self.judge(MAINTENANCE_DATABASE).await;
         for name in databases {

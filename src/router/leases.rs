@@ -1,0 +1,38 @@
+//! How many callers use one tenant's pools, over all of its slots: an old epoch's may outlive their slot.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::Notify;
+
+#[derive(Debug, Default)]
+pub(super) struct Leases {
+    count: AtomicUsize,
+    ended: Notify,
+}
+
+impl Leases {
+    pub(super) fn begin(&self) {
+        self.count.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(super) fn end(&self) {
+        if self.count.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.ended.notify_waiters();
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.count.load(Ordering::SeqCst) == 0
+    }
+
+    /// Resolves when nobody uses one.
+    pub(super) async fn none(&self) {
+        loop {
+            let ended = self.ended.notified();
+            if self.is_empty() {
+                return;
+            }
+            ended.await;
+        }
+    }
+}

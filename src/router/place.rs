@@ -1,0 +1,170 @@
+//! One server, as the router sees it: the seats under their lock, the breaker, and the bells that wake connectors. And
+//! what is in the seats: tenants' pools, and connections on their way.
+
+use std::fmt;
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+use tokio_postgres::CancelToken;
+use tokio_util::sync::CancellationToken;
+
+use super::breaker::Breaker;
+use super::error::Failure;
+use super::holder::Holder;
+use super::leases::Leases;
+use super::party::{ConnectionId, PartyId, State};
+use super::pool::{PooledObject, TenantPool};
+use super::seats::{Next, Seats, Why};
+use super::stats::Account;
+use crate::domain::route::Route;
+use crate::domain::tenant::TenantId;
+use crate::postgres::Server;
+
+/// A caller that waits.
+pub(super) type Caller = oneshot::Sender<Result<Offer, Failure>>;
+pub(super) type Floor = Seats<Arc<Slot>, Caller, Holder, CancelToken>;
+
+pub(super) struct Place {
+    pub(super) server: Server,
+    floor: Mutex<Floor>,
+    /// Rung when a tenant begins to want a connection.
+    pub(super) wanted: Notify,
+    /// Rung when a connection idles while connectors wait for one.
+    pub(super) idled: Notify,
+    pub(super) breaker: Breaker<Failure>,
+    /// Connects in a row that failed for a reason that may be theirs alone.
+    pub(super) doubts: AtomicU32,
+}
+
+/// One tenant's pool.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) id: PartyId,
+    pub(super) route: Arc<Route>,
+    pub(super) place: Arc<Place>,
+    pub(super) pool: TenantPool,
+    pub(super) leases: Arc<Leases>,
+    pub(super) account: Arc<Account>,
+    /// Cancelled when nobody gets a connection any more.
+    pub(super) closed: CancellationToken,
+}
+
+/// A connection's place, while it is out of the pool. Dropped with a connection that was not given back, it ends it.
+#[derive(Debug)]
+pub(super) struct Seat {
+    pub(super) slot: Arc<Slot>,
+    pub(super) connection: ConnectionId,
+    pub(super) is_over: bool,
+}
+
+/// A connection on its way to a caller that waits. Goes on to the next one when nobody takes it.
+#[derive(Debug)]
+pub(super) struct Offer(pub(super) Option<(PooledObject, Seat)>);
+
+/// Without its floor: pools and places hold each other.
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Place").field("server", &self.server.name()).finish_non_exhaustive()
+    }
+}
+
+impl Place {
+    pub(super) fn new(server: Server) -> Self {
+        Self {
+            server,
+            floor: Mutex::new(Seats::new(Instant::now())),
+            wanted: Notify::new(),
+            idled: Notify::new(),
+            breaker: Breaker::default(),
+            doubts: AtomicU32::new(0),
+        }
+    }
+
+    fn floor(&self) -> MutexGuard<'_, Floor> {
+        self.floor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the seats, and rings whatever is to be rung then. Pools are touched only in here, so that what the seats
+    /// say of them is so.
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut Floor) -> T) -> T {
+        let (result, has_news, is_starving) = {
+            let mut floor = self.floor();
+            let result = change(&mut floor);
+            (result, floor.take_news(), floor.is_starving())
+        };
+        if has_news {
+            self.wanted.notify_one();
+        }
+        if is_starving {
+            self.idled.notify_one();
+        }
+        result
+    }
+
+    /// Whether somebody is to be connected for; if nobody is, when to look again.
+    pub(super) fn is_due(&self, free: bool) -> Next<()> {
+        self.floor().is_due(Instant::now(), free)
+    }
+
+    /// Whether more tenants want a connection than this and the starving connectors will serve.
+    pub(super) fn has_work_for_more(&self) -> bool {
+        self.floor().has_work_for_more()
+    }
+
+    /// What a caller of the pool waits for.
+    pub(super) fn why(&self, id: PartyId) -> Why {
+        self.floor().why(id)
+    }
+
+    /// Closes the idle connection that is worth least, if one idles.
+    pub(super) fn evict(&self) -> bool {
+        let evicted = {
+            let mut floor = self.floor();
+            floor.evict().map(|(slot, connection)| (slot.remove(&mut floor, connection), slot))
+        };
+        // Sessions end without the lock.
+        let Some((_ended, slot)) = evicted else { return false };
+        slot.account.evicted();
+        true
+    }
+
+    /// Closes what has idled since before `then`, and what is too old.
+    pub(super) fn expire(&self, then: Option<Instant>) {
+        let ended: Vec<_> = self.change(|floor| {
+            let expired = floor.expire(then, Instant::now());
+            expired.iter().map(|(slot, connection)| slot.remove(floor, *connection)).collect()
+        });
+        // Sessions end without the lock.
+        drop(ended);
+    }
+
+    /// What would cancel the statements that run for one tenant.
+    pub(super) fn cancel_tokens(&self, tenant: TenantId) -> Vec<CancelToken> {
+        let floor = self.floor();
+        let own = floor.parties().filter(|party| party.tenant == tenant);
+        let leased = own.flat_map(|party| &party.connections);
+        leased
+            .filter(|connection| matches!(connection.state, State::Leased { .. }))
+            .map(|connection| connection.token.clone())
+            .collect()
+    }
+
+    /// Leases that have been held since before `then`, each told once: whose tenant's, by whom, since when.
+    pub(super) fn overdue(&self, then: Instant) -> Vec<(Arc<Slot>, Holder, Instant)> {
+        let mut overdue = Vec::new();
+        for party in self.floor().parties_mut() {
+            for connection in &mut party.connections {
+                if let State::Leased { since, holder, is_warned } = &mut connection.state
+                    && *since < then
+                    && !*is_warned
+                {
+                    *is_warned = true;
+                    overdue.push((Arc::clone(&party.handle), holder.clone().unwrap_or_default(), *since));
+                }
+            }
+        }
+        overdue
+    }
+}

@@ -1,0 +1,184 @@
+//! What cannot be reached is refused at once with its cause, and is reached again as soon as it can be.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tenantd::domain::tenant::TenantRole;
+use tenantd::postgres::Kind;
+use tenantd::router::{Cause, Error, Residue};
+
+use super::direct;
+use crate::harness::{Machine, Proxy, Spec, machine, until};
+use crate::tenants::{Made, Rooms};
+
+/// Whether the tenant was reached: a connection may be there whose other end has gone.
+async fn reached(rooms: &Rooms, tenant: &Made) -> Result<bool, Error> {
+    let lease = rooms.lease(tenant).await?;
+    let is_there = lease.batch_execute("SELECT 1").await.is_ok();
+    lease.release(if is_there { Residue::Nothing } else { Residue::Anything });
+    Ok(is_there)
+}
+
+/// The refusal of a call that was not tried, which comes while a cause lasts.
+async fn blocked(rooms: &Rooms, tenant: &Made, kind: Kind) {
+    until("calls are refused at once", async || match reached(rooms, tenant).await {
+        Ok(false) => None,
+        Err(error @ Error::Blocked { .. }) => {
+            let Error::Blocked { source, .. } = &error else { return None };
+            assert_eq!(source.kind(), kind, "{error}");
+            assert!(error.is_transient() && error.retry_after().is_some());
+            Some(())
+        }
+        Err(Error::Connect { source, .. }) => {
+            assert_eq!(source.kind(), kind);
+            None
+        }
+        other => panic!("{other:?}"),
+    })
+    .await;
+}
+
+async fn works_again(rooms: &Rooms, tenant: &Made) {
+    until("it works again", async || matches!(reached(rooms, tenant).await, Ok(true)).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_missing_database_blocks_its_tenant_and_nobody_else() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let (acme, beta) = (rooms.tenant("acme").await, rooms.tenant("beta").await);
+    rooms.fleet.expect_log("the tenant cannot be reached; its callers are refused until it can");
+    let judge = rooms.fleet.judge("postgres").await;
+    judge.batch_execute(&format!("ALTER DATABASE {0} RENAME TO away_{0}", acme.database)).await.unwrap();
+    let refusal = rooms.call(&acme).await.unwrap_err();
+    assert!(refusal.to_string().contains("3D000"), "{refusal}");
+    blocked(&rooms, &acme, Kind::DatabaseMissing).await;
+    assert_eq!(rooms.call(&beta).await.unwrap(), beta.database);
+    // Closing the pool heals nothing.
+    assert!(rooms.router.pool_evict(acme.id));
+    blocked(&rooms, &acme, Kind::DatabaseMissing).await;
+    judge.batch_execute(&format!("ALTER DATABASE away_{0} RENAME TO {0}", acme.database)).await.unwrap();
+    works_again(&rooms, &acme).await;
+    let errors = rooms.router.stats(acme.id).errors;
+    assert!(errors.iter().any(|(cause, count)| *cause == Cause::Blocked && *count >= 2), "{errors:?}");
+    assert!(errors.iter().any(|(cause, _)| *cause == Cause::Tenant), "{errors:?}");
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn a_wrong_password_blocks_its_tenant_until_the_gate_opens() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let acme = rooms.tenant("acme").await;
+    rooms.fleet.expect_log("the tenant cannot be reached");
+    let role = acme.roles.name(TenantRole::Router).unwrap().quoted();
+    let judge = rooms.fleet.judge("postgres").await;
+    let sql = "SELECT rolpassword FROM pg_authid WHERE quote_ident(rolname) = $1 OR '\"' || rolname || '\"' = $1";
+    let verifier: String = judge.query_one(sql, &[&role]).await.unwrap().get(0);
+    rooms.call(&acme).await.unwrap();
+    judge.batch_execute(&format!("ALTER ROLE {role} PASSWORD 'another'")).await.unwrap();
+    // A session that is there needs no password.
+    rooms.call(&acme).await.unwrap();
+    rooms.router.pool_evict(acme.id);
+    let refusal = rooms.call(&acme).await.unwrap_err();
+    assert!(refusal.to_string().contains("28P01"), "{refusal}");
+    blocked(&rooms, &acme, Kind::Authentication).await;
+    judge.batch_execute(&format!("ALTER ROLE {role} PASSWORD '{verifier}'")).await.unwrap();
+    rooms.router.reopen(acme.id);
+    rooms.call(&acme).await.unwrap();
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn the_tenants_own_limit_is_not_the_servers() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let (acme, beta) = (rooms.tenant("acme").await, rooms.tenant("beta").await);
+    rooms.fleet.expect_log("the tenant cannot be reached");
+    let judge = rooms.fleet.judge("postgres").await;
+    judge.batch_execute(&format!("ALTER DATABASE {} CONNECTION LIMIT 1", acme.database)).await.unwrap();
+    // One of its own fits, and whoever needs a second one waits for it instead of being refused.
+    let lease = rooms.lease(&acme).await.unwrap();
+    let mut waits = Box::pin(rooms.call(&acme));
+    assert!(futures_util::poll!(&mut waits).is_pending());
+    let give_back = async {
+        until("a second connect was refused", async || {
+            let stats = rooms.fleet.has_logged("the tenant cannot be reached");
+            stats.then_some(())
+        })
+        .await;
+        lease.release(Residue::Nothing);
+    };
+    assert_eq!(tokio::join!(waits, give_back).0.unwrap(), acme.database);
+    // With the place taken by its own client there is nothing to wait for.
+    rooms.router.pool_evict(acme.id);
+    rooms.sessions_become(0).await;
+    rooms.router.reopen(acme.id);
+    let own = direct(&rooms, &acme).await;
+    let refusal = rooms.call(&acme).await.unwrap_err();
+    assert!(refusal.to_string().contains("53300"), "{refusal}");
+    blocked(&rooms, &acme, Kind::LimitReached).await;
+    assert_eq!(rooms.call(&beta).await.unwrap(), beta.database, "the server is not full");
+    drop(own);
+    works_again(&rooms, &acme).await;
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn a_full_server_is_blocked_as_a_whole() {
+    let spec = Spec { machine: Some(Machine::with_room_for(40)), ..Spec::default() };
+    let rooms = Rooms::new(spec).await;
+    let (acme, beta) = (rooms.tenant("acme").await, rooms.tenant("beta").await);
+    for tenant in [&acme, &beta] {
+        rooms.call(tenant).await.unwrap();
+        rooms.router.pool_evict(tenant.id);
+    }
+    rooms.sessions_become(0).await;
+    rooms.fleet.expect_log("the server takes no connections");
+    rooms.fleet.allow_log("does not answer");
+    let crowd = rooms.fleet.machine.crowd().await;
+    let refusal = until("the server is full", async || rooms.call(&acme).await.err()).await;
+    assert!(refusal.to_string().contains("53300"), "{refusal}");
+    blocked(&rooms, &beta, Kind::ServerFull).await;
+    drop(crowd);
+    works_again(&rooms, &acme).await;
+    works_again(&rooms, &beta).await;
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn a_server_that_cannot_be_reached_is_blocked_until_it_can_be() {
+    let upstream: SocketAddr = format!("{}:{}", machine().host, machine().port).parse().unwrap();
+    let proxy = Proxy::start(upstream).await;
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let spec = Spec::default().setting("[[servers]]", "port", &proxy.address.port().to_string()).setting(
+        "[router]",
+        "route_age_max",
+        "\"10m\"",
+    );
+    let rooms = Rooms::new(spec).await;
+    let (acme, beta) = (rooms.tenant("acme").await, rooms.tenant("beta").await);
+    for tenant in [&acme, &beta] {
+        rooms.call(tenant).await.unwrap();
+    }
+    rooms.fleet.expect_log("the server takes no connections");
+    proxy.redirect(nobody);
+    // Sessions are cut off, and new ones are; after a few it is clear that it is the server.
+    blocked(&rooms, &acme, Kind::Unreachable).await;
+    blocked(&rooms, &beta, Kind::Unreachable).await;
+    proxy.redirect(upstream);
+    works_again(&rooms, &beta).await;
+    works_again(&rooms, &acme).await;
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn a_statement_that_fails_blocks_nothing() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let acme = rooms.tenant("acme").await;
+    for sql in ["SELECT 1/0", "SELECT * FROM nowhere", "SET statement_timeout = 1; SELECT pg_sleep(5)"] {
+        let lease = rooms.lease(&acme).await.unwrap();
+        assert!(lease.batch_execute(sql).await.is_err());
+        lease.release(Residue::Session);
+    }
+    tokio::time::timeout(Duration::from_mins(1), rooms.call(&acme)).await.unwrap().unwrap();
+    assert!(rooms.router.stats(acme.id).errors.is_empty());
+    rooms.finish().await;
+}

@@ -1,0 +1,226 @@
+//! Servers that stop, freeze and lose sessions under load. The judge is the server's own list of sessions: never more
+//! than the budget, nothing left in a transaction, and no answer from another tenant's database.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tenantd::router::{Error, Residue};
+use tokio::task::JoinSet;
+
+use super::{Watch, small_budget};
+use crate::harness::{Machine, Spec, signal, until};
+use crate::tenants::{Made, Rooms};
+
+/// Callers of several tenants, each asking again and again whose database it is in.
+struct Load {
+    calls: JoinSet<()>,
+    over: Arc<AtomicBool>,
+    good: Arc<AtomicUsize>,
+}
+
+impl Load {
+    fn start(rooms: &Arc<Rooms>, tenants: &[Made], callers: usize) -> Self {
+        let (over, good) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let mut calls = JoinSet::new();
+        for number in 0..callers {
+            let (rooms, tenant) = (Arc::clone(rooms), tenants[number % tenants.len()].clone());
+            let (over, good) = (Arc::clone(&over), Arc::clone(&good));
+            calls.spawn(async move {
+                while !over.load(Ordering::Relaxed) {
+                    match call(&rooms, &tenant).await {
+                        Ok(true) => drop(good.fetch_add(1, Ordering::Relaxed)),
+                        Ok(false) => {}
+                        Err(error) => {
+                            assert!(error.is_transient(), "{error}");
+                            tokio::time::sleep(Duration::from_millis(5)).await;
+                        }
+                    }
+                }
+            });
+        }
+        Self { calls, over, good }
+    }
+
+    fn good(&self) -> usize {
+        self.good.load(Ordering::Relaxed)
+    }
+
+    /// Awaits so many more calls that succeed.
+    async fn goes_on(&self, count: usize) {
+        let enough = self.good() + count;
+        until("calls succeed", async || (self.good() >= enough).then_some(())).await;
+    }
+
+    async fn end(mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        while let Some(done) = self.calls.join_next().await {
+            done.unwrap();
+        }
+    }
+}
+
+/// Whether the statement succeeded: it may be cut off, and then the connection is not given back.
+async fn call(rooms: &Rooms, tenant: &Made) -> Result<bool, Error> {
+    let lease = rooms.lease(tenant).await?;
+    let Ok(row) = lease.query_one("SELECT current_database()::text", &[]).await else { return Ok(false) };
+    assert_eq!(row.get::<_, String>(0), tenant.database);
+    lease.release(Residue::Nothing);
+    Ok(true)
+}
+
+async fn nothing_is_left_open(rooms: &Rooms) {
+    let judge = rooms.fleet.judge("postgres").await;
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE starts_with(application_name, $1 || '_') \
+               AND state <> 'idle'";
+    let prefix = rooms.config.naming.prefix();
+    until("nothing is left in a transaction", async || {
+        let count: i64 = judge.query_one(sql, &[&prefix]).await.unwrap().get(0);
+        (count == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn backends_that_are_ended_at_random_are_replaced() {
+    let rooms = Arc::new(Rooms::new(small_budget()).await);
+    let tenants = rooms.tenants(4).await;
+    let watch = Watch::start(&rooms).await;
+    let load = Load::start(&rooms, &tenants, 12);
+    let judge = rooms.fleet.judge("postgres").await;
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+               WHERE starts_with(application_name, $1 || '_') ORDER BY random() LIMIT 1";
+    let prefix = rooms.config.naming.prefix();
+    for _ in 0..100 {
+        judge.execute(end, &[&prefix]).await.unwrap();
+        load.goes_on(1).await;
+    }
+    load.end().await;
+    // Not one of them was taken for the server's or a tenant's fault.
+    for tenant in &tenants {
+        call(&rooms, tenant).await.unwrap();
+        let errors = rooms.router.stats(tenant.id).errors;
+        assert!(errors.iter().all(|(cause, _)| cause.name() != "blocked"), "{errors:?}");
+    }
+    assert!(watch.end().await <= 6);
+    nothing_is_left_open(&rooms).await;
+    Arc::into_inner(rooms).unwrap().finish().await;
+}
+
+/// The postmaster, whose children are all other processes of the server.
+async fn postmaster(rooms: &Rooms) -> u32 {
+    let judge = rooms.fleet.judge("postgres").await;
+    let file: String = judge.query_one("SELECT pg_read_file('postmaster.pid')", &[]).await.unwrap().get(0);
+    file.lines().next().unwrap().parse().unwrap()
+}
+
+/// A process with those that it has begun.
+fn family(parent: u32) -> Vec<u32> {
+    let children = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let stat = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat")).ok()?;
+        let after = stat.rsplit_once(") ")?.1;
+        (after.split(' ').nth(1)? == parent.to_string()).then_some(pid)
+    });
+    std::iter::once(parent).chain(children).collect()
+}
+
+/// Processes that stand still while this lives.
+struct Frozen(Vec<u32>);
+
+impl Frozen {
+    fn new(processes: Vec<u32>) -> Self {
+        for process in &processes {
+            signal("STOP", *process);
+        }
+        Self(processes)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for process in &self.0 {
+            signal("CONT", *process);
+        }
+    }
+}
+
+/// A server of the test's own.
+fn own_server() -> Spec {
+    let spec = small_budget().setting("[router]", "route_age_max", "\"10m\"");
+    Spec { machine: Some(Machine::with_room_for(60)), ..spec }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_crashes_and_starts_again_is_used_again() {
+    let rooms = Arc::new(Rooms::new(own_server()).await);
+    rooms.fleet.allow_log("the server takes no connections");
+    let tenants = rooms.tenants(3).await;
+    let load = Load::start(&rooms, &tenants, 9);
+    load.goes_on(20).await;
+    // A backend that is killed takes all others with it, and the server recovers before it takes new ones.
+    let judge = rooms.fleet.judge("postgres").await;
+    let victim: i32 = judge.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    signal("KILL", u32::try_from(victim).unwrap());
+    until("the judge has lost its session", async || judge.is_closed().then_some(())).await;
+    load.goes_on(50).await;
+    load.end().await;
+    until("the server takes superusers again", async || {
+        let judge = rooms.fleet.machine.try_judge("postgres").await;
+        judge.is_ok().then_some(())
+    })
+    .await;
+    for tenant in &tenants {
+        until("each tenant is reached again", async || call(&rooms, tenant).await.ok()).await;
+    }
+    nothing_is_left_open(&rooms).await;
+    Arc::into_inner(rooms).unwrap().finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_freezes_and_thaws_never_sees_too_many() {
+    let spec = own_server().setting("[router]", "acquire_timeout", "\"300ms\"").setting(
+        "[router]",
+        "connect_timeout",
+        "\"300ms\"",
+    );
+    let rooms = Arc::new(Rooms::new(spec.setting("[router]", "connection_idle_timeout", "\"500ms\"")).await);
+    rooms.fleet.allow_log("the server takes no connections");
+    let tenants = rooms.tenants(4).await;
+    let (hot, cold) = tenants.split_at(2);
+    for tenant in cold {
+        call(&rooms, tenant).await.unwrap();
+    }
+    // Pools that know how to connect, and have no connection.
+    until("the cold ones have gone", async || {
+        let idle = cold.iter().map(|tenant| rooms.router.pool(tenant.id).map_or(0, |pool| pool.idle)).sum::<usize>();
+        (idle == 0).then_some(())
+    })
+    .await;
+    // So few that places are left: those of frozen sessions are not given to anybody else.
+    let load = Load::start(&rooms, hot, 2);
+    load.goes_on(20).await;
+    let frozen = Frozen::new(family(postmaster(&rooms).await));
+    // E6: whoever needs a new connection hears of it within the one deadline, and soon at once.
+    let refusal = until("the server is taken to be away", async || match call(&rooms, &cold[0]).await {
+        Err(error @ Error::Blocked { .. }) => Some(error),
+        Err(error) => {
+            assert!(error.is_transient(), "{error}");
+            None
+        }
+        Ok(_) => panic!("a frozen server has answered"),
+    })
+    .await;
+    assert!(refusal.retry_after().is_some());
+    drop(frozen);
+    let watch = Watch::start(&rooms).await;
+    load.goes_on(50).await;
+    for tenant in cold {
+        until("each tenant is reached again", async || call(&rooms, tenant).await.ok()).await;
+    }
+    load.end().await;
+    assert!(watch.end().await <= 6);
+    nothing_is_left_open(&rooms).await;
+    Arc::into_inner(rooms).unwrap().finish().await;
+}

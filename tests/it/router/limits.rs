@@ -1,0 +1,82 @@
+//! Limits that change while the router runs: they count for whoever comes next, and nothing else is disturbed.
+
+use std::time::Duration;
+
+use tenantd::router::{Error, Lease, Residue};
+use tokio::time::Instant;
+
+use crate::harness::{Spec, until};
+use crate::tenants::Rooms;
+
+async fn backend(lease: &Lease) -> i32 {
+    lease.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0)
+}
+
+fn pool_size(rooms: &Rooms, size: u32) {
+    rooms.limits(|limits| limits.tiers.values_mut().for_each(|tier| tier.pool_connections_max = size));
+}
+
+#[tokio::test]
+async fn a_pool_follows_its_tiers_size() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let acme = rooms.tenant("acme").await;
+    pool_size(&rooms, 1);
+    let first = rooms.lease(&acme).await.unwrap();
+    let kept = backend(&first).await;
+    let at_once = || Instant::now() + Duration::from_millis(100);
+    let refusal = rooms.router.acquire(acme.id, at_once()).await.unwrap_err();
+    assert!(matches!(refusal, Error::Timeout { .. }), "{refusal}");
+
+    pool_size(&rooms, 12);
+    let more: Vec<Lease> = futures_util::future::join_all((0..11).map(|_| rooms.lease(&acme)))
+        .await
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(rooms.sessions().await, 12);
+
+    pool_size(&rooms, 1);
+    // The pool hears of it when somebody comes.
+    assert!(rooms.router.acquire(acme.id, at_once()).await.is_err());
+    for lease in more {
+        lease.release(Residue::Nothing);
+    }
+    rooms.sessions_become(1).await;
+    first.release(Residue::Nothing);
+    let lease = rooms.lease(&acme).await.unwrap();
+    assert_eq!(backend(&lease).await, kept, "a connection within the new size is left alone");
+    lease.release(Residue::Nothing);
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn a_budget_that_shrinks_is_kept_as_connections_come_back() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let acme = rooms.tenant("acme").await;
+    let leases = futures_util::future::join_all((0..10).map(|_| rooms.lease(&acme))).await;
+    // Three places for tenants.
+    rooms.server.budget().resize(23, 20);
+    for lease in leases {
+        lease.unwrap().release(Residue::Nothing);
+    }
+    // Nobody takes away what idles until somebody else needs a place.
+    let beta = rooms.tenant("beta").await;
+    assert_eq!(rooms.call(&beta).await.unwrap(), beta.database);
+    rooms.server.budget().resize(40, 20);
+    assert_eq!(rooms.call(&acme).await.unwrap(), acme.database);
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn a_shorter_time_out_counts_for_the_next_caller() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let acme = rooms.tenant("acme").await;
+    pool_size(&rooms, 1);
+    let held = rooms.lease(&acme).await.unwrap();
+    rooms.limits(|limits| limits.router.acquire_timeout = Duration::from_millis(50));
+    let refusal = rooms.lease(&acme).await.unwrap_err();
+    assert!(matches!(refusal, Error::Timeout { .. }), "{refusal}");
+    held.release(Residue::Nothing);
+    until("it is free again", async || rooms.call(&acme).await.ok()).await;
+    rooms.finish().await;
+}

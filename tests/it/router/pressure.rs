@@ -1,0 +1,158 @@
+//! More callers than connections: whom to evict, who is next, and who is refused.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tenantd::router::{Error, Lease, Residue};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::{Watch, one, small_budget};
+use crate::harness::{Machine, Spec, until};
+use crate::tenants::Rooms;
+
+async fn backend(lease: &Lease) -> i32 {
+    lease.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cold_storm_is_served_within_the_budget() {
+    const TENANTS: usize = 120;
+    const CALLS: usize = 320;
+    // All that the server has, but for the catalog, a few for administration and the judges.
+    let spec = Spec { machine: Some(Machine::with_room_for(100)), ..Spec::default() }
+        .setting("[[servers]]", "connections_max", "80")
+        .setting("[[servers]]", "connections_reserved", "20")
+        .setting("[router]", "acquire_timeout", "\"60s\"");
+    let rooms = Arc::new(Rooms::new(spec).await);
+    let tenants = rooms.tenants(TENANTS).await;
+    let watch = Watch::start(&rooms).await;
+    let mut calls = JoinSet::new();
+    for number in 0..CALLS {
+        let (rooms, tenant) = (Arc::clone(&rooms), tenants[number % TENANTS].clone());
+        calls.spawn(async move { assert_eq!(rooms.call(&tenant).await.unwrap(), tenant.database) });
+    }
+    while let Some(done) = calls.join_next().await {
+        done.unwrap();
+    }
+    let most = watch.end().await;
+    assert!(most <= 60, "the server saw {most} sessions, and the budget has 60 for tenants");
+    // Callers who waited for the same tenant waited for the same connect.
+    let connects: u64 = tenants.iter().map(|tenant| rooms.router.stats(tenant.id).connects).sum();
+    assert!(connects <= CALLS as u64, "{connects} connects for {CALLS} calls");
+    Arc::into_inner(rooms).unwrap().finish().await;
+}
+
+#[tokio::test]
+async fn a_frequent_tenant_keeps_its_connection_while_others_pass_through() {
+    let rooms = Rooms::new(small_budget()).await;
+    let tenants = rooms.tenants(12).await;
+    let (frequent, others) = tenants.split_first().unwrap();
+    for _ in 0..20 {
+        rooms.call(frequent).await.unwrap();
+    }
+    let lease = rooms.lease(frequent).await.unwrap();
+    let first = backend(&lease).await;
+    lease.release(Residue::Nothing);
+    // Each of them is more recent than the frequent one by then.
+    for _ in 0..2 {
+        for other in others {
+            rooms.call(other).await.unwrap();
+        }
+    }
+    let lease = rooms.lease(frequent).await.unwrap();
+    assert_eq!(backend(&lease).await, first);
+    lease.release(Residue::Nothing);
+    assert_eq!(rooms.router.stats(frequent.id).evictions, 0);
+    let evictions: u64 = others.iter().map(|other| rooms.router.stats(other.id).evictions).sum();
+    assert!(evictions >= 11, "{evictions} evictions, and 22 calls went through 5 places");
+    rooms.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_slow_callers_do_not_starve_a_quiet_tenant() {
+    let rooms = Arc::new(Rooms::new(small_budget().setting("[router]", "acquire_timeout", "\"60s\"")).await);
+    let (noisy, quiet) = (rooms.tenant("noisy").await, rooms.tenant("quiet").await);
+    let watch = Watch::start(&rooms).await;
+    let mut callers = JoinSet::new();
+    for _ in 0..1_000 {
+        let (rooms, noisy) = (Arc::clone(&rooms), noisy.clone());
+        callers.spawn(async move {
+            loop {
+                let Ok(lease) = rooms.lease(&noisy).await else { return };
+                if lease.batch_execute("SELECT pg_sleep(0.1)").await.is_ok() {
+                    lease.release(Residue::Nothing);
+                }
+            }
+        });
+    }
+    until("the noisy tenant has every place", async || (rooms.server.budget().in_use() >= 6).then_some(())).await;
+    for _ in 0..5 {
+        let begun = rooms.router.stats(noisy.id).acquires;
+        assert_eq!(rooms.call(&quiet).await.unwrap(), quiet.database);
+        // Counted in the noisy tenant's turns, and not in seconds: no queue of a thousand was waited for.
+        let passed_by = rooms.router.stats(noisy.id).acquires - begun;
+        assert!(passed_by <= 60, "{passed_by} callers of the noisy tenant came first");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    callers.shutdown().await;
+    assert!(watch.end().await <= 6);
+    Arc::into_inner(rooms).unwrap().finish().await;
+}
+
+#[tokio::test]
+async fn the_queue_of_a_tenant_has_a_bound() {
+    let rooms = Rooms::new(Spec::default()).await;
+    rooms.limits(|limits| {
+        for tier in limits.tiers.values_mut() {
+            (tier.pool_connections_max, tier.queue_max) = (1, 2);
+        }
+    });
+    let acme = rooms.tenant("acme").await;
+    let held = rooms.lease(&acme).await.unwrap();
+    {
+        let (mut first, mut second) = (Box::pin(rooms.lease(&acme)), Box::pin(rooms.lease(&acme)));
+        assert!(futures_util::poll!(&mut first).is_pending() && futures_util::poll!(&mut second).is_pending());
+        until("both wait", async || (rooms.router.pool(acme.id).unwrap().waiting == 2).then_some(())).await;
+        let refusal = rooms.lease(&acme).await.unwrap_err();
+        assert!(matches!(refusal, Error::QueueFull { queue_max: 2, .. }), "{refusal}");
+        assert!(refusal.retry_after().is_some());
+        // First come, first served.
+        held.release(Residue::Nothing);
+        let lease = first.await.unwrap();
+        assert!(futures_util::poll!(&mut second).is_pending());
+        lease.release(Residue::Nothing);
+        assert_eq!(one(&second.await.unwrap()).await, 1);
+    }
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn a_connect_that_nobody_waits_for_any_more_serves_the_next() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let acme = rooms.tenant("acme").await;
+    // E3: callers that give up at every moment of a connect cost no connection.
+    for number in 0..50_u64 {
+        let deadline = Instant::now() + Duration::from_micros(number * 200);
+        if let Ok(Ok(lease)) = tokio::time::timeout_at(deadline, rooms.lease(&acme)).await {
+            lease.release(Residue::Nothing);
+        }
+    }
+    assert_eq!(rooms.call(&acme).await.unwrap(), acme.database);
+    let stats = rooms.router.stats(acme.id);
+    assert_eq!((stats.connects, rooms.sessions().await), (1, 1), "{stats:?}");
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn a_pool_grows_by_several_connections_at_once() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let acme = rooms.tenant("acme").await;
+    let leases = futures_util::future::join_all((0..10).map(|_| rooms.lease(&acme))).await;
+    let leases: Vec<_> = leases.into_iter().map(Result::unwrap).collect();
+    assert_eq!(rooms.sessions().await, 10);
+    let refusal = rooms.router.acquire(acme.id, Instant::now() + Duration::from_millis(50)).await.unwrap_err();
+    assert!(refusal.to_string().contains("all 10 connections of its pool are in use"), "{refusal}");
+    drop(leases);
+    rooms.finish().await;
+}
