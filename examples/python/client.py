@@ -1,4 +1,5 @@
-"""Resolves a tenant and runs a query with typed values, over tenantd's gRPC API.
+"""Resolves a tenant, and reaches its database both ways: through the daemon, with typed values over its gRPC API, and
+directly, with psycopg if that is installed.
 
     python client.py acme [--client-config FILE] [--generated DIRECTORY]
 
@@ -110,6 +111,18 @@ def from_value(value, type_name: str):
     return getattr(value, kind)
 
 
+def direct(route, sql: str) -> None:
+    """Connects to the tenant's own database, as the tenant. Drop such a connection when the route's epoch grows."""
+    try:
+        import psycopg
+    except ModuleNotFoundError:
+        print("not connecting directly: psycopg is not installed")
+        return
+    with psycopg.connect(route.url, application_name="example", connect_timeout=10) as connection:
+        (database, count) = connection.execute(sql).fetchone()
+    print(f"directly: {count} articles in {database}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Resolve a tenant and run a query.")
     parser.add_argument("tenant", help="a tenant's code")
@@ -131,7 +144,7 @@ def main() -> None:
         queries = query_service_pb2_grpc.QueryServiceStub(connection)
         try:
             route = router.ResolveTenant(
-                router_service_pb2.ResolveTenantRequest(code=arguments.tenant), **call
+                router_service_pb2.ResolveTenantRequest(code=arguments.tenant, include_credentials=True), **call
             ).route
             parameters = [to_value(query, value) for value in PARAMETERS.values()]
             answer = queries.Execute(
@@ -151,6 +164,7 @@ def main() -> None:
     if changed:
         sys.exit(f"these came back changed: {', '.join(changed)}")
     print("every value came back as it was sent")
+    direct(route, "SELECT current_database(), count(*) FROM articles")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ const TABLE: &[(&str, Permission)] = &[
     ("/tenantd.v1.TenantService/ListTenants", View),
     ("/tenantd.v1.TenantService/SuspendTenant", Operate),
     ("/tenantd.v1.TenantService/ResumeTenant", Operate),
+    ("/tenantd.v1.TenantService/AddTenantHost", Operate),
+    ("/tenantd.v1.TenantService/RemoveTenantHost", Operate),
 ];
 
 /// What the method at `path` (as `/tenantd.v1.TenantService/GetTenant`) needs.

@@ -4,12 +4,15 @@
 use tonic::{Request, Response, Status};
 
 use super::{Service, auth, convert, scope};
-use crate::catalog::{TenantFilter, TenantRef};
+use crate::catalog::{self, TenantFilter, TenantRef, Txn};
+use crate::domain::route::tenant_host;
+use crate::domain::tenant::TenantId;
 use crate::operations::CreateTenant;
 use crate::proto::v1::tenant_service_server::TenantService;
 use crate::proto::v1::{
-    CreateTenantRequest, CreateTenantResponse, GetTenantRequest, GetTenantResponse, ListTenantsRequest,
-    ListTenantsResponse, ResumeTenantRequest, ResumeTenantResponse, SuspendTenantRequest, SuspendTenantResponse,
+    AddTenantHostRequest, AddTenantHostResponse, CreateTenantRequest, CreateTenantResponse, GetTenantRequest,
+    GetTenantResponse, ListTenantsRequest, ListTenantsResponse, RemoveTenantHostRequest, RemoveTenantHostResponse,
+    ResumeTenantRequest, ResumeTenantResponse, SuspendTenantRequest, SuspendTenantResponse,
 };
 
 #[tonic::async_trait]
@@ -92,5 +95,46 @@ impl TenantService for Service {
         let request = convert::request(principal.name.clone(), &message.request_id, message.validate_only)?;
         let begun = self.api.operations.resume_tenant(&request, &tenant.id.to_string()).await?;
         Ok(Response::new(ResumeTenantResponse { operation: begun.map(convert::operation) }))
+    }
+
+    async fn add_tenant_host(
+        &self,
+        request: Request<AddTenantHostRequest>,
+    ) -> Result<Response<AddTenantHostResponse>, Status> {
+        let principal = auth::caller(&request)?;
+        let message = request.into_inner();
+        convert::request_id(&message.request_id)?;
+        let host = tenant_host(&message.host)?;
+        let tenant = self.tenant_in_scope(&principal, &message.tenant).await?.id;
+        let txn = self.api.catalog.begin().await?;
+        let changed = self.api.catalog.tenant_host_add_in_txn(&txn, tenant, &host).await?;
+        self.host_commit(txn, message.validate_only, tenant).await?;
+        Ok(Response::new(AddTenantHostResponse { tenant: Some(convert::tenant(changed)) }))
+    }
+
+    async fn remove_tenant_host(
+        &self,
+        request: Request<RemoveTenantHostRequest>,
+    ) -> Result<Response<RemoveTenantHostResponse>, Status> {
+        let principal = auth::caller(&request)?;
+        let message = request.into_inner();
+        convert::request_id(&message.request_id)?;
+        let host = tenant_host(&message.host)?;
+        let tenant = self.tenant_in_scope(&principal, &message.tenant).await?.id;
+        let txn = self.api.catalog.begin().await?;
+        let changed = self.api.catalog.tenant_host_remove_in_txn(&txn, tenant, &host).await?;
+        self.host_commit(txn, message.validate_only, tenant).await?;
+        Ok(Response::new(RemoveTenantHostResponse { tenant: Some(convert::tenant(changed)) }))
+    }
+}
+
+impl Service {
+    /// Makes a change of hosts count, unless it was only to be checked.
+    async fn host_commit(&self, txn: Txn, validate_only: bool, tenant: TenantId) -> Result<(), Status> {
+        if !validate_only {
+            txn.commit().await.map_err(catalog::Error::from)?;
+            self.api.router.route_forget(tenant);
+        }
+        Ok(())
     }
 }

@@ -156,6 +156,34 @@ impl Catalog {
         change(txn, id, epoch_next).await
     }
 
+    /// Lets the host, whole and in its one form, resolve to the tenant.
+    pub async fn tenant_host_add_in_txn(&self, txn: &Txn, id: TenantId, host: &str) -> Result<Tenant, Error> {
+        let tenant = tenant_lock(txn, id).await?;
+        if tenant.hosts.iter().any(|known| known == host) {
+            return Ok(tenant);
+        }
+        // The counter before the host, as in a reservation.
+        change(txn, id, |update| update).await?;
+        host_insert(txn, id, host).await?;
+        tenant_lock(txn, id).await
+    }
+
+    /// Takes the host from the tenant.
+    pub async fn tenant_host_remove_in_txn(&self, txn: &Txn, id: TenantId, host: &str) -> Result<Tenant, Error> {
+        let tenant = tenant_lock(txn, id).await?;
+        if !tenant.hosts.iter().any(|known| known == host) {
+            return Ok(tenant);
+        }
+        change(txn, id, |update| update).await?;
+        let delete = Query::delete()
+            .from_table("hosts")
+            .and_where(Expr::col("host").eq(host))
+            .and_where(Expr::col("tenant_id").eq(id.0))
+            .take();
+        statement::execute(txn, &delete).await?;
+        tenant_lock(txn, id).await
+    }
+
     /// Gives the tenant a license; the same id again is the same license.
     pub async fn license_put_in_txn(&self, txn: &Txn, tenant: TenantId, license: &NewLicense) -> Result<(), Error> {
         let insert = statement::insert(

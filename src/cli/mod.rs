@@ -27,6 +27,7 @@ mod settle;
 mod sql;
 mod table;
 mod tenant;
+mod tenant_host;
 mod wait;
 mod whoami;
 
@@ -233,6 +234,7 @@ mod tests {
             "tenantd tenant create acme --name Acme --tier standard --sample-data",
             "tenantd resolve acme --output json",
             "tenantd resolve acme --watch",
+            "tenantd tenant host add acme acme.example.com",
             "tenantd routes watch",
             "tenantd routes watch --after-revision 7 --catalog-id 0193",
             "tenantd sql acme -c select",

@@ -6,7 +6,7 @@ use super::mutation::Mutation;
 use super::pages::{self, Limit};
 use super::settle::{Settled, Wait, settle};
 use super::table::{Column, list, record};
-use super::{Context, human, pool};
+use super::{Context, human, pool, tenant_host};
 use crate::proto::v1::{
     CreateTenantRequest, GetTenantRequest, GetTenantResponse, ListTenantsRequest, ListTenantsResponse,
     ResumeTenantRequest, ResumeTenantResponse, SuspendTenantRequest, SuspendTenantResponse, Tenant,
@@ -33,6 +33,9 @@ pub enum Command {
         /// A tenant's id or code.
         tenant: String,
     },
+    /// Give a tenant host names, and take them away.
+    #[command(subcommand)]
+    Host(tenant_host::Command),
 }
 
 #[derive(Debug, clap::Args)]
@@ -129,6 +132,7 @@ impl Command {
             Self::Suspend(arguments) => suspend(arguments, context, &connection).await,
             Self::Resume(arguments) => resume(arguments, context, &connection).await,
             Self::Stats { tenant } => pool::tenant_stats(tenant, context, &connection).await,
+            Self::Host(command) => command.run(context, &connection).await,
         }
     }
 }

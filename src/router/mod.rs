@@ -37,6 +37,7 @@ mod watch;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, OnceCell};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
@@ -152,6 +153,7 @@ impl Router {
         let mut was_mismatched = false;
         loop {
             let fresh = self.pass_gate(tenant, deadline).await?;
+            let told = inner.gates.notified();
             let ticket = match inner.slots.ticket(&inner.shared, &inner.routes, &fresh) {
                 Ok(ticket) => ticket,
                 // Somebody forgot the route since it was read, or closes the pool: look again.
@@ -161,7 +163,7 @@ impl Router {
                 }
                 Err(Refused::Forgotten) => continue,
                 Err(Refused::Draining) => {
-                    self.wait_at_gate(&fresh.route, deadline).await?;
+                    self.wait_at_gate(&fresh.route, deadline, told).await?;
                     continue;
                 }
                 Err(Refused::Server(error)) => return Err(error),
@@ -190,16 +192,18 @@ impl Router {
         let begun = Instant::now();
         let until = deadline.min(begun + self.0.shared.limits().router.pause_wait_max);
         loop {
+            // From before the look, so that an opening after it is not missed.
+            let told = self.0.gates.notified();
             let fresh = self.route(tenant, deadline).await?;
             match gate::check(&fresh.route)? {
                 Gate::Open => return Ok(fresh),
-                Gate::Paused { .. } | Gate::Closed { .. } => self.wait_at_gate(&fresh.route, until).await?,
+                Gate::Paused { .. } | Gate::Closed { .. } => self.wait_at_gate(&fresh.route, until, told).await?,
             }
         }
     }
 
     /// Waits until a gate may have opened.
-    async fn wait_at_gate(&self, route: &Route, until: Instant) -> Result<(), Error> {
+    async fn wait_at_gate(&self, route: &Route, until: Instant, told: Notified<'_>) -> Result<(), Error> {
         if Instant::now() >= until {
             let operation = match route.gate {
                 Gate::Paused { operation } => Some(operation),
@@ -211,7 +215,7 @@ impl Router {
         // Another daemon may open the gate, which only the catalog tells.
         let look_again = until.min(Instant::now() + self.0.shared.limits().router.route_age_max);
         // Whether it was told or the time was up, the route says how things stand.
-        let _told = timeout_at(look_again, self.0.gates.notified()).await;
+        let _told = timeout_at(look_again, told).await;
         Ok(())
     }
 

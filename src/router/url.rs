@@ -99,6 +99,26 @@ mod tests {
         assert_eq!(config.get_dbname(), Some("a/b"));
     }
 
+    proptest::proptest! {
+        /// Whatever stands in a part, the driver finds it there, and nowhere else.
+        #[test]
+        fn every_part_comes_back(
+            user in "[^\0]{1,15}", password in "[^\0]{1,40}", database in "[^\0]{1,15}",
+            host in "[a-z][a-z0-9.-]{0,20}", port in 1_u16..,
+        ) {
+            let (database, role) = (DatabaseName::new(&*database).unwrap(), RoleName::new(&*user).unwrap());
+            let config = ServerConfig { port, ..server(&host, ServerTls::Disable) };
+            let url = url(&config, &database, &role, Some(&password.as_str().into()));
+            let read: tokio_postgres::Config = url.expose_secret().parse().unwrap();
+            proptest::prop_assert_eq!(read.get_user(), Some(role.as_str()));
+            proptest::prop_assert_eq!(read.get_password(), Some(password.as_bytes()));
+            proptest::prop_assert_eq!(read.get_dbname(), Some(database.as_str()));
+            proptest::prop_assert_eq!(read.get_hosts(), [tokio_postgres::config::Host::Tcp(host)].as_slice());
+            proptest::prop_assert_eq!(read.get_ports(), [port].as_slice());
+            proptest::prop_assert_eq!(read.get_options(), None);
+        }
+    }
+
     #[test]
     fn encryption_is_asked_for() {
         let (database, role) = (DatabaseName::new("d").unwrap(), RoleName::new("u").unwrap());

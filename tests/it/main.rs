@@ -11,6 +11,7 @@ mod bad_input;
 mod catalog;
 mod cluster;
 mod end_to_end;
+mod examples;
 mod harness;
 mod kill;
 mod migrator;

@@ -49,6 +49,7 @@ async fn a_client_in_python_resolves_and_queries() {
     assert!(said.contains(&format!("acme is in the database {}_acme", fleet.naming.prefix())), "{said}");
     assert!(said.contains("every value came back as it was sent"), "{said}");
     assert!(said.lines().any(|line| line.split_whitespace().eq(["articles", "7"])), "{said}");
+    assert!(said.contains(&format!("directly: 7 articles in {}_acme", fleet.naming.prefix())), "{said}");
 
     let refused = client("nobody").output().unwrap();
     let error = String::from_utf8_lossy(&refused.stderr);

@@ -267,6 +267,28 @@ async fn a_call_means_the_tenant_of_the_host_that_it_came_to() {
             "{origin}"
         );
     }
+    // Names come and go, each with one tenant at a time.
+    let shop = "Shop.Example.com.";
+    let add = async |tenant: &str, validate_only: bool| {
+        let (tenant, host) = (tenant.to_owned(), shop.to_owned());
+        let request = AddTenantHostRequest { tenant, host, validate_only, ..Default::default() };
+        client.tenants().add_tenant_host(request).await.map(|answer| answer.into_inner().tenant.unwrap().hosts)
+    };
+    assert_eq!(add("beta", true).await.unwrap(), ["beta.example.com", "shop.example.com"]);
+    assert!(resolve_at(client, "http://shop.example.com").await.is_err(), "it was only checked");
+    for _ in 0..2 {
+        assert_eq!(add("beta", false).await.unwrap(), ["beta.example.com", "shop.example.com"]);
+    }
+    assert_eq!(code(resolve_at(client, "http://shop.example.com").await).unwrap(), "beta");
+    let refusal = add("acme", false).await.unwrap_err();
+    assert_eq!(refusal.code(), Code::AlreadyExists);
+    for _ in 0..2 {
+        let (tenant, host) = ("beta".to_owned(), "shop.example.com".to_owned());
+        let request = RemoveTenantHostRequest { tenant, host, ..Default::default() };
+        let answer = client.tenants().remove_tenant_host(request).await.unwrap().into_inner();
+        assert_eq!(answer.tenant.unwrap().hosts, ["beta.example.com"]);
+    }
+    assert!(resolve_at(client, "http://shop.example.com").await.is_err());
     // Another tenant's host is a mismatch, and says nothing about that tenant.
     let refusal = resolve_at(&own, acme).await.unwrap_err();
     assert_eq!((refusal.code(), reason(&refusal).as_str()), (Code::PermissionDenied, "PERMISSION_DENIED"));
