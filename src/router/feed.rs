@@ -141,8 +141,8 @@ impl Feed {
     async fn catch_up(&mut self, follower: &Follower, revision: &mut i64) -> Result<(), catalog::Error> {
         let routes = &self.inner.routes;
         loop {
+            let (wanted, forgets) = routes.wanted();
             let read_at = Instant::now();
-            let wanted = routes.wanted();
             if !wanted.is_empty() {
                 for route in follower.routes_of(&wanted).await? {
                     routes.table.put(route, read_at);
@@ -153,7 +153,7 @@ impl Feed {
             for change in &found.changes {
                 match change {
                     RouteChange::Set(route) => drop(routes.table.put(route.as_ref().clone(), read_at)),
-                    RouteChange::Removed { tenant, .. } => routes.table.forget(*tenant, Instant::now()),
+                    RouteChange::Removed { tenant, .. } => routes.table.remove(*tenant, Instant::now()),
                 }
             }
             let from = std::mem::replace(revision, found.upto);
@@ -166,6 +166,7 @@ impl Feed {
                 self.inner.gates.notify_waiters();
             }
             if !found.is_cut {
+                routes.table.settle(forgets);
                 routes.table.confirm(read_at);
                 routes.back();
                 return Ok(());

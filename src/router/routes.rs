@@ -114,7 +114,7 @@ impl Routes {
             }
             let known = matches!(self.look(selector), Look::Old(_));
             let patience = if known { PATIENCE_KNOWN } else { PATIENCE_UNKNOWN };
-            let read_at = Instant::now();
+            let (read_at, forgets) = (Instant::now(), self.table.forgets());
             match timeout(patience, ask(catalog, selector)).await {
                 Ok(Ok(Some(tenant))) => {
                     self.back();
@@ -125,7 +125,7 @@ impl Routes {
                 }
                 Ok(Ok(None)) => {
                     self.back();
-                    self.gone(selector, read_at);
+                    self.gone(selector, read_at, forgets);
                     return Ok(None);
                 }
                 Ok(Err(error)) if !is_away(&error) => return Err(error.into()),
@@ -159,15 +159,15 @@ impl Routes {
     }
 
     /// The catalog knows no such tenant.
-    fn gone(&self, selector: &Selector, read_at: Instant) {
+    fn gone(&self, selector: &Selector, read_at: Instant, forgets: u64) {
         if let Look::Current(fresh) | Look::Old(fresh) = self.look(selector) {
             match selector {
-                Selector::Id(_) => self.table.forget(fresh.route.tenant, Instant::now()),
+                Selector::Id(_) => self.table.remove(fresh.route.tenant, Instant::now()),
                 // Known under another name by now, or not at all.
                 Selector::Code(_) | Selector::Host(_) => self.forget(fresh.route.tenant),
             }
         }
-        self.table.put_absent(selector, read_at);
+        self.table.put_absent(selector, read_at, forgets);
     }
 
     fn look(&self, selector: &Selector) -> Look {
@@ -185,19 +185,23 @@ impl Routes {
     }
 
     pub(super) fn forget(&self, tenant: TenantId) {
-        self.table.forget(tenant, Instant::now());
         {
+            // As one step: who takes what is wanted knows for which calls of this.
             let mut wanted = lock(&self.wanted);
-            if wanted.len() < WANTED_MAX && !wanted.contains(&tenant) {
+            self.table.forget(tenant, Instant::now());
+            if wanted.len() >= WANTED_MAX {
+                self.table.incomplete();
+            } else if !wanted.contains(&tenant) {
                 wanted.push(tenant);
             }
         }
         self.wanted_some.notify_one();
     }
 
-    /// The tenants that were forgotten since the last call.
-    pub(super) fn wanted(&self) -> Vec<TenantId> {
-        std::mem::take(&mut lock(&self.wanted))
+    /// The tenants that were forgotten since the last call, and [`Table::forgets`] with them.
+    pub(super) fn wanted(&self) -> (Vec<TenantId>, u64) {
+        let mut wanted = lock(&self.wanted);
+        (std::mem::take(&mut *wanted), self.table.forgets())
     }
 
     /// Drops marks that no route can be older than.

@@ -62,7 +62,10 @@ pub(super) struct Table {
     confirmed: AtomicU64,
     is_followed: AtomicBool,
     /// Every tenant has been read, and none was dropped for want of room.
-    is_complete: AtomicBool,
+    is_loaded: AtomicBool,
+    /// How often somebody has said to forget a tenant, and how many of those have been read again.
+    forgets: AtomicU64,
+    settled: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -96,7 +99,9 @@ impl Default for Table {
             base: Instant::now(),
             confirmed: AtomicU64::new(0),
             is_followed: AtomicBool::new(false),
-            is_complete: AtomicBool::new(false),
+            is_loaded: AtomicBool::new(false),
+            forgets: AtomicU64::new(0),
+            settled: AtomicU64::new(0),
         }
     }
 }
@@ -149,7 +154,7 @@ impl Table {
             newer.unwrap_or_else(|| {
                 let known = Known { route: Arc::new(route), read_at };
                 if routes.known.push(id, known.clone()).is_some_and(|(other, _)| other != id) {
-                    self.is_complete.store(false, Ordering::Relaxed);
+                    self.is_loaded.store(false, Ordering::Relaxed);
                 }
                 known
             })
@@ -162,16 +167,43 @@ impl Table {
         Some(Fresh { route: known.route, read_at: known.read_at, stale: None })
     }
 
-    /// There is no such tenant.
-    pub(super) fn put_absent(&self, selector: &Selector, read_at: Instant) {
-        self.shard(&self.names, selector).absent.put(selector.clone(), read_at);
+    /// There is no such tenant, as of a reading before which [`Table::forgets`] was `forgets`.
+    pub(super) fn put_absent(&self, selector: &Selector, read_at: Instant, forgets: u64) {
+        let mut names = self.shard(&self.names, selector);
+        if self.forgets() == forgets {
+            names.absent.put(selector.clone(), read_at);
+        }
     }
 
-    /// Nothing that was read before now counts.
+    /// Nothing that was read of the tenant before now counts, and no name is nobody's any more.
     pub(super) fn forget(&self, tenant: TenantId, now: Instant) {
+        self.forgets.fetch_add(1, Ordering::SeqCst);
+        self.remove(tenant, now);
+        for shard in &self.names {
+            lock(shard).absent.clear();
+        }
+    }
+
+    /// There is no such tenant any more.
+    pub(super) fn remove(&self, tenant: TenantId, now: Instant) {
         let mut routes = self.routes_of(tenant);
         routes.known.pop(&tenant);
         routes.forgotten.insert(tenant, now);
+    }
+
+    /// How often [`Table::forget`] was called.
+    pub(super) fn forgets(&self) -> u64 {
+        self.forgets.load(Ordering::SeqCst)
+    }
+
+    /// The tenants of so many calls of [`Table::forget`] have been read again.
+    pub(super) fn settle(&self, forgets: u64) {
+        self.settled.store(forgets, Ordering::SeqCst);
+    }
+
+    /// Not every tenant will be read again.
+    pub(super) fn incomplete(&self) {
+        self.is_loaded.store(false, Ordering::Relaxed);
     }
 
     /// Whether the route may still be used: nobody has said to forget it, and nothing newer is known.
@@ -184,7 +216,7 @@ impl Table {
 
     /// Forgets everything: the catalog is another one.
     pub(super) fn clear(&self, now: Instant) {
-        self.is_complete.store(false, Ordering::Relaxed);
+        self.is_loaded.store(false, Ordering::Relaxed);
         for shard in &self.routes {
             let mut routes = lock(shard);
             routes.known.clear();
@@ -194,11 +226,11 @@ impl Table {
 
     /// Every tenant has been read since `begun`: what has not come by is gone.
     pub(super) fn loaded(&self, begun: Instant) {
-        self.is_complete.store(true, Ordering::Relaxed);
+        self.is_loaded.store(true, Ordering::Relaxed);
         for shard in &self.routes {
             let mut routes = lock(shard);
             if routes.known.len() >= ROUTES_MAX.get() {
-                self.is_complete.store(false, Ordering::Relaxed);
+                self.is_loaded.store(false, Ordering::Relaxed);
             }
             let gone: Vec<_> =
                 routes.known.iter().filter(|(_, known)| known.read_at < begun).map(|(id, _)| *id).collect();
@@ -225,9 +257,10 @@ impl Table {
         self.is_followed.load(Ordering::Relaxed)
     }
 
-    /// Whether a name that is not here was no tenant's when the catalog was last heard of.
+    /// Whether a name that is not here was no tenant's when the catalog was last heard of. Not while a tenant that was
+    /// forgotten waits to be read again: the name may be that one's.
     pub(super) fn is_complete(&self) -> bool {
-        self.is_complete.load(Ordering::Relaxed)
+        self.is_loaded.load(Ordering::Relaxed) && self.forgets() == self.settled.load(Ordering::SeqCst)
     }
 
     fn confirmed(&self) -> Option<Instant> {
@@ -326,7 +359,9 @@ mod tests {
         let host = Selector::host("acme.example.com").unwrap();
         let look = |selector: &Selector| table.look(selector, AGE_MAX, now);
         assert!(matches!(look(&host), Look::Unknown));
-        table.put_absent(&host, now);
+        table.put_absent(&host, now, table.forgets() + 1);
+        assert!(matches!(look(&host), Look::Unknown), "somebody was forgotten since");
+        table.put_absent(&host, now, table.forgets());
         assert!(matches!(look(&host), Look::Absent));
         table.put(route(1, "acme", 1), now);
         assert_eq!(current(look(&host)), Some(1));
@@ -364,6 +399,12 @@ mod tests {
         assert!(!table.is_complete());
         table.loaded(begun);
         assert!(table.is_complete() && !table.is_valid(&gone));
+        // A name may be that of a tenant that was forgotten and not read again yet.
+        table.forget(TenantId(uuid::Uuid::from_u128(2)), begun);
+        assert!(!table.is_complete());
+        table.put(route(2, "beta", 2), begun + STEP);
+        table.settle(table.forgets());
+        assert!(table.is_complete());
         assert!(matches!(table.look(&Selector::Id(gone.route.tenant), AGE_MAX, begun), Look::Unknown));
         assert_eq!(current(table.look(&Selector::code("beta").unwrap(), AGE_MAX, begun)), Some(2));
     }
