@@ -36,13 +36,20 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// The tenants, as an application sees them. Cheap to clone.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Tenants {
     channel: Channel,
     key: MetadataValue<Ascii>,
-    /// One connection per tenant, with the epoch of the route that it was opened for. A real application keeps a pool
-    /// here.
-    open: Arc<Mutex<HashMap<String, (i64, Arc<tokio_postgres::Client>)>>>,
+    /// By code.
+    open: Arc<Mutex<HashMap<String, Open>>>,
+}
+
+/// A connection to a tenant's database; a real application keeps a pool here.
+#[derive(Debug)]
+struct Open {
+    /// Of the route that it was opened for.
+    epoch: i64,
+    client: Arc<tokio_postgres::Client>,
 }
 
 impl Tenants {
@@ -70,7 +77,7 @@ impl Tenants {
     /// (a) A connection to the tenant's own database.
     pub async fn connection(&self, code: &str) -> Result<Arc<tokio_postgres::Client>> {
         let mut open = self.open.lock().await;
-        if let Some((_epoch, client)) = open.get(code)
+        if let Some(Open { client, .. }) = open.get(code)
             && !client.is_closed()
         {
             return Ok(Arc::clone(client));
@@ -83,7 +90,7 @@ impl Tenants {
         let (client, connection) = tokio_postgres::connect(&route.url, NoTls).await?;
         tokio::spawn(connection);
         let client = Arc::new(client);
-        open.insert(route.code, (route.epoch, Arc::clone(&client)));
+        open.insert(route.code, Open { epoch: route.epoch, client: Arc::clone(&client) });
         Ok(client)
     }
 
@@ -118,9 +125,9 @@ impl Tenants {
 
     async fn apply(&self, message: &WatchRoutesResponse) {
         let mut open = self.open.lock().await;
-        let is_over = |route: &Route, epoch: i64| route.epoch > epoch || route.state() != TenantState::Active;
+        let is_over = |route: &Route, open: &Open| route.epoch > open.epoch || route.state() != TenantState::Active;
         for route in &message.routes {
-            if open.get(&route.code).is_some_and(|(epoch, _client)| is_over(route, *epoch)) {
+            if open.get(&route.code).is_some_and(|open| is_over(route, open)) {
                 open.remove(&route.code);
             }
         }

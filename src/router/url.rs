@@ -113,8 +113,8 @@ mod tests {
             proptest::prop_assert_eq!(read.get_user(), Some(role.as_str()));
             proptest::prop_assert_eq!(read.get_password(), Some(password.as_bytes()));
             proptest::prop_assert_eq!(read.get_dbname(), Some(database.as_str()));
-            proptest::prop_assert_eq!(read.get_hosts(), [tokio_postgres::config::Host::Tcp(host)].as_slice());
-            proptest::prop_assert_eq!(read.get_ports(), [port].as_slice());
+            proptest::prop_assert_eq!(read.get_hosts().to_vec(), vec![tokio_postgres::config::Host::Tcp(host)]);
+            proptest::prop_assert_eq!(read.get_ports().to_vec(), vec![port]);
             proptest::prop_assert_eq!(read.get_options(), None);
         }
     }

@@ -12,8 +12,8 @@ use tenantd::domain::route::{Gate, Selector, Sources};
 use tenantd::domain::tenant::{TenantCode, TenantId, TenantRole};
 use tenantd::proto::v1::resolve_tenant_request::Selector as Wanted;
 use tenantd::proto::v1::{
-    CreateTenantRequest, ResolveTenantRequest, ResolveTenantResponse, RouteEvent as RouteEventKind,
-    SuspendTenantRequest, TenantState, WatchRoutesRequest, WatchRoutesResponse,
+    AddTenantHostRequest, CreateTenantRequest, RemoveTenantHostRequest, ResolveTenantRequest, ResolveTenantResponse,
+    RouteEvent as RouteEventKind, SuspendTenantRequest, TenantState, WatchRoutesRequest, WatchRoutesResponse,
 };
 use tenantd::router::{Error, Fresh, Mark, Residue, RouteEvent, RouteWatch, Router};
 use tokio::time::Instant;
