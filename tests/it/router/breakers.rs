@@ -132,6 +132,7 @@ async fn a_full_server_is_blocked_as_a_whole() {
     }
     rooms.sessions_become(0).await;
     rooms.fleet.expect_log("the server takes no connections");
+    rooms.fleet.allow_log("the shared database cannot be followed");
     rooms.fleet.allow_log("does not answer");
     let crowd = rooms.fleet.machine.crowd().await;
     let refusal = until("the server is full", async || rooms.call(&acme).await.err()).await;
@@ -159,6 +160,7 @@ async fn a_server_that_cannot_be_reached_is_blocked_until_it_can_be() {
         rooms.call(tenant).await.unwrap();
     }
     rooms.fleet.expect_log("the server takes no connections");
+    rooms.fleet.allow_log("the shared database cannot be followed");
     proxy.redirect(nobody);
     // Sessions are cut off, and new ones are; after a few it is clear that it is the server.
     blocked(&rooms, &acme, Kind::Unreachable).await;
