@@ -24,6 +24,7 @@ pub struct ApiKey {
     pub name: String,
     pub roles: BTreeSet<Role>,
     pub scope: Scope,
+    pub default_tenant: Option<TenantCode>,
     pub created_by: String,
     pub created_at: OffsetDateTime,
     /// `None`: never.
@@ -41,6 +42,7 @@ pub struct NewApiKey<'a> {
     pub hash: ApiKeyHash,
     pub roles: &'a BTreeSet<Role>,
     pub scope: &'a Scope,
+    pub default_tenant: Option<&'a TenantCode>,
     pub created_by: &'a str,
     pub expires_at: Option<OffsetDateTime>,
 }
@@ -109,19 +111,6 @@ impl Accounts {
         revoked.ok_or(Error::ApiKeyUnknown { id })
     }
 
-    /// Notes that the key was used at `now`; an older use never replaces a newer one.
-    pub async fn api_key_touch(&self, id: Uuid, now: OffsetDateTime) -> Result<(), Error> {
-        let older = Expr::col("last_used_at").is_null().or(Expr::col("last_used_at").lt(now));
-        let update = Query::update()
-            .table("api_keys")
-            .value("last_used_at", now)
-            .and_where(Expr::col("id").eq(id))
-            .and_where(older)
-            .take();
-        statement::execute(&self.session().await?, &update).await?;
-        Ok(())
-    }
-
     /// Whether any key can administrate at `now`.
     pub async fn admin_key_exists(&self, now: OffsetDateTime) -> Result<bool, Error> {
         admin_exists(&self.session().await?, now).await
@@ -134,6 +123,7 @@ async fn insert(on: &impl Run, key: &NewApiKey<'_>) -> Result<(), Error> {
         ("name", key.name.into()),
         ("key_hash", key.hash.0.as_slice().into()),
         ("all_tenants", matches!(key.scope, Scope::All).into()),
+        ("default_tenant", key.default_tenant.map(TenantCode::as_str).into()),
         ("created_by", key.created_by.into()),
         ("expires_at", key.expires_at.into()),
     ];
@@ -198,6 +188,7 @@ fn read(row: &Row) -> Result<ApiKey, Corrupt> {
         name: reader.get("name")?,
         roles: reader.parse_all::<Role, _>("roles")?,
         scope,
+        default_tenant: reader.parse_option("default_tenant")?,
         created_by: reader.get("created_by")?,
         created_at: reader.get("created_at")?,
         expires_at: reader.get("expires_at")?,

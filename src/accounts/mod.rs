@@ -4,11 +4,19 @@
 //! are.
 
 mod api_keys;
+mod audit;
+mod changes;
 mod errors;
+mod standing;
+mod usage;
 mod users;
 
 pub use api_keys::{ApiKey, NewApiKey};
+pub use audit::{AuditEvent, Outcome};
+pub use changes::{Change, Changes};
 pub use errors::Error;
+pub use standing::{Grant, SessionStanding, Standing, Subject, UserStanding};
+pub use usage::KeyUsage;
 pub use users::NewOwner;
 
 use crate::domain::tenant::DatabaseName;
@@ -27,18 +35,22 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("V3__keys.sql", include_str!("../../shared-migrations/auth/V3__keys.sql")),
     ("V4__features.sql", include_str!("../../shared-migrations/auth/V4__features.sql")),
     ("V5__audit.sql", include_str!("../../shared-migrations/auth/V5__audit.sql")),
+    ("V6__access.sql", include_str!("../../shared-migrations/auth/V6__access.sql")),
 ];
 
 /// A cheap handle on the auth database.
 #[derive(Debug, Clone)]
 pub struct Accounts {
     sessions: Sessions,
+    server: Server,
+    database: DatabaseName,
 }
 
 impl Accounts {
     /// Connects when it is needed, as the daemon's role.
     pub fn new(server: &Server, database: &DatabaseName) -> Result<Self, Error> {
-        Ok(Self { sessions: Sessions::new(server, database, "accounts", SESSIONS_MAX)? })
+        let sessions = Sessions::new(server, database, "accounts", SESSIONS_MAX)?;
+        Ok(Self { sessions, server: server.clone(), database: database.clone() })
     }
 
     /// Brings the auth database to this binary's schema, and says how many files that took.

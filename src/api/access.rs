@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::status::BadField;
 use super::{Service, auth, convert, status};
-use crate::accounts::NewApiKey;
+use crate::accounts::{Change, NewApiKey};
 use crate::domain::permission::Role;
 use crate::domain::principal::Scope;
 use crate::domain::tenant::TenantCode;
@@ -32,8 +32,14 @@ impl AccessService for Service {
             Scope::All => Vec::new(),
             Scope::Tenants(codes) => codes.iter().map(ToString::to_string).collect(),
         };
-        let roles = principal.roles.iter().map(ToString::to_string).collect();
-        Ok(Response::new(WhoAmIResponse { principal: principal.name.clone(), roles, tenants }))
+        Ok(Response::new(WhoAmIResponse {
+            principal: principal.name.clone(),
+            roles: principal.roles.iter().map(ToString::to_string).collect(),
+            tenants,
+            all_tenants: principal.scope == Scope::All,
+            default_tenant: principal.default_tenant.as_ref().map(ToString::to_string).unwrap_or_default(),
+            user_id: principal.user.map(|user| user.to_string()).unwrap_or_default(),
+        }))
     }
 
     async fn create_api_key(
@@ -53,6 +59,7 @@ impl AccessService for Service {
             hash,
             roles: &wish.roles,
             scope: &wish.scope,
+            default_tenant: wish.default_tenant.as_ref(),
             created_by: &principal.name,
             expires_at: wish.expires_at,
         };
@@ -85,7 +92,7 @@ impl AccessService for Service {
             self.api.accounts.api_key_get(id).await?
         } else {
             let key = self.api.accounts.api_key_revoke(id).await?;
-            self.api.access.key_forget(id);
+            self.api.access.forget(Change::Key(id));
             key
         };
         Ok(Response::new(RevokeApiKeyResponse { api_key: Some(convert::api_key(key)) }))
@@ -98,6 +105,7 @@ struct Wish {
     name: String,
     roles: BTreeSet<Role>,
     scope: Scope,
+    default_tenant: Option<TenantCode>,
     expires_at: Option<OffsetDateTime>,
 }
 
@@ -119,6 +127,20 @@ impl Wish {
             bad.push(("roles", "at least one role is needed".to_owned()));
         }
         let tenants: BTreeSet<TenantCode> = parsed("tenants", &message.tenants, &mut bad);
+        let default_tenant = match message.default_tenant.as_str() {
+            "" => None,
+            code => match code.parse::<TenantCode>() {
+                Ok(code) if tenants.is_empty() || tenants.contains(&code) => Some(code),
+                Ok(code) => {
+                    bad.push(("default_tenant", format!("{code} is none of the key's tenants")));
+                    None
+                }
+                Err(error) => {
+                    bad.push(("default_tenant", error.to_string()));
+                    None
+                }
+            },
+        };
         let expires_at = message.expire_time.map(convert::moment);
         if expires_at.is_some_and(|expiry| expiry.is_none_or(|moment| moment <= now)) {
             bad.push(("expire_time", "it is in the past, or no time at all".to_owned()));
@@ -130,6 +152,7 @@ impl Wish {
             id: request_id.filter(|id| id.get_version_num() == 7).unwrap_or_else(Uuid::now_v7),
             name,
             roles,
+            default_tenant,
             scope: if tenants.is_empty() { Scope::All } else { Scope::Tenants(tenants) },
             expires_at: expires_at.flatten(),
         })

@@ -1,6 +1,6 @@
-//! What happens to a call before its method: the caller's key becomes a [`Principal`], the table of permissions says
+//! What happens to a call before its method: the caller's credentials become a [`Principal`], the table of permissions says
 //! whether it may, and the call runs in a span of its own under the daemon's, until its deadline and no longer than
-//! the daemon serves. Every call but health needs a key.
+//! the daemon serves. Every call but health needs credentials.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -9,23 +9,31 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Request, Response};
+use time::OffsetDateTime;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 use tonic::body::Body;
+use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::Instrument as _;
 
+use super::cut::Bounded;
+use super::peer::Peer;
 use super::status;
-use crate::access::Access;
+use crate::access::{Access, Caller, Credentials, Denial};
+use crate::accounts::{AuditEvent, Outcome};
 use crate::domain::principal::Principal;
+use crate::domain::route::Route;
+use crate::domain::tenant::RoleName;
 use crate::shutdown::Tasks;
 
-/// Answered without a key.
+/// Answered without credentials, and never too often.
 const HEALTH: &str = "/grpc.health.v1.Health/";
-/// Answered to every caller with a key, where it is served at all.
+/// Answered to every caller who is let in, where it is served at all.
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/";
+const USER_AGENT_CHARACTERS_MAX: usize = 200;
 /// For calls that name no deadline.
 const DEADLINE_DEFAULT: Duration = Duration::from_hours(1);
 
@@ -42,6 +50,8 @@ struct CalledHost(http::uri::Authority);
 pub struct Guard {
     pub access: Access,
     pub tasks: Tasks,
+    /// Cancelled when the drain begins: what is still called on connections that are open is refused.
+    pub draining: CancellationToken,
     /// Cancelled when the drain has taken too long: running calls are cut off.
     pub cut: CancellationToken,
 }
@@ -86,9 +96,16 @@ where
                 request.extensions_mut().insert(CalledHost(host));
             }
             let run = async {
-                guard.admit(&mut request).await?;
+                let origin = Origin::of(&request);
+                let caller = guard.admit(&mut request, &origin).await?;
                 poll_fn(|context| inner.poll_ready(context)).await.map_err(never)?;
-                inner.call(request).await.map_err(never)
+                let answer = inner.call(request).await.map_err(never)?;
+                if let Some(caller) = caller
+                    && let Some(code) = refusal(&answer)
+                {
+                    guard.failed(&origin, &caller, code).await;
+                }
+                Ok(answer.map(|body| Bounded::body(body, guard.cut.clone())))
             };
             let answer = tokio::select! {
                 answer = tokio::time::timeout_at(deadline, run) => {
@@ -102,24 +119,93 @@ where
     }
 }
 
+/// The code of a call that was answered with an error before anything else.
+fn refusal(answer: &Response<Body>) -> Option<Code> {
+    let code = Code::from_bytes(answer.headers().get("grpc-status")?.as_bytes());
+    (code != Code::Ok).then_some(code)
+}
+
+/// Where a call comes from and goes to, kept beyond the request's own life. Cheap: its parts are shared.
+struct Origin {
+    peer: Peer,
+    path: PathAndQuery,
+    user_agent: Option<HeaderValue>,
+}
+
+impl Origin {
+    fn of(request: &Request<Body>) -> Self {
+        let path = request.uri().path_and_query().cloned();
+        Self {
+            peer: Peer::of(request.extensions()),
+            path: path.unwrap_or_else(|| PathAndQuery::from_static("/")),
+            user_agent: request.headers().get(http::header::USER_AGENT).cloned(),
+        }
+    }
+}
+
 fn never(error: Infallible) -> Status {
     match error {}
 }
 
 impl Guard {
-    /// Who calls, and whether that may be.
-    async fn admit(&self, request: &mut Request<Body>) -> Result<(), Status> {
-        let path = request.uri().path();
+    /// Who calls, and whether that may be. Nobody in particular asks for health.
+    async fn admit(&self, request: &mut Request<Body>, origin: &Origin) -> Result<Option<Arc<Caller>>, Status> {
+        let path = origin.path.path();
         if path.starts_with(HEALTH) {
-            return Ok(());
+            return Ok(None);
         }
-        let header = request.headers().get(http::header::AUTHORIZATION).and_then(|header| header.to_str().ok());
-        let principal = self.access.authenticate(header).await?;
-        if !path.starts_with(REFLECTION) {
-            self.access.authorize(&principal, path)?;
+        if self.draining.is_cancelled() {
+            return Err(status::draining());
         }
-        request.extensions_mut().insert(principal);
-        Ok(())
+        let header = request.headers().get(http::header::AUTHORIZATION).map(http::HeaderValue::to_str);
+        let credentials = Credentials {
+            header: header.map(Result::unwrap_or_default),
+            certificate: origin.peer.certificate(),
+            address: origin.peer.address,
+        };
+        let caller = match self.access.authenticate(&credentials).await {
+            Ok(caller) => caller,
+            Err(error) => {
+                if let Some(reason) = error.denial() {
+                    self.denied(origin, None, reason).await;
+                }
+                return Err(error.into());
+            }
+        };
+        let mut allowed = self.access.count(&caller);
+        if allowed.is_ok() && !path.starts_with(REFLECTION) {
+            allowed = self.access.authorize(&caller.principal, path);
+        }
+        if let Err(error) = allowed {
+            self.access.count_failure(&caller);
+            if let Some(reason) = error.denial() {
+                self.denied(origin, Some(&caller), reason).await;
+            }
+            return Err(error.into());
+        }
+        request.extensions_mut().insert(Arc::clone(&caller.principal));
+        Ok(Some(caller))
+    }
+
+    /// A method has refused the call.
+    async fn failed(&self, origin: &Origin, caller: &Caller, code: Code) {
+        self.access.count_failure(caller);
+        if code == Code::PermissionDenied {
+            self.denied(origin, Some(caller), "the tenant or the fleet is not in scope").await;
+        }
+    }
+
+    async fn denied(&self, origin: &Origin, caller: Option<&Caller>, reason: &str) {
+        let principal = caller.map(|caller| &caller.principal);
+        let denial = Denial {
+            principal: principal.map(|principal| principal.name.as_str()),
+            user: principal.and_then(|principal| principal.user),
+            path: origin.path.path(),
+            reason,
+            address: origin.peer.address,
+            user_agent: origin.user_agent.as_ref().and_then(|agent| agent.to_str().ok()),
+        };
+        self.access.denied(&denial).await;
     }
 }
 
@@ -149,6 +235,25 @@ fn timeout(header: &str) -> Option<Duration> {
 /// Who made the call.
 pub fn caller<T>(request: &tonic::Request<T>) -> Result<Arc<Principal>, Status> {
     request.extensions().get::<Arc<Principal>>().cloned().ok_or_else(|| status::denied("the call has no principal"))
+}
+
+/// What is noted of a call that shows how to log in.
+pub fn disclosure<T>(request: &tonic::Request<T>, route: &Route, role: &RoleName) -> Result<AuditEvent, Status> {
+    let principal = caller(request)?;
+    let agent = request.metadata().get("user-agent").and_then(|agent| agent.to_str().ok());
+    Ok(AuditEvent {
+        occurred_at: OffsetDateTime::now_utc(),
+        principal: principal.name.clone(),
+        user: principal.user,
+        tenant: Some(route.tenant),
+        action: "RouterService/ResolveTenant".to_owned(),
+        resource_type: "role",
+        resource_id: role.to_string(),
+        outcome: Outcome::Disclosed,
+        address: Peer::of(request.extensions()).address,
+        user_agent: agent.map(|agent| agent.chars().take(USER_AGENT_CHARACTERS_MAX).collect()),
+        details: serde_json::json!({ "tenant": route.code }),
+    })
 }
 
 /// When the call must have ended.

@@ -293,6 +293,7 @@ pub(super) fn api_key(key: ApiKey) -> v1::ApiKey {
         expire_time: key.expires_at.map(timestamp),
         revoke_time: key.revoked_at.map(timestamp),
         last_use_time: key.last_used_at.map(timestamp),
+        default_tenant: key.default_tenant.map(String::from).unwrap_or_default(),
     }
 }
 

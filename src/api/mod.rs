@@ -6,8 +6,10 @@ mod access;
 mod auth;
 mod backups;
 mod convert;
+mod cut;
 mod migrations;
 mod operations;
+mod peer;
 mod pools;
 mod queries;
 mod routes;
@@ -26,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService as _;
 use tonic::service::RoutesBuilder;
 use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Identity, Server, ServerTlsConfig};
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::{HealthReporter, health_reporter};
@@ -53,6 +55,8 @@ const REQUEST_BYTES_MAX: usize = 4 << 20;
 const CALLS_PER_CONNECTION_MAX: u32 = 1_024;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// A client that does not get on with it is cut off.
+const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What calls that were cut off may take to tell their callers.
 const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -97,7 +101,12 @@ pub async fn serve(listener: TcpListener, api: Api, shutdown: impl Future<Output
     let address = listener.local_addr().map_err(Error::Address)?;
     let (drain_timeout, tls) = (api.config.drain_timeout, api.config.tls.clone());
     let (draining, cut) = (CancellationToken::new(), CancellationToken::new());
-    let guard = auth::Guard { access: api.access.clone(), tasks: api.tasks.clone(), cut: cut.clone() };
+    let guard = auth::Guard {
+        access: api.access.clone(),
+        tasks: api.tasks.clone(),
+        draining: draining.clone(),
+        cut: cut.clone(),
+    };
     let (mut reporter, health) = health_reporter();
     let routes = routes(&Service { api, draining: draining.clone() }, health, address)?;
     health_set(&reporter, ServingStatus::Serving).await;
@@ -191,5 +200,8 @@ fn tls_config(files: &TlsFiles) -> Result<ServerTlsConfig, Error> {
         std::fs::read(path).map_err(|source| Error::TlsFile { path: path.display().to_string(), source })
     };
     let identity = Identity::from_pem(read(&files.certificate_file)?, read(&files.key_file)?);
-    Ok(ServerTlsConfig::new().identity(identity))
+    let config = ServerTlsConfig::new().identity(identity).timeout(TLS_HANDSHAKE_TIMEOUT);
+    let Some(client_ca) = &files.client_ca else { return Ok(config) };
+    let roots = Certificate::from_pem(read(&client_ca.file)?);
+    Ok(config.client_ca_root(roots).client_auth_optional(!client_ca.is_required))
 }

@@ -41,7 +41,9 @@ impl Service {
         let metadata = request.metadata().get(TENANT_METADATA).map(|value| value.to_str().unwrap_or("\u{fffd}"));
         let host = auth::called_host(request);
         let sources = Sources { explicit, metadata, host };
-        Ok(self.api.router.locate(sources, &principal, auth::call_deadline(request)).await?)
+        let fresh = self.api.router.locate(sources, &principal, auth::call_deadline(request)).await?;
+        self.api.access.count_tenant(&fresh.route)?;
+        Ok(fresh)
     }
 }
 
@@ -135,8 +137,11 @@ impl RouterService for Service {
         let server = self.api.config.server(&route.server).ok_or_else(|| {
             status::internal(&router::Error::ServerUnknown { tenant: route.code.clone(), server: route.server.clone() })
         })?;
+        let role = self.api.router.route_role(&route, TenantRole::DirectA)?;
         let password = if include_credentials {
-            Some(self.api.router.route_login_kept(&route, TenantRole::DirectA).await?.password)
+            let password = self.api.router.route_login_kept(&route, TenantRole::DirectA).await?.password;
+            self.api.access.disclosed(auth::disclosure(&request, &route, &role)?).await?;
+            Some(password)
         } else {
             None
         };

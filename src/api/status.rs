@@ -10,7 +10,7 @@ use std::time::Duration;
 use http::Response;
 use tonic::body::Body;
 use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
+use tonic_types::{ErrorDetails, FieldViolation, QuotaViolation, StatusExt as _};
 use uuid::Uuid;
 
 use crate::domain::lifecycle::{IllegalTransition, TenantState};
@@ -161,9 +161,28 @@ impl From<access::Error> for Status {
     fn from(error: access::Error) -> Self {
         use access::Error as E;
         match error {
-            E::Missing | E::Malformed | E::KeyRefused => {
+            E::Missing | E::Malformed | E::Refused { .. } | E::Mismatch => {
                 Refusal::new(Code::Unauthenticated, Reason::Unauthenticated, error).status()
             }
+            E::TooManyFailures { retry_after } => {
+                Refusal::new(Code::ResourceExhausted, Reason::RateLimited, &error).retry_after(retry_after).status()
+            }
+            E::TooManyCalls { ref whose, retry_after, .. } => {
+                let subject = match whose {
+                    access::Whose::Principal(name) => format!("principal:{name}"),
+                    access::Whose::Tenant(code) => format!("tenant:{code}"),
+                };
+                let violation = QuotaViolation::new(subject, error.to_string());
+                Refusal::new(Code::ResourceExhausted, Reason::RateLimited, &error).retry_after(retry_after).with(
+                    |details| {
+                        details.set_quota_failure(vec![violation]);
+                    },
+                )
+            }
+            E::Away => {
+                Refusal::new(Code::Unavailable, Reason::ConnectionUnavailable, error).retry_after(RETRY_AFTER).status()
+            }
+            E::Catalog(error) => (*error).into(),
             E::Denied { .. } => denied(error),
             E::MethodUnknown { .. } => Refusal::new(Code::Unimplemented, Reason::InvalidArgument, error).status(),
             E::Accounts(error) => (*error).into(),

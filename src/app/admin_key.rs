@@ -43,6 +43,7 @@ pub(super) async fn ensure(accounts: &Accounts, file: &Path) -> Result<AdminKey,
         hash,
         roles: &[Role::Admin].into(),
         scope: &Scope::All,
+        default_tenant: None,
         created_by: "serve",
         expires_at: None,
     };

@@ -42,6 +42,7 @@ pub struct App {
     tasks: Tasks,
     listener: TcpListener,
     address: SocketAddr,
+    access: Access,
     parts: Parts,
 }
 
@@ -82,6 +83,7 @@ impl App {
             Arc::clone(&envelope),
             &tasks,
         );
+        let access = Access::new(&config.access, live.clone(), accounts.clone(), catalog.clone(), &tasks)?;
         let config = Arc::new(config);
         let parts = Parts {
             config: Arc::clone(&config),
@@ -97,7 +99,7 @@ impl App {
             envelope,
             signer,
         };
-        Ok(Self { config, tasks, listener, address, parts })
+        Ok(Self { config, tasks, listener, address, access, parts })
     }
 
     /// Writes the first admin key to `file`, while no admin key exists.
@@ -119,13 +121,13 @@ impl App {
 
     /// Begins to drive operations, those included that an earlier daemon has left.
     pub fn start(self) -> Running {
-        let Self { config, tasks, listener, address, parts } = self;
+        let Self { config, tasks, listener, address, access, parts } = self;
         let api = Api {
             config: Arc::clone(&config),
             live: parts.live.clone(),
             catalog: parts.catalog.clone(),
             accounts: parts.accounts.clone(),
-            access: Access::new(parts.accounts.clone(), &tasks),
+            access,
             router: parts.router.clone(),
             tasks: tasks.clone(),
             operations: Operations::start(parts),
@@ -160,8 +162,9 @@ impl Running {
     async fn serve_in_span(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
         let Self { config, tasks, listener, address, api } = self;
         tracing::info!(%address, prefix = config.naming.prefix(), "serving");
-        let operations = api.operations.clone();
+        let (operations, access) = (api.operations.clone(), api.access.clone());
         let served = api::serve(listener, api, shutdown).await;
+        access.flush().await;
         operations.stop(OPERATIONS_STOP_MAX).await;
         let stubborn = tasks.end(TASKS_END_MAX).await;
         if !stubborn.is_empty() {

@@ -29,6 +29,8 @@ pub enum Error {
     Postgres(#[from] postgres::Error),
     #[error(transparent)]
     Operations(#[from] crate::operations::Error),
+    #[error("the client for issuers' keys cannot be made: {0}")]
+    Access(#[from] rustls::Error),
     #[error(transparent)]
     Api(#[from] api::Error),
     #[error(transparent)]

@@ -72,6 +72,7 @@ impl Reload {
             ("prefix", old.naming.prefix() != new.naming.prefix()),
             ("listen", old.listen != new.listen),
             ("tls", old.tls != new.tls),
+            ("access", old.access != new.access),
             ("spool_dir", old.spool_dir != new.spool_dir),
             ("tenant_migrations_dir", old.tenant_migrations_dir != new.tenant_migrations_dir),
             ("catalog_server", old.catalog_server != new.catalog_server),

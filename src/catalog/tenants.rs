@@ -1,5 +1,7 @@
 //! Tenants as they are: lookups by id, code and host, and lists. Changes are in `tenant_changes`.
 
+use std::collections::BTreeMap;
+
 use sea_query::{Asterisk, Expr, ExprTrait as _, Order, Query, ReturningClause, SelectStatement};
 use serde_json::Value;
 use time::{Date, OffsetDateTime};
@@ -133,6 +135,25 @@ impl Catalog {
         let select = select().and_where(Expr::col("id").in_subquery(of_host)).take();
         let row = statement::row(&self.session().await?, &select).await?;
         row.as_ref().map_or_else(|| Err(Error::TenantUnknown { tenant: host.to_owned() }), read)
+    }
+
+    /// The codes of those of these tenants that are there.
+    pub async fn tenant_codes(&self, ids: &[TenantId]) -> Result<BTreeMap<TenantId, TenantCode>, Error> {
+        if ids.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let select = Query::select()
+            .columns(["id", "code"])
+            .from("tenants")
+            .and_where(Expr::col("id").is_in(ids.iter().map(|id| id.0)))
+            .and_where(not_purged())
+            .take();
+        let rows = statement::rows(&self.session().await?, &select).await?;
+        let pair = |row| {
+            let reader = Reader::new("tenants", row);
+            Ok((TenantId(reader.get("id")?), reader.parse("code")?))
+        };
+        rows.iter().map(pair).collect()
     }
 
     /// Tenants by code.

@@ -28,12 +28,15 @@ pub enum Command {
 pub struct Create {
     /// What the key is for, as "ci".
     name: String,
-    /// viewer, resolver, migrator, backup, operator or admin; may be repeated.
+    /// viewer, resolver, user, migrator, backup, operator or admin; may be repeated.
     #[arg(long = "role", value_name = "ROLE", required = true)]
     roles: Vec<Role>,
     /// A tenant's code; may be repeated. Without any, the key reaches all tenants.
     #[arg(long = "tenant", value_name = "CODE")]
     tenants: Vec<String>,
+    /// The code of the tenant that calls mean when they name none.
+    #[arg(long, value_name = "CODE")]
+    default_tenant: Option<String>,
     /// How long the key is good, as 90d or 12h; for ever when not given.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     expires_in: Option<Duration>,
@@ -67,6 +70,7 @@ async fn create(arguments: Create, context: &Context, connection: &Connection) -
         name: arguments.name,
         roles: arguments.roles.iter().map(ToString::to_string).collect(),
         tenants: arguments.tenants,
+        default_tenant: arguments.default_tenant.unwrap_or_default(),
         expire_time: arguments.expires_in.map(|duration| timestamp(OffsetDateTime::now_utc() + duration)),
     };
     let answer = connection.access().create_api_key(request(message)).await?.into_inner();

@@ -13,9 +13,16 @@ pub async fn run(context: &Context) -> Result<(), Error> {
 }
 
 fn text(answer: &WhoAmIResponse) -> String {
+    let tenants = match answer.tenants.as_slice() {
+        [] if answer.all_tenants => "all".to_owned(),
+        [] => "none".to_owned(),
+        codes => codes.join(", "),
+    };
     record(&[
         ("Principal", answer.principal.clone()),
         ("Roles", answer.roles.join(", ")),
-        ("Tenants", if answer.tenants.is_empty() { "all".to_owned() } else { answer.tenants.join(", ") }),
+        ("Tenants", tenants),
+        ("Default tenant", answer.default_tenant.clone()),
+        ("User", answer.user_id.clone()),
     ])
 }

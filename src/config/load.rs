@@ -10,12 +10,13 @@ use figment::providers::{Env, Format as _, Toml};
 use secrecy::SecretString;
 use serde::Deserialize;
 
+use super::duration::duration;
 use super::files::{Credentials, Keys};
 use super::{
-    BackupConfig, CallerLimits, Config, Limits, MigratorConfig, OperationsConfig, RouterConfig, ServerConfig,
+    BackupConfig, CallerLimits, ClientCa, Config, Limits, MigratorConfig, OperationsConfig, RouterConfig, ServerConfig,
     ServerTls, StoreConfig, TlsFiles,
 };
-use super::{mending, validate};
+use super::{access, mending, validate};
 use crate::domain::tenant::Naming;
 use crate::domain::tier::{self, Tier, Tiers};
 
@@ -71,6 +72,8 @@ struct File {
     #[serde(default = "listen_default")]
     listen: SocketAddr,
     tls: Option<TlsSection>,
+    #[serde(default)]
+    access: access::Section,
     spool_dir: PathBuf,
     tenant_migrations_dir: PathBuf,
     keys_file: PathBuf,
@@ -98,6 +101,17 @@ struct File {
 struct TlsSection {
     certificate_file: PathBuf,
     key_file: PathBuf,
+    client_ca_file: Option<PathBuf>,
+    #[serde(default)]
+    client_certificate: ClientCertificate,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum ClientCertificate {
+    #[default]
+    Optional,
+    Required,
 }
 
 #[derive(Debug, Deserialize)]
@@ -229,13 +243,6 @@ fn drain_timeout_default() -> Duration {
     Duration::from_secs(30)
 }
 
-/// As `30s`, `5m`, `500ms`.
-fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    humantime::parse_duration(&text)
-        .map_err(|error| serde::de::Error::custom(format!("{text:?} is no duration (as \"30s\"): {error}")))
-}
-
 impl File {
     /// Whatever cannot be read is noted, and a stand-in takes its place, so that the rest can be checked too.
     fn into_config(self, base: &Path, problems: &mut Vec<String>) -> Config {
@@ -260,7 +267,12 @@ impl File {
             tls: self.tls.map(|tls| TlsFiles {
                 certificate_file: base.join(tls.certificate_file),
                 key_file: base.join(tls.key_file),
+                client_ca: tls.client_ca_file.map(|file| ClientCa {
+                    file: base.join(file),
+                    is_required: tls.client_certificate == ClientCertificate::Required,
+                }),
             }),
+            access: self.access.into_config(base, problems),
             spool_dir: base.join(self.spool_dir),
             tenant_migrations_dir: base.join(self.tenant_migrations_dir),
             keys,

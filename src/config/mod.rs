@@ -1,7 +1,9 @@
 //! The daemon's configuration: an immutable value, read once from a file and the environment, checked as a whole
 //! (every problem is named at once), and passed down. Nobody else reads the environment.
 
+mod access;
 pub mod client;
+mod duration;
 mod files;
 mod live;
 mod load;
@@ -14,6 +16,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+pub use access::{AccessConfig, CertificateConfig, IssuerConfig, KeysFrom, SignatureAlgorithm, SubjectKind};
 pub use files::{Credentials, Keys, RoleLogin, write_private};
 pub use live::Live;
 pub use load::{Error, load};
@@ -29,6 +32,7 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Required off the loopback addresses.
     pub tls: Option<TlsFiles>,
+    pub access: AccessConfig,
     /// Where archives are spooled during a restore; made with mode 0700.
     pub spool_dir: PathBuf,
     /// The migrations of the tenants' databases.
@@ -59,6 +63,16 @@ impl Config {
 pub struct TlsFiles {
     pub certificate_file: PathBuf,
     pub key_file: PathBuf,
+    pub client_ca: Option<ClientCa>,
+}
+
+/// Whose certificates callers may show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCa {
+    /// Roots, in PEM.
+    pub file: PathBuf,
+    /// Whether a connection without a certificate is refused.
+    pub is_required: bool,
 }
 
 /// One PostgreSQL server.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Config, ServerTls};
+use super::{Config, ServerTls, TlsFiles, access};
 use crate::domain::tier::TIER_DEFAULT;
 
 /// The smallest part that S3 takes, except for the last.
@@ -10,6 +10,8 @@ const PART_BYTES_MIN: u64 = 5 << 20;
 
 pub(super) fn check(config: &Config, problems: &mut Vec<String>) {
     listener(config, problems);
+    let has_client_ca = config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+    access::check(&config.access, has_client_ca, problems);
     servers(config, problems);
     store(config, problems);
     numbers(config, problems);
@@ -44,7 +46,11 @@ fn listener(config: &Config, problems: &mut Vec<String>) {
             config.listen
         ));
     }
-    for file in config.tls.iter().flat_map(|tls| [&tls.certificate_file, &tls.key_file]) {
+    let files = |tls: &'_ TlsFiles| {
+        let client_ca = tls.client_ca.as_ref().map(|ca| ca.file.clone());
+        [Some(tls.certificate_file.clone()), Some(tls.key_file.clone()), client_ca].into_iter().flatten()
+    };
+    for file in config.tls.iter().flat_map(files) {
         if !file.is_file() {
             problems.push(format!("tls: {} is no file", file.display()));
         }

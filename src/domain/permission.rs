@@ -15,6 +15,8 @@ pub enum Role {
     Backup,
     Operator,
     Admin,
+    /// A person of some tenants: reaches them, and does not see how one logs in.
+    User,
 }
 
 /// What a call needs.
@@ -38,8 +40,8 @@ pub enum Permission {
 }
 
 impl Role {
-    pub const ALL: [Self; 6] =
-        [Self::Viewer, Self::Resolver, Self::Migrator, Self::Backup, Self::Operator, Self::Admin];
+    pub const ALL: [Self; 7] =
+        [Self::Viewer, Self::Resolver, Self::Migrator, Self::Backup, Self::Operator, Self::Admin, Self::User];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -49,6 +51,7 @@ impl Role {
             Self::Backup => "backup",
             Self::Operator => "operator",
             Self::Admin => "admin",
+            Self::User => "user",
         }
     }
 
@@ -61,6 +64,7 @@ impl Role {
             Self::Migrator => &[View, Migrate],
             Self::Backup => &[View, Backup],
             Self::Operator => &[View, Migrate, Backup, Operate],
+            Self::User => &[Reach],
             Self::Admin => &[View, Reach, SeeCredentials, Migrate, Backup, Operate, Administrate],
         };
         permission == Authenticated || granted.contains(&permission)
@@ -75,7 +79,7 @@ impl fmt::Display for Role {
 
 /// A role's name that is none of ours.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no role; the roles are viewer, resolver, migrator, backup, operator, admin")]
+#[error("{0:?} is no role; the roles are viewer, resolver, user, migrator, backup, operator, admin")]
 pub struct UnknownRole(String);
 
 impl FromStr for Role {

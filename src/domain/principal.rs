@@ -34,7 +34,7 @@ impl Principal {
     }
 
     pub fn may(&self, permission: Permission) -> bool {
-        self.roles.iter().any(|role| role.grants(permission))
+        permission == Permission::Authenticated || self.roles.iter().any(|role| role.grants(permission))
     }
 
     pub fn reaches(&self, tenant: &TenantCode) -> bool {

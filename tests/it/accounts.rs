@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use futures_util::future::join_all;
-use tenantd::accounts::{Accounts, Error, NewApiKey, NewOwner};
+use tenantd::accounts::{Accounts, Error, KeyUsage, NewApiKey, NewOwner};
 use tenantd::domain::page::Page;
 use tenantd::domain::permission::Role;
 use tenantd::domain::principal::Scope;
@@ -30,7 +30,7 @@ impl Bench {
         let server = Server::new(&config.servers[0], &Tasks::new(tracing::Span::none()), Uuid::new_v4()).unwrap();
         let database = fleet.naming.auth_database();
         let accounts = Accounts::new(&server, &database).unwrap();
-        assert_eq!(accounts.migrate().await.unwrap(), 5);
+        assert_eq!(accounts.migrate().await.unwrap(), 6);
         assert_eq!(accounts.migrate().await.unwrap(), 0);
         let judge = fleet.judge(database.as_str()).await;
         Self { fleet, accounts, judge }
@@ -53,7 +53,16 @@ fn roles(roles: &[Role]) -> BTreeSet<Role> {
 
 fn new_key<'a>(name: &'a str, roles: &'a BTreeSet<Role>, scope: &'a Scope) -> NewApiKey<'a> {
     let hash = ApiKeySecret::new().1;
-    NewApiKey { id: Uuid::now_v7(), name, hash, roles, scope, created_by: "test", expires_at: None }
+    NewApiKey {
+        id: Uuid::now_v7(),
+        name,
+        hash,
+        roles,
+        scope,
+        default_tenant: None,
+        created_by: "test",
+        expires_at: None,
+    }
 }
 
 #[tokio::test]
@@ -70,8 +79,11 @@ async fn a_key_is_found_by_its_hash_as_it_was_made() {
     assert!(bench.accounts.api_key_by_hash(&ApiKeySecret::hash("tnd_guess")).await.unwrap().is_none());
 
     let now = OffsetDateTime::from_unix_timestamp(3_000_000_000).unwrap();
-    bench.accounts.api_key_touch(new.id, now).await.unwrap();
-    bench.accounts.api_key_touch(new.id, now - Duration::HOUR).await.unwrap();
+    let usage = KeyUsage { key: new.id, calls: 3, failures: 1 };
+    let gone = KeyUsage { key: Uuid::nil(), ..usage };
+    bench.accounts.api_key_usage_add(&[usage, gone, usage], now).await.unwrap();
+    bench.accounts.api_key_usage_add(&[usage], now - Duration::HOUR).await.unwrap();
+    assert_eq!(bench.count("api_key_usage WHERE (calls, failures) = (9, 3)").await, 1);
     assert_eq!(bench.accounts.api_key_get(new.id).await.unwrap().last_used_at, Some(now));
     let revoked = bench.accounts.api_key_revoke(new.id).await.unwrap();
     assert!(revoked.revoked_at.is_some());

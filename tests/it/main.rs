@@ -10,6 +10,7 @@ mod backup;
 mod bad_input;
 mod catalog;
 mod cluster;
+mod drain;
 mod end_to_end;
 mod examples;
 mod harness;

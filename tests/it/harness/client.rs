@@ -52,14 +52,24 @@ pub struct Client {
 impl Client {
     /// Connects with the first call.
     pub fn new(address: SocketAddr, key: Option<&str>) -> Self {
-        let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
-        Self { address, channel, key: Key(key.map(|key| format!("Bearer {key}").parse().unwrap())) }
+        Self::over(&plain(address), key)
+    }
+
+    /// Connects with the first call, as the endpoint says.
+    pub fn over(endpoint: &Endpoint, key: Option<&str>) -> Self {
+        let address = SocketAddr::from(([127, 0, 0, 1], endpoint.uri().port_u16().unwrap_or_default()));
+        let key = Key(key.map(|key| format!("Bearer {key}").parse().unwrap()));
+        Self { address, channel: endpoint.connect_lazy(), key }
+    }
+
+    /// The same caller of another daemon.
+    pub fn moved(&self, address: SocketAddr) -> Self {
+        Self { address, channel: plain(address).connect_lazy(), key: self.key.clone() }
     }
 
     /// The same caller, who knows the daemon by another name.
     pub fn at(&self, origin: &str) -> Self {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
-        let channel = endpoint.origin(origin.parse().unwrap()).connect_lazy();
+        let channel = plain(self.address).origin(origin.parse().unwrap()).connect_lazy();
         Self { channel, ..self.clone() }
     }
 
@@ -208,6 +218,10 @@ impl Client {
         assert_eq!(ended.state(), OperationState::Succeeded, "{ended:#?}");
         ended
     }
+}
+
+fn plain(address: SocketAddr) -> Endpoint {
+    Endpoint::from_shared(format!("http://{address}")).unwrap()
 }
 
 /// A text in an operation's result.

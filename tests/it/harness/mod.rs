@@ -21,7 +21,7 @@ mod standstill;
 use std::time::Duration;
 
 pub use client::{Client, reason, result_text};
-pub use daemon::{Process, signal, tenantd};
+pub use daemon::{Daemon, Process, signal, tenantd};
 pub use fleet::{Fleet, Spec};
 pub use logs::root_span;
 pub use machine::{Machine, machine};

@@ -1,0 +1,179 @@
+//! Denials in the audit log. The first of a kind is appended before its answer is given; its repetitions are counted,
+//! and appended as one row when the minute is over. So a flood of bad keys fills neither the table nor the memory, and
+//! none of its calls is left out of the count.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::json;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::limits::{Bucket, Rate};
+use super::outage::Outage;
+use crate::accounts::{Accounts, AuditEvent, Outcome};
+
+pub(super) const WINDOW: Duration = Duration::from_mins(1);
+/// Kinds that are told apart within a minute; the rest is counted together.
+const KINDS_MAX: usize = 256;
+/// Rows that are appended while their callers wait.
+const APPEND_RATE: Rate = Rate { interval: Duration::from_millis(100), burst: 50 };
+/// How long a caller waits for its denial to be written down.
+const APPEND_MAX: Duration = Duration::from_secs(2);
+const USER_AGENT_CHARACTERS_MAX: usize = 200;
+/// Who is nobody.
+const NOBODY: &str = "unauthenticated";
+const OTHERS: &str = "others";
+
+/// A call that was refused.
+#[derive(Debug, Clone, Copy)]
+pub struct Denial<'a> {
+    /// `None`: nobody who is known.
+    pub principal: Option<&'a str>,
+    pub user: Option<Uuid>,
+    /// As `/tenantd.v1.TenantService/GetTenant`.
+    pub path: &'a str,
+    pub reason: &'a str,
+    pub address: Option<IpAddr>,
+    pub user_agent: Option<&'a str>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Kind {
+    principal: String,
+    user: Option<Uuid>,
+    action: String,
+    reason: String,
+    address: Option<IpAddr>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Denials {
+    /// Calls of each kind that are not in the log yet.
+    counts: Mutex<HashMap<Kind, u64>>,
+    appends: Bucket,
+}
+
+impl Denials {
+    fn counts(&self) -> MutexGuard<'_, HashMap<Kind, u64>> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes the denial down, or counts it.
+    pub(super) async fn note(&self, denial: &Denial<'_>, accounts: &Accounts, outage: &Outage) {
+        let kind = kind(denial);
+        if !self.is_first(&kind) {
+            return;
+        }
+        let mut event = event(&kind, 1);
+        let agent = |text: &str| text.chars().take(USER_AGENT_CHARACTERS_MAX).filter(|c| !c.is_control()).collect();
+        event.user_agent = denial.user_agent.map(agent);
+        if outage.ask(APPEND_MAX, accounts.audit_append(&[event])).await.is_err() {
+            *self.counts().entry(kind).or_default() += 1;
+        }
+    }
+
+    /// Whether the kind is new and may be appended at once; otherwise it is counted.
+    fn is_first(&self, kind: &Kind) -> bool {
+        let mut counts = self.counts();
+        if let Some(count) = counts.get_mut(kind) {
+            *count += 1;
+            return false;
+        }
+        if counts.len() >= KINDS_MAX {
+            *counts.entry(others()).or_default() += 1;
+            return false;
+        }
+        let is_now = self.appends.take(APPEND_RATE).is_ok();
+        counts.insert(kind.clone(), u64::from(!is_now));
+        is_now
+    }
+
+    /// Appends what was counted. What cannot be appended is counted on.
+    pub(super) async fn flush(&self, accounts: &Accounts) {
+        let counted: Vec<(Kind, u64)> = self.counts().drain().filter(|(_, count)| *count > 0).collect();
+        if counted.is_empty() {
+            return;
+        }
+        let events: Vec<AuditEvent> = counted.iter().map(|(kind, count)| event(kind, *count)).collect();
+        let Err(error) = accounts.audit_append(&events).await else { return };
+        let calls: u64 = counted.iter().map(|(_, count)| count).sum();
+        tracing::warn!(%error, calls, "denials could not be written to the audit log yet");
+        let mut counts = self.counts();
+        for (kind, count) in counted {
+            let place = if counts.len() < KINDS_MAX { kind } else { others() };
+            *counts.entry(place).or_default() += count;
+        }
+    }
+}
+
+fn kind(denial: &Denial<'_>) -> Kind {
+    let path = denial.path.strip_prefix("/tenantd.v1.").unwrap_or(denial.path);
+    let short = |text: &str| text.chars().take(USER_AGENT_CHARACTERS_MAX).filter(|c| !c.is_control()).collect();
+    Kind {
+        principal: denial.principal.unwrap_or(NOBODY).to_owned(),
+        user: denial.user,
+        // Whoever is nobody could name a thousand methods.
+        action: if denial.principal.is_some() { short(path) } else { "authenticate".to_owned() },
+        reason: denial.reason.to_owned(),
+        address: denial.address,
+    }
+}
+
+fn others() -> Kind {
+    Kind { principal: OTHERS.to_owned(), user: None, action: OTHERS.to_owned(), reason: String::new(), address: None }
+}
+
+fn event(kind: &Kind, calls: u64) -> AuditEvent {
+    AuditEvent {
+        occurred_at: OffsetDateTime::now_utc(),
+        principal: kind.principal.clone(),
+        user: kind.user,
+        tenant: None,
+        action: kind.action.clone(),
+        resource_type: "",
+        resource_id: String::new(),
+        outcome: Outcome::Denied,
+        address: kind.address,
+        user_agent: None,
+        details: json!({ "reason": kind.reason, "calls": calls }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn denial(principal: &str) -> Denial<'_> {
+        Denial {
+            principal: Some(principal),
+            user: None,
+            path: "/tenantd.v1.TenantService/GetTenant",
+            reason: "PERMISSION_DENIED",
+            address: None,
+            user_agent: None,
+        }
+    }
+
+    #[test]
+    fn the_first_of_a_kind_is_written_and_the_rest_is_counted() {
+        let denials = Denials::default();
+        let one = kind(&denial("api-key:ci"));
+        assert_eq!(one.action, "TenantService/GetTenant");
+        assert!(denials.is_first(&one));
+        assert!(!denials.is_first(&one) && !denials.is_first(&one));
+        assert_eq!(denials.counts()[&one], 2);
+    }
+
+    #[test]
+    fn a_flood_is_bounded_and_counted_whole() {
+        let denials = Denials::default();
+        let names: Vec<String> = (0..1_000).map(|number| format!("p{number}")).collect();
+        let written = names.iter().filter(|name| denials.is_first(&kind(&denial(name)))).count() as u64;
+        assert!(written < 100);
+        assert!(denials.counts().len() <= KINDS_MAX + 1);
+        assert_eq!(written + denials.counts().values().sum::<u64>(), 1_000);
+    }
+}

@@ -1,0 +1,141 @@
+//! Callers that were looked up lately, by the hash of what they present: the way that almost every call takes. What was
+//! forgotten while it was being read is not kept.
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use lru::LruCache;
+use time::OffsetDateTime;
+use tokio::time::Instant;
+
+use super::error::Error;
+use super::limits::Bucket;
+use super::rights::Source;
+use super::usage::Counts;
+use crate::accounts::Change;
+use crate::domain::principal::Principal;
+
+const CALLERS_MAX: NonZeroUsize = NonZeroUsize::new(8_192).unwrap();
+
+/// The SHA-256 of a key, a token or a certificate.
+pub(super) type Presented = [u8; 32];
+
+/// A caller that has been let in.
+#[derive(Debug)]
+pub struct Caller {
+    pub principal: Arc<Principal>,
+    pub(super) source: Source,
+    /// From then on the principal has to be worked out again.
+    pub(super) until: Option<OffsetDateTime>,
+    pub(super) read_at: Instant,
+    pub(super) bucket: Arc<Bucket>,
+    /// For keys.
+    pub(super) usage: Option<Arc<Counts>>,
+}
+
+impl Caller {
+    pub(super) fn is_right_at(&self, now: OffsetDateTime) -> bool {
+        self.until.is_none_or(|until| now < until)
+    }
+
+    fn concerns(&self, change: Change) -> bool {
+        match (change, &self.source) {
+            (Change::All, _) => true,
+            (Change::Key(id), Source::Key(key)) => key.id == id,
+            (Change::Token(id), Source::Token { claims, .. }) => claims.token == Some(id),
+            (Change::User(id), Source::Token { standing, .. }) => {
+                standing.user.as_ref().is_some_and(|user| user.id == id)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// A moment before a reading began.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Before {
+    changes: u64,
+    pub(super) at: Instant,
+}
+
+#[derive(Debug)]
+pub(super) struct Known(Mutex<Callers>);
+
+#[derive(Debug)]
+struct Callers {
+    by_hash: LruCache<Presented, Arc<Caller>>,
+    /// Grows with each change.
+    changes: u64,
+}
+
+impl Known {
+    pub(super) fn new() -> Self {
+        Self(Mutex::new(Callers { by_hash: LruCache::new(CALLERS_MAX), changes: 0 }))
+    }
+
+    fn callers(&self) -> MutexGuard<'_, Callers> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A caller that was read within `age_max`, and is right at `now`.
+    pub(super) fn get(&self, hash: &Presented, age_max: Duration, now: OffsetDateTime) -> Option<Arc<Caller>> {
+        let mut callers = self.callers();
+        let caller = callers.by_hash.get(hash)?;
+        (caller.read_at.elapsed() <= age_max && caller.is_right_at(now)).then(|| Arc::clone(caller))
+    }
+
+    /// As [`Known::get`], worked out again if it is no longer right.
+    pub(super) fn get_stale(
+        &self,
+        hash: &Presented,
+        age_max: Duration,
+        now: OffsetDateTime,
+    ) -> Option<Result<Arc<Caller>, Error>> {
+        let caller = self.callers().by_hash.get(hash).filter(|caller| caller.read_at.elapsed() <= age_max).cloned()?;
+        if caller.is_right_at(now) {
+            return Some(Ok(caller));
+        }
+        let again = caller.source.rights(now).map(|rights| {
+            Arc::new(Caller {
+                principal: Arc::new(rights.principal),
+                source: caller.source.clone(),
+                until: rights.until,
+                read_at: caller.read_at,
+                bucket: Arc::clone(&caller.bucket),
+                usage: caller.usage.clone(),
+            })
+        });
+        Some(again)
+    }
+
+    pub(super) fn before(&self) -> Before {
+        Before { changes: self.callers().changes, at: Instant::now() }
+    }
+
+    /// Keeps what was read since `before`, unless something was forgotten in between.
+    pub(super) fn put(&self, hash: Presented, caller: &Arc<Caller>, before: Before) {
+        let mut callers = self.callers();
+        if callers.changes == before.changes {
+            callers.by_hash.put(hash, Arc::clone(caller));
+        }
+    }
+
+    pub(super) fn contains(&self, hash: &Presented) -> bool {
+        self.callers().by_hash.contains(hash)
+    }
+
+    pub(super) fn remove(&self, hash: &Presented) {
+        self.callers().by_hash.pop(hash);
+    }
+
+    pub(super) fn forget(&self, change: Change) {
+        let mut callers = self.callers();
+        callers.changes += 1;
+        let hashes: Vec<Presented> =
+            callers.by_hash.iter().filter(|(_, caller)| caller.concerns(change)).map(|(hash, _)| *hash).collect();
+        for hash in hashes {
+            callers.by_hash.pop(&hash);
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Client certificates over real TLS, with authorities that the test makes.
+
+use rcgen::{
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
+use tenantd::proto::v1::{WhoAmIRequest, WhoAmIResponse};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, Request, Status};
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+
+use crate::harness::{Client, Daemon, Fleet, Spec, reason};
+
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+/// A certificate with its key, in PEM.
+struct Leaf {
+    certificate: String,
+    key: String,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    fn leaf(&self, name: &str, usage: ExtendedKeyUsagePurpose) -> Leaf {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.subject_alt_names.push(if name.contains("://") {
+            SanType::URI(name.try_into().unwrap())
+        } else {
+            SanType::DnsName(name.try_into().unwrap())
+        });
+        params.extended_key_usages = vec![usage];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();
+        Leaf { certificate, key: key.serialize_pem() }
+    }
+
+    fn client(&self, name: &str) -> Leaf {
+        self.leaf(name, ExtendedKeyUsagePurpose::ClientAuth)
+    }
+}
+
+/// A fleet whose listener has a certificate of `servers`, and takes those of `clients`.
+async fn fleet(servers: &Authority, clients: &Authority, client_certificate: &str) -> Fleet {
+    let fleet = Fleet::new(Spec::default()).await;
+    let leaf = servers.leaf("localhost", ExtendedKeyUsagePurpose::ServerAuth);
+    for (file, text) in
+        [("listener.pem", &leaf.certificate), ("listener.key", &leaf.key), ("clients.pem", &clients.pem)]
+    {
+        std::fs::write(fleet.dir.join(file), text).unwrap();
+    }
+    let quoted = |text: &str| format!("{text:?}");
+    fleet.configure(&[
+        ("", "listen", quoted("0.0.0.0:0")),
+        ("[tls]", "certificate_file", quoted("listener.pem")),
+        ("[tls]", "key_file", quoted("listener.key")),
+        ("[tls]", "client_ca_file", quoted("clients.pem")),
+        ("[tls]", "client_certificate", quoted(client_certificate)),
+        ("[[access.certificates]]", "san", quoted("spiffe://example.com/shop")),
+        ("[[access.certificates]]", "roles", "[\"resolver\"]".to_owned()),
+        ("[[access.certificates]]", "tenants", "[\"acme\", \"bolt\"]".to_owned()),
+        ("[[access.certificates]]", "default_tenant", quoted("bolt")),
+        // The harness knows one section of a name; the space makes another of it.
+        ("[[ access.certificates ]]", "san", quoted("ops.example.com")),
+        ("[[ access.certificates ]]", "name", quoted("api-key:first-admin")),
+    ]);
+    fleet
+}
+
+fn endpoint(daemon: &Daemon, servers: &Authority, leaf: Option<&Leaf>) -> Endpoint {
+    let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&servers.pem)).domain_name("localhost");
+    if let Some(leaf) = leaf {
+        tls = tls.identity(Identity::from_pem(&leaf.certificate, &leaf.key));
+    }
+    let url = format!("https://127.0.0.1:{}", daemon.address.port());
+    Endpoint::from_shared(url).unwrap().tls_config(tls).unwrap()
+}
+
+async fn whoami(endpoint: &Endpoint, key: Option<&str>) -> Result<WhoAmIResponse, Status> {
+    Ok(Client::over(endpoint, key).access().who_am_i(WhoAmIRequest {}).await?.into_inner())
+}
+
+fn refusal(answer: Result<WhoAmIResponse, Status>) -> (Code, String) {
+    let status = answer.unwrap_err();
+    (status.code(), reason(&status))
+}
+
+#[tokio::test]
+async fn a_certificate_is_its_caller() {
+    let (servers, clients, others) = (Authority::new(), Authority::new(), Authority::new());
+    let fleet = fleet(&servers, &clients, "optional").await;
+    let daemon = fleet.start().await;
+    let admin_key = std::fs::read_to_string(fleet.admin_key_file()).unwrap();
+    let admin = Some(admin_key.trim());
+    let over = |leaf: Option<&Leaf>| endpoint(&daemon, &servers, leaf);
+    let unauthenticated = (Code::Unauthenticated, "UNAUTHENTICATED".to_owned());
+
+    let shop = over(Some(&clients.client("spiffe://example.com/shop")));
+    let me = whoami(&shop, None).await.unwrap();
+    assert_eq!(me.principal, "certificate:spiffe://example.com/shop");
+    assert_eq!((me.roles.join(" ").as_str(), me.tenants.join(" ").as_str()), ("resolver", "acme bolt"));
+    assert_eq!(me.default_tenant, "bolt");
+    // A bearer beside it has to be the same caller's.
+    assert_eq!(refusal(whoami(&shop, admin).await), unauthenticated);
+    let ops = over(Some(&clients.client("ops.example.com")));
+    assert_eq!(whoami(&ops, admin).await.unwrap().roles, ["admin"]);
+    assert!(whoami(&ops, None).await.unwrap().roles.is_empty());
+
+    // A name that is not in the table says nothing.
+    let unknown = over(Some(&clients.client("spiffe://example.com/shop/of/horrors")));
+    assert_eq!(refusal(whoami(&unknown, None).await), unauthenticated);
+    assert_eq!(whoami(&unknown, admin).await.unwrap().principal, "api-key:first-admin");
+    assert_eq!(refusal(whoami(&over(None), None).await), unauthenticated);
+    assert_eq!(whoami(&over(None), admin).await.unwrap().principal, "api-key:first-admin");
+
+    // Another authority's certificate, and one for servers, do not even connect.
+    for leaf in [
+        others.client("spiffe://example.com/shop"),
+        clients.leaf("spiffe://example.com/shop", ExtendedKeyUsagePurpose::ServerAuth),
+    ] {
+        let status = whoami(&over(Some(&leaf)), admin).await.unwrap_err();
+        assert_eq!(reason(&status), "", "{status:?}");
+    }
+    assert!(Client::new(daemon.address, admin).access().who_am_i(WhoAmIRequest {}).await.is_err());
+
+    // Others can reach this listener, so it does not describe itself.
+    let mut question = Request::new(tokio_stream::once(ServerReflectionRequest::default()));
+    question.metadata_mut().insert("authorization", format!("Bearer {}", admin_key.trim()).parse().unwrap());
+    let channel = over(None).connect().await.unwrap();
+    let described = ServerReflectionClient::new(channel).server_reflection_info(question).await;
+    assert_eq!(described.map(|_| ()).unwrap_err().code(), Code::Unimplemented);
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn where_certificates_are_required_nothing_else_connects() {
+    let (servers, clients) = (Authority::new(), Authority::new());
+    let fleet = fleet(&servers, &clients, "required").await;
+    let daemon = fleet.start().await;
+    let admin = std::fs::read_to_string(fleet.admin_key_file()).unwrap();
+    let admin = Some(admin.trim());
+    let without = whoami(&endpoint(&daemon, &servers, None), admin).await.unwrap_err();
+    assert_eq!(reason(&without), "", "{without:?}");
+    let unknown = endpoint(&daemon, &servers, Some(&clients.client("laptop.example.com")));
+    assert_eq!(whoami(&unknown, admin).await.unwrap().principal, "api-key:first-admin");
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn a_listener_that_others_can_reach_needs_tls() {
+    let fleet = Fleet::new(Spec::default()).await;
+    for listen in ["0.0.0.0:0", "[::]:0", "192.0.2.7:7432"] {
+        fleet.configure(&[("", "listen", format!("{listen:?}"))]);
+        let error = tenantd::config::load(&fleet.config_file()).unwrap_err().to_string();
+        assert!(error.contains("listen: ") && error.contains("there is no [tls]"), "{error}");
+    }
+    fleet.configure(&[("[[access.certificates]]", "san", "\"ci\"".to_owned())]);
+    let error = tenantd::config::load(&fleet.config_file()).unwrap_err().to_string();
+    assert!(error.contains("client_ca_file"), "{error}");
+    fleet.configure(&[]);
+    fleet.finish().await;
+}

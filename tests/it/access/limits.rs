@@ -1,0 +1,113 @@
+//! How often: callers, tenants and guessers have limits, and are told whose it is and when to come back.
+
+use futures_util::future::join_all;
+use tenantd::proto::v1::resolve_tenant_request::Selector;
+use tenantd::proto::v1::{CreateApiKeyRequest, ResolveTenantRequest, WhoAmIRequest};
+use tonic::transport::Endpoint;
+use tonic::{Code, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_types::StatusExt as _;
+
+use crate::harness::{Client, Daemon, Fleet, Spec, reason};
+
+/// Far more calls at once than the limits of these tests let through.
+const CALLS: usize = 60;
+
+async fn key(daemon: &Daemon, role: &str) -> Client {
+    let wish = CreateApiKeyRequest {
+        name: format!("a {role}"),
+        roles: vec![role.to_owned()],
+        ..CreateApiKeyRequest::default()
+    };
+    let made = daemon.client.access().create_api_key(wish).await.unwrap().into_inner();
+    Client::new(daemon.address, Some(&made.secret))
+}
+
+/// Whose limit it is, and that it is told when to come back.
+fn limit(status: &Status) -> String {
+    assert_eq!((status.code(), reason(status).as_str()), (Code::ResourceExhausted, "RATE_LIMITED"), "{status:?}");
+    let details = status.get_error_details();
+    assert!(!details.retry_info().unwrap().retry_delay.unwrap().is_zero());
+    details.quota_failure().unwrap().violations[0].subject.clone()
+}
+
+#[tokio::test]
+async fn a_caller_has_its_own_limit_and_health_has_none() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    let (hasty, calm) = (key(&daemon, "viewer").await, key(&daemon, "resolver").await);
+    daemon.stop().await;
+    fleet.configure(&[("[callers]", "calls_per_second_max", "2".to_owned())]);
+    let daemon = fleet.start().await;
+    let (hasty, calm) = (hasty.moved(daemon.address), calm.moved(daemon.address));
+
+    let calls = join_all((0..CALLS).map(|_| async { hasty.access().who_am_i(WhoAmIRequest {}).await })).await;
+    let refused: Vec<Status> = calls.into_iter().filter_map(Result::err).collect();
+    assert!(!refused.is_empty() && refused.len() < CALLS);
+    for status in &refused {
+        assert_eq!(limit(status), "principal:api-key:a viewer");
+    }
+    calm.access().who_am_i(WhoAmIRequest {}).await.unwrap();
+    let channel = Endpoint::from_shared(format!("http://{}", daemon.address)).unwrap().connect().await.unwrap();
+    let health = HealthClient::new(channel);
+    for answer in join_all((0..CALLS).map(|_| {
+        let mut health = health.clone();
+        async move { health.check(HealthCheckRequest::default()).await }
+    }))
+    .await
+    {
+        answer.unwrap();
+    }
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn a_tenant_has_a_limit_over_all_of_its_callers() {
+    let tier = [
+        ("direct_connections_max", "100"),
+        ("pool_connections_max", "10"),
+        ("users_max", "50"),
+        ("sites_max", "5"),
+        ("storage_bytes_max", "1000000000"),
+        ("calls_per_second_max", "2"),
+    ];
+    let spec =
+        tier.into_iter().fold(Spec::default(), |spec, (name, value)| spec.setting("[tiers.standard]", name, value));
+    let fleet = Fleet::new(spec).await;
+    let daemon = fleet.start().await;
+    daemon.client.tenant("acme").await;
+    daemon.client.tenant("bolt").await;
+    let callers = [key(&daemon, "resolver").await, key(&daemon, "admin").await];
+    let resolve = async |caller: &Client, code: &str| {
+        let request =
+            ResolveTenantRequest { selector: Some(Selector::Code(code.to_owned())), ..ResolveTenantRequest::default() };
+        caller.router().resolve_tenant(request).await
+    };
+    let answers = join_all((0..CALLS).map(|number| resolve(&callers[number % 2], "acme"))).await;
+    let refused: Vec<Status> = answers.into_iter().filter_map(Result::err).collect();
+    assert!(!refused.is_empty() && refused.len() < CALLS);
+    for status in &refused {
+        assert_eq!(limit(status), "tenant:acme");
+    }
+    resolve(&callers[0], "bolt").await.unwrap();
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn a_search_for_keys_is_slow_and_keeps_nobody_out_who_is_known() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    daemon.client.access().who_am_i(WhoAmIRequest {}).await.unwrap();
+    let guesses = join_all((0..200).map(|number| {
+        let guess = Client::new(daemon.address, Some(&format!("tnd_{number}")));
+        async move { guess.access().who_am_i(WhoAmIRequest {}).await.unwrap_err() }
+    }))
+    .await;
+    let limited = guesses.iter().filter(|status| reason(status) == "RATE_LIMITED").count();
+    let unknown = guesses.iter().filter(|status| reason(status) == "UNAUTHENTICATED").count();
+    assert_eq!(limited + unknown, 200);
+    assert!(limited > 0 && unknown > 0, "{limited} {unknown}");
+    daemon.client.access().who_am_i(WhoAmIRequest {}).await.unwrap();
+    fleet.stop(daemon).await;
+}

@@ -1,0 +1,179 @@
+//! Tokens: what a good one opens, and that every flaw is refused with the same words.
+
+use std::sync::atomic::Ordering;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use serde_json::{Value, json};
+use tenantd::proto::v1::{WhoAmIRequest, WhoAmIResponse};
+use tonic::{Code, Status};
+use uuid::Uuid;
+
+use super::issuer::{Issuer, SigningKey, claims, now};
+use crate::harness::{Client, Daemon, Fleet, reason, until};
+
+pub async fn whoami(daemon: &Daemon, token: &str) -> Result<WhoAmIResponse, Status> {
+    let answer = Client::new(daemon.address, Some(token)).access().who_am_i(WhoAmIRequest {}).await?;
+    Ok(answer.into_inner())
+}
+
+pub async fn refused(daemon: &Daemon, token: &str) -> (Code, String, String) {
+    let status = whoami(daemon, token).await.unwrap_err();
+    (status.code(), reason(&status), status.message().to_owned())
+}
+
+pub fn unauthenticated() -> (Code, String, String) {
+    let message = "the credentials are unknown, expired or revoked";
+    (Code::Unauthenticated, "UNAUTHENTICATED".to_owned(), message.to_owned())
+}
+
+#[tokio::test]
+async fn a_token_opens_what_it_names() {
+    let keys = [
+        SigningKey::new("ec", Algorithm::ES256),
+        SigningKey::new("ed", Algorithm::EdDSA),
+        SigningKey::new("rsa", Algorithm::RS256),
+    ];
+    let issuer = Issuer::start(&keys.each_ref()).await;
+    let fleet = Fleet::new(issuer.spec("program")).await;
+    let daemon = fleet.start().await;
+    for key in &keys {
+        let token = key.sign(&claims(json!({
+            "aud": ["else", "tenantd"], "roles": ["viewer", "admin", "king"], "tenants": ["acme", "bolt"],
+            "default_tenant": "bolt",
+        })));
+        let me = whoami(&daemon, &token).await.unwrap();
+        assert_eq!((me.principal.as_str(), me.roles.join(" ").as_str()), ("jwt:login:deploy", "viewer"), "{}", key.id);
+        assert_eq!(
+            (me.tenants, me.all_tenants, me.default_tenant.as_str()),
+            (vec!["acme".to_owned(), "bolt".to_owned()], false, "bolt")
+        );
+    }
+    let me = whoami(&daemon, &keys[0].sign(&claims(json!({ "roles": "viewer", "tenants": "*" })))).await.unwrap();
+    assert!(me.all_tenants);
+    // Nothing named, nothing opened.
+    let me = whoami(&daemon, &keys[0].sign(&claims(json!({})))).await.unwrap();
+    assert!(me.roles.is_empty() && me.tenants.is_empty() && !me.all_tenants);
+    assert_eq!(issuer.fetches.load(Ordering::SeqCst), 1);
+    fleet.stop(daemon).await;
+}
+
+fn unsigned(header: &Value, claims: &Value, signature: &str) -> String {
+    let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    format!("{}.{}.{signature}", part(header), part(claims))
+}
+
+#[tokio::test]
+async fn every_flaw_is_refused_with_the_same_words() {
+    let (key, other) = (SigningKey::new("ec", Algorithm::ES256), SigningKey::new("ec", Algorithm::ES256));
+    let rsa = SigningKey::new("rsa", Algorithm::RS512);
+    let issuer = Issuer::start(&[&key, &rsa]).await;
+    let fleet = Fleet::new(issuer.spec("program")).await;
+    let daemon = fleet.start().await;
+    let good = claims(json!({ "roles": ["viewer"] }));
+    let token = key.sign(&good);
+    whoami(&daemon, &token).await.unwrap();
+
+    let with = |extra: Value| key.sign(&claims(extra));
+    let without = |name: &str| {
+        let mut claims = good.clone();
+        claims.as_object_mut().unwrap().remove(name);
+        key.sign(&claims)
+    };
+    let headed = |header: Header| key.sign_with(&Header { kid: Some("ec".to_owned()), ..header }, &good);
+    let public = serde_json::to_vec(&key.public).unwrap();
+    let shared = |header: Header| encode(&header, &good, &EncodingKey::from_secret(&public)).unwrap();
+    let signature = token.rsplit('.').next().unwrap();
+    let flaws = [
+        ("alg none", unsigned(&json!({ "alg": "none", "typ": "JWT" }), &good, "")),
+        ("alg None", unsigned(&json!({ "alg": "None", "kid": "ec" }), &good, signature)),
+        ("no alg", unsigned(&json!({ "typ": "JWT", "kid": "ec" }), &good, signature)),
+        ("HS256 with the public key", shared(Header { kid: Some("ec".to_owned()), ..Header::new(Algorithm::HS256) })),
+        ("an algorithm that is not listed", rsa.sign(&good)),
+        ("another's signature", other.sign(&good)),
+        ("a changed payload", {
+            let parts: Vec<_> = token.split('.').collect();
+            let changed = URL_SAFE_NO_PAD.encode(claims(json!({ "roles": ["admin"] })).to_string());
+            format!("{}.{changed}.{}", parts[0], parts[2])
+        }),
+        ("no signature", token.rsplit_once('.').unwrap().0.to_owned() + "."),
+        ("wrong issuer", with(json!({ "iss": "https://else.example.com/" }))),
+        ("no issuer", without("iss")),
+        ("wrong audience", with(json!({ "aud": "else" }))),
+        ("no audience", without("aud")),
+        ("expired", with(json!({ "iat": now() - 900, "exp": now() - 61 }))),
+        ("no expiry", without("exp")),
+        ("an expiry that is no time", with(json!({ "exp": "tomorrow" }))),
+        ("not yet valid", with(json!({ "nbf": now() + 120 }))),
+        ("from the future", with(json!({ "iat": now() + 120 }))),
+        ("no subject", without("sub")),
+        ("an empty subject", with(json!({ "sub": "" }))),
+        ("a subject with a line break", with(json!({ "sub": "a\nb" }))),
+        ("unknown key", key.sign_with(&Header { kid: Some("x".to_owned()), ..Header::new(key.algorithm) }, &good)),
+        (
+            "a token for logging out",
+            headed(Header { typ: Some("logout+jwt".to_owned()), ..Header::new(key.algorithm) }),
+        ),
+        ("an extension", headed(Header { crit: Some(vec!["exp".to_owned()]), ..Header::new(key.algorithm) })),
+        ("no token at all", "abc".to_owned()),
+        ("no JSON", "abc.abc.abc".to_owned()),
+    ];
+    for (flaw, token) in flaws {
+        assert_eq!(refused(&daemon, &token).await, unauthenticated(), "{flaw}");
+    }
+    let large = with(json!({ "ballast": "x".repeat(8 << 10) }));
+    assert_eq!(refused(&daemon, &large).await.0, Code::Unauthenticated);
+    // A clock that is a little off is no flaw.
+    whoami(&daemon, &with(json!({ "iat": now() + 5, "nbf": now() + 5 }))).await.unwrap();
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn a_new_key_counts_at_once_and_one_that_was_taken_back_no_longer() {
+    let (old, new) = (SigningKey::new("old", Algorithm::ES256), SigningKey::new("new", Algorithm::EdDSA));
+    let issuer = Issuer::start(&[&old]).await;
+    let fleet = Fleet::new(issuer.spec("program").setting("[[access.jwt]]", "jwks_age_max", "\"1s\"")).await;
+    let daemon = fleet.start().await;
+    let (by_old, by_new) = (old.sign(&claims(json!({}))), new.sign(&claims(json!({}))));
+    whoami(&daemon, &by_old).await.unwrap();
+    assert_eq!(refused(&daemon, &by_new).await, unauthenticated());
+    issuer.publish(&[&new]);
+    until("the new key is known", async || whoami(&daemon, &by_new).await.ok()).await;
+    until("the old key is gone", async || whoami(&daemon, &by_old).await.err()).await;
+    assert_eq!(refused(&daemon, &by_old).await, unauthenticated());
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn tokens_with_unknown_keys_do_not_make_the_daemon_ask_the_issuer_each_time() {
+    let key = SigningKey::new("key", Algorithm::ES256);
+    let issuer = Issuer::start(&[&key]).await;
+    let fleet = Fleet::new(issuer.spec("program")).await;
+    let daemon = fleet.start().await;
+    for number in 0..30 {
+        let header = Header { kid: Some(format!("unknown-{number}")), ..Header::new(key.algorithm) };
+        assert_eq!(refused(&daemon, &key.sign_with(&header, &claims(json!({})))).await, unauthenticated());
+    }
+    assert!(issuer.fetches.load(Ordering::SeqCst) <= 6, "{issuer:?}");
+    whoami(&daemon, &key.sign(&claims(json!({})))).await.unwrap();
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn a_token_that_was_taken_back_is_refused_at_once() {
+    let key = SigningKey::new("key", Algorithm::ES256);
+    let issuer = Issuer::start(&[&key]).await;
+    let fleet = Fleet::new(issuer.spec("program")).await;
+    let daemon = fleet.start().await;
+    let jti = Uuid::new_v4();
+    let token = key.sign(&claims(json!({ "jti": jti.to_string() })));
+    whoami(&daemon, &token).await.unwrap();
+    let judge = fleet.judge(fleet.naming.auth_database().as_str()).await;
+    let revoke = "INSERT INTO revoked_tokens (jti, expires_at) VALUES ($1, now() + interval '1 hour')";
+    judge.execute(revoke, &[&jti]).await.unwrap();
+    until("the token is refused", async || whoami(&daemon, &token).await.err()).await;
+    assert_eq!(refused(&daemon, &token).await, unauthenticated());
+    whoami(&daemon, &key.sign(&claims(json!({ "jti": Uuid::new_v4().to_string() })))).await.unwrap();
+    fleet.stop(daemon).await;
+}
