@@ -117,9 +117,13 @@ async fn while_the_auth_database_is_away_who_is_known_goes_on() {
     };
     let (id, known) = key(&accounts, "ci", None).await;
     let (_, fresh) = key(&accounts, "fresh", None).await;
-    ask(&known).await.unwrap();
     let judge = rooms.fleet.judge("postgres").await;
     let database = rooms.config.naming.auth_database();
+    // When the daemon begins to listen, it reads everybody anew.
+    let listening = "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND query LIKE 'LISTEN%' AND state = 'idle'";
+    until("the daemon listens", async || judge.query_opt(listening, &[&database.as_str()]).await.unwrap()).await;
+    ask(&known).await.unwrap();
+    ask(&known).await.unwrap();
     let allow = async |allow: bool| {
         judge.batch_execute(&format!("ALTER DATABASE {database} ALLOW_CONNECTIONS {allow}")).await.unwrap();
     };
