@@ -4,10 +4,10 @@
 export PATH := $(PATH):$(HOME)/.cargo/bin
 BUILT := $(or $(CARGO_TARGET_DIR),target)/debug/tenantd
 
-.PHONY: help run build test check
+.PHONY: help run build test check bench bench-router
 
 help: ## What can be made
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
 run: build ## Build, and start `tenantd dev` (more arguments: make run ARGS="--listen 127.0.0.1:7500")
 	@exec ./tenantd dev $(ARGS)
@@ -26,3 +26,9 @@ check: ## Format, lints, and the lints of the protobufs
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	node_modules/.bin/buf lint proto
+
+bench: bench-router ## Measure everything, side by side with what it is measured against
+
+bench-router: ## Measure the router, in about ten minutes (only some rows: make bench-router ROWS="resolve zipf")
+	@scripts/install-missing bench
+	cargo bench --locked --bench router -- $(ROWS)

@@ -17,7 +17,6 @@ use crate::postgres::admin::DatabaseLocale;
 use crate::postgres::identity::Identity;
 use crate::postgres::roles::{TenantContext, TenantLogin, TenantRoles};
 use crate::postgres::{ConnectRequest, Connection, Lane, Server, SessionOptions, admin, identity, roles};
-use crate::secrets::scram_verifier;
 
 /// For everything together: the queues, the connect, the login.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -75,8 +74,8 @@ pub(super) async fn roles(run: &Run) -> Result<Done, StepError> {
     let connections_max = tier.map_or(10, |tier| tier.direct_connections_max);
     let mut logins = Vec::new();
     for (role, _) in &place.roles.logins {
-        let verifier = scram_verifier(&login(run, &place, *role).await?.password);
-        logins.push(TenantLogin { role: *role, verifier, connections_max });
+        let password = login(run, &place, *role).await?.password;
+        logins.push(TenantLogin::new(*role, &password, connections_max));
     }
     let client = place.server.connect_admin(place.server.maintenance_database()).await?;
     roles::tenant_roles_create(&client, &place.roles, &logins, run.id().0).await?;

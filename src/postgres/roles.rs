@@ -4,12 +4,14 @@
 //! Works for a role that is no superuser, on PostgreSQL 15 and on 16 and later, where CREATEROLE reaches only the
 //! roles that it made. Every role carries the operation that made it, so that an undo drops nothing that it found.
 
+use secrecy::SecretString;
 use tokio_postgres::Client;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::errors::Error;
 use crate::domain::tenant::{DatabaseName, NameError, Naming, RoleName, TenantCode, TenantId, TenantRole};
+use crate::secrets::{scram_verifier, scram_verifier_one_round};
 
 /// What no tenant's role ever is.
 const NO_PRIVILEGES: &str = "NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS";
@@ -28,6 +30,15 @@ pub struct TenantLogin {
     /// A SCRAM verifier, never a password.
     pub verifier: String,
     pub connections_max: u32,
+}
+
+impl TenantLogin {
+    /// Drivers of others may refuse a verifier of few rounds, so direct clients have one of the usual kind.
+    pub fn new(role: TenantRole, password: &SecretString, connections_max: u32) -> Self {
+        let is_direct = TenantRole::DIRECT.contains(&role);
+        let verifier = if is_direct { scram_verifier(password) } else { scram_verifier_one_round(password) };
+        Self { role, verifier, connections_max }
+    }
 }
 
 /// What a tenant's sessions are told about their tenant, as `app.current_tenant_id` and `app.current_tenant`.

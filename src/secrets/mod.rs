@@ -16,7 +16,7 @@ pub use api_key::{ApiKeyHash, ApiKeySecret};
 pub use backup_identity::BackupIdentity;
 pub use envelope::{Aad, Envelope};
 pub use keys::{NewKeys, keys_new};
-pub use password::{password_new, scram_verifier};
+pub use password::{password_new, scram_verifier, scram_verifier_one_round};
 pub use signature::ManifestSigner;
 
 /// The length of every symmetric key and of a signing seed.

@@ -11,7 +11,7 @@ use tenantd::postgres::admin::{self, NewDatabase};
 use tenantd::postgres::identity::{Identity, identity_read, identity_write};
 use tenantd::postgres::roles::{self, TenantContext, TenantLogin, TenantRoles};
 use tenantd::postgres::{ConnectRequest, Connection, Error, Kind, Lane, Server, SessionOptions, bootstrap, locks};
-use tenantd::secrets::{password_new, scram_verifier};
+use tenantd::secrets::password_new;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
@@ -54,11 +54,7 @@ impl Tenant {
     }
 
     async fn roles_create(&self, admin: &Connection, operation: Uuid) -> Result<(), Error> {
-        let login = |role| TenantLogin {
-            role,
-            verifier: scram_verifier(&self.password),
-            connections_max: ROLE_CONNECTIONS_MAX,
-        };
+        let login = |role| TenantLogin::new(role, &self.password, ROLE_CONNECTIONS_MAX);
         let logins: Vec<TenantLogin> = TenantRole::LOGINS.into_iter().map(login).collect();
         roles::tenant_roles_create(admin, &self.roles, &logins, operation).await
     }

@@ -14,7 +14,7 @@ use tenantd::domain::tenant::{TenantCode, TenantId};
 use tenantd::postgres::roles::{self, TenantContext, TenantLogin, TenantRoles};
 use tenantd::postgres::{Server, admin, identity};
 use tenantd::router::{Lease, Residue, Router, credentials::role_field};
-use tenantd::secrets::{Aad, Envelope, password_new, scram_verifier};
+use tenantd::secrets::{Aad, Envelope, password_new};
 use tenantd::shutdown::Tasks;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -128,7 +128,7 @@ impl Rooms {
             let aad = Aad { tenant: id.0, field: &field, version: 1 };
             let sealed = self.envelope.seal(&key, &aad, password.expose_secret().as_bytes()).unwrap();
             self.catalog.tenant_secret_put_in_txn(txn, id, &field, 1, &sealed).await.unwrap();
-            logins.push(TenantLogin { role: *role, verifier: scram_verifier(&password), connections_max: 50 });
+            logins.push(TenantLogin::new(*role, &password, 50));
         }
         logins
     }

@@ -15,7 +15,7 @@ use tenantd::postgres::roles::{
     TenantContext, TenantLogin, TenantRoles, database_grant, schema_grant, tenant_roles_create,
 };
 use tenantd::postgres::{ConnectRequest, Connection, Lane, Server, SessionOptions};
-use tenantd::secrets::{BackupIdentity, ManifestSigner, keys_new, password_new, scram_verifier};
+use tenantd::secrets::{BackupIdentity, ManifestSigner, keys_new, password_new};
 use tenantd::shutdown::Tasks;
 use tenantd::store::{PartSizes, Store, UploadId};
 use tracing::Instrument as _;
@@ -64,9 +64,7 @@ impl Place {
             roles,
         };
         let admin = place.server.connect_admin(place.server.maintenance_database()).await.unwrap();
-        let verifier = scram_verifier(&place.login.password);
-        let logins =
-            TenantRole::LOGINS.map(|role| TenantLogin { role, verifier: verifier.clone(), connections_max: 4 });
+        let logins = TenantRole::LOGINS.map(|role| TenantLogin::new(role, &place.login.password, 4));
         tenant_roles_create(&admin, &place.roles, &logins, place.tenant.0).await.unwrap();
         place.database_new(&place.database).await;
         place

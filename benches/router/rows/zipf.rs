@@ -1,0 +1,246 @@
+//! Many tenants, few connections: 64 callers ask for tenants by Zipf's law, under a budget of 100 connections, against
+//! PgBouncer in transaction mode with the same cap, and against the best that any policy could do.
+//!
+//! PgBouncer's cap over databases is per user, so all its databases are asked as one user. Its callers are the same
+//! program over tokio-postgres (one round trip per statement), and their sessions to it stay open.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::{StreamExt as _, stream};
+use tokio_postgres::types::Type;
+
+use super::CHANNELS;
+use crate::callers::{Channels, Querier, single};
+use crate::fleet::{THINGS, Tenant};
+use crate::load::{Caller, Sample, closed_loop, median};
+use crate::pooler::{Pooler, Sessions};
+use crate::report::{Goal, Report, per_second};
+use crate::stage::{BUDGET, Stage, connect};
+use crate::zipf::Zipf;
+
+const CALLERS: usize = 64;
+const WARM_UP: Duration = Duration::from_secs(8);
+const SLICE: Duration = Duration::from_secs(10);
+const PAIRS: usize = 3;
+/// A connection more or less in use for making another: what the best policy could keep.
+const KEPT: usize = BUDGET as usize - 2;
+/// The answer says which database gave it.
+const SQL: &str = "SELECT current_database()::text || ' ' || name FROM things WHERE id = $1";
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(100);
+const EMPTY_MAX: Duration = Duration::from_secs(30);
+const CONNECTS: usize = 600;
+const CONNECTS_PARALLEL: usize = 4;
+
+fn wish(tenants: &[Tenant], zipf: &Zipf) -> (usize, i64, String) {
+    let (number, id) = (zipf.draw(), rand::random_range(1..=THINGS));
+    (number, id, format!("{} thing {id}", tenants[number].database.as_str()))
+}
+
+fn checked(found: Option<&str>, wanted: &str) -> Result<(), String> {
+    if found == Some(wanted) { Ok(()) } else { Err(format!("{found:?} instead of {wanted:?}")) }
+}
+
+/// Asks the daemon.
+struct Ours {
+    querier: Querier,
+    tenants: Arc<[Tenant]>,
+    zipf: Arc<Zipf>,
+}
+
+impl Caller for Ours {
+    async fn call(&mut self) -> Result<(), String> {
+        let (number, id, wanted) = wish(&self.tenants, &self.zipf);
+        let answer = self.querier.execute(self.tenants[number].code.as_str(), SQL, id).await;
+        checked(single(&answer.map_err(|status| status.to_string())?).as_deref(), &wanted)
+    }
+}
+
+/// Asks PgBouncer.
+struct Theirs {
+    sessions: Sessions,
+    tenants: Arc<[Tenant]>,
+    zipf: Arc<Zipf>,
+}
+
+impl Caller for Theirs {
+    async fn call(&mut self) -> Result<(), String> {
+        let (number, id, wanted) = wish(&self.tenants, &self.zipf);
+        let database = self.tenants[number].database.as_str();
+        let client = self.sessions.take(database).await?;
+        let rows = client.query_typed(SQL, &[(&id, Type::INT8)]).await.map_err(|error| format!("{error:?}"))?;
+        self.sessions.put(database, client);
+        checked(rows.first().map(|row| row.get(0)), &wanted)
+    }
+}
+
+pub async fn run(stage: &Stage, report: &mut Report, count: usize) {
+    let tenants = stage.fleet.tenants(stage, count).await;
+    let zipf = Arc::new(Zipf::new(count));
+    let connects = connects_per_second(stage, &tenants).await;
+    let best = connects / (1.0 - zipf.share(KEPT));
+    let watch = Watch::begin(stage).await;
+
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let mut version = String::new();
+    for _ in 0..PAIRS {
+        // Each side gives its connections back before the other begins.
+        let daemon = stage.daemon();
+        let channels = Channels::open(daemon.address, &daemon.key, CHANNELS).await;
+        let caller =
+            |number| Ours { querier: channels.querier(number), tenants: Arc::clone(&tenants), zipf: Arc::clone(&zipf) };
+        closed_loop((0..CALLERS).map(caller), WARM_UP).await;
+        ours.push(closed_loop((0..CALLERS).map(caller), SLICE).await);
+        watch.note_ours();
+        daemon.process.terminate().await;
+
+        let pooler = Arc::new(Pooler::start(stage, 20).await);
+        version.clone_from(&pooler.version);
+        let sessions = Sessions::new(&pooler);
+        prepare(&sessions, &tenants).await;
+        let caller =
+            |_number| Theirs { sessions: sessions.clone(), tenants: Arc::clone(&tenants), zipf: Arc::clone(&zipf) };
+        closed_loop((0..CALLERS).map(caller), WARM_UP / 2).await;
+        theirs.push(closed_loop((0..CALLERS).map(caller), SLICE).await);
+        watch.note_theirs();
+        report.errors("PgBouncer", theirs.last().unwrap());
+        drop((sessions, pooler));
+        watch.until_empty().await;
+    }
+    let ratio = |figure: fn(&Sample) -> f64| median(ours.iter().zip(&theirs).map(|(o, t)| figure(o) / figure(t)));
+    let our = |figure: fn(&Sample) -> f64| median(ours.iter().map(figure));
+    let their = |figure: fn(&Sample) -> f64| median(theirs.iter().map(figure));
+    let goal = if count <= 300 { 1.7 } else { 1.2 };
+    let name = format!("{count} tenants, Zipf, budget {BUDGET}");
+    report.line(
+        &format!("{name}: statements"),
+        &per_second(our(Sample::rate)),
+        &format!("{version}, {}", per_second(their(Sample::rate))),
+        ratio(Sample::rate),
+        "×",
+        Goal::AtLeast(goal),
+    );
+    report.line(
+        &format!("{name}: p99"),
+        &format!("{:.0} ms", our(Sample::p99)),
+        &format!("{version}, {:.0} ms", their(Sample::p99)),
+        ratio(Sample::p99),
+        "×",
+        Goal::AtMost(1.0),
+    );
+    report.line(
+        &format!("{name}: of the best"),
+        &per_second(our(Sample::rate)),
+        &format!("{} = {connects:.0} connects/s ÷ {:.3}", per_second(best), 1.0 - zipf.share(KEPT)),
+        our(Sample::rate) / best,
+        "×",
+        Goal::AtLeast(0.8),
+    );
+    report.line(
+        &format!("{name}: connections"),
+        &format!("at most {}", watch.ours.load(Ordering::Relaxed)),
+        &format!("{version}, at most {}", watch.theirs.load(Ordering::Relaxed)),
+        watch.ours.load(Ordering::Relaxed) as f64,
+        "",
+        Goal::AtMost(BUDGET.into()),
+    );
+    let errors: usize = ours.iter().map(|sample| sample.error_count).sum();
+    report.line(&format!("{name}: failed calls"), &errors.to_string(), "", errors as f64, "", Goal::AtMost(0.0));
+    for sample in &ours {
+        report.errors(&name, sample);
+    }
+    report.note(format!(
+        "{name}: p50 {:.1} ms against {:.1} ms; bound by how fast PostgreSQL starts backends (the best: {connects:.0} \
+         connects/s with nothing else to do, divided by the part of calls to other than the {KEPT} most popular tenants)",
+        our(Sample::p50),
+        their(Sample::p50)
+    ));
+}
+
+/// Each tenant's first session to PgBouncer, which it opens only once it has one to the server.
+async fn prepare(sessions: &Sessions, tenants: &[Tenant]) {
+    stream::iter(tenants)
+        .for_each_concurrent(16, |tenant| async move {
+            let database = tenant.database.as_str();
+            let client = sessions.take(database).await.unwrap();
+            sessions.put(database, client);
+        })
+        .await;
+    assert_eq!(sessions.count(), tenants.len());
+}
+
+/// How many sessions PostgreSQL opens, asks once and ends in a second.
+async fn connects_per_second(stage: &Stage, tenants: &[Tenant]) -> f64 {
+    let connect_once = |tenant: Tenant| async move {
+        let client = connect(&stage.cluster, &tenant.login, tenant.database.as_str()).await;
+        client.query_typed(SQL, &[(&1_i64, Type::INT8)]).await.unwrap();
+    };
+    let wave = |count: usize| {
+        let some = (0..count).map(|_| tenants[rand::random_range(0..tenants.len())].clone());
+        stream::iter(some.collect::<Vec<_>>()).for_each_concurrent(CONNECTS_PARALLEL, connect_once)
+    };
+    wave(CONNECTS / 4).await;
+    let began = Instant::now();
+    wave(CONNECTS).await;
+    CONNECTS as f64 / began.elapsed().as_secs_f64()
+}
+
+/// Counts the sessions in tenants' databases, as the server sees them.
+struct Watch {
+    now: Arc<AtomicI64>,
+    most: Arc<AtomicI64>,
+    ours: AtomicI64,
+    theirs: AtomicI64,
+    stop: Arc<AtomicBool>,
+}
+
+impl Watch {
+    async fn begin(stage: &Stage) -> Self {
+        let judge = stage.judge("postgres").await;
+        let (now, most, stop) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicI64::new(0)), Arc::default());
+        let watch = Self {
+            now: Arc::clone(&now),
+            most: Arc::clone(&most),
+            ours: AtomicI64::new(0),
+            theirs: AtomicI64::new(0),
+            stop: Arc::clone(&stop),
+        };
+        tokio::spawn(async move {
+            let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname LIKE 'bench\\_t%'";
+            let statement = judge.prepare(sql).await.unwrap();
+            while !stop.load(Ordering::Relaxed) {
+                let count: i64 = judge.query_one(&statement, &[]).await.unwrap().get(0);
+                now.store(count, Ordering::Relaxed);
+                most.fetch_max(count, Ordering::Relaxed);
+                tokio::time::sleep(SAMPLE_INTERVAL).await;
+            }
+        });
+        watch
+    }
+
+    fn note_ours(&self) {
+        self.ours.fetch_max(self.most.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    fn note_theirs(&self) {
+        self.theirs.fetch_max(self.most.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Awaits that nobody is left from before.
+    async fn until_empty(&self) {
+        let deadline = Instant::now() + EMPTY_MAX;
+        tokio::time::sleep(2 * SAMPLE_INTERVAL).await;
+        while self.now.load(Ordering::Relaxed) > 0 {
+            assert!(Instant::now() < deadline, "PgBouncer's sessions do not end");
+            tokio::time::sleep(SAMPLE_INTERVAL).await;
+        }
+        self.most.store(0, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
