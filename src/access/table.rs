@@ -22,7 +22,11 @@ const TABLE: &[(&str, Permission)] = &[
     ("/tenantd.v1.OperationService/GetOperation", View),
     ("/tenantd.v1.OperationService/ListOperations", View),
     ("/tenantd.v1.OperationService/WatchOperation", View),
+    // The daemon's own databases as a whole need Administrate too, which the service checks.
     ("/tenantd.v1.QueryService/Execute", Reach),
+    ("/tenantd.v1.QueryService/StreamQuery", Reach),
+    ("/tenantd.v1.QueryService/Transact", Reach),
+    ("/tenantd.v1.QueryService/Pipeline", Reach),
     // With credentials it needs SeeCredentials too, which the service checks.
     ("/tenantd.v1.RouterService/ResolveTenant", Reach),
     ("/tenantd.v1.RouterService/WatchRoutes", Reach),

@@ -46,6 +46,7 @@ use crate::proto::v1::operation_service_server::OperationServiceServer;
 use crate::proto::v1::query_service_server::QueryServiceServer;
 use crate::proto::v1::router_service_server::RouterServiceServer;
 use crate::proto::v1::tenant_service_server::TenantServiceServer;
+use crate::query::Queries;
 use crate::router::Router;
 use crate::shutdown::Tasks;
 
@@ -69,6 +70,7 @@ pub struct Api {
     pub accounts: Accounts,
     pub access: Access,
     pub router: Router,
+    pub queries: Queries,
     pub operations: Operations,
     pub tasks: Tasks,
 }

@@ -1,30 +1,113 @@
-//! QueryService: one statement over the router's pools, for callers who may reach the tenant. Must not read the SQL.
+//! QueryService: SQL over the router's pools, for callers who may reach the tenant. Must not read the SQL.
 
-use tonic::{Request, Response, Status};
+mod pipeline;
+mod streams;
+mod user;
 
-use super::{Service, auth};
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Service, auth, status};
+use crate::domain::permission::Permission;
 use crate::proto::v1::query_service_server::QueryService;
-use crate::proto::v1::{ExecuteRequest, ExecuteResponse};
-use crate::query::{self, Execute};
+use crate::proto::v1::{
+    ExecuteRequest, ExecuteResponse, PipelineRequest, PipelineResponse, StreamQueryRequest, StreamQueryResponse,
+    Target, TransactRequest, TransactResponse,
+};
+use crate::query::{BYTES_MAX, Execute, Session, StreamQuery, Whole};
+use user::user;
+
+/// A streaming call's answers.
+type Answers<T> = ReceiverStream<Result<T, Status>>;
+
+impl Service {
+    /// The session that a call means, if its caller may have it.
+    async fn query_session<T>(
+        &self,
+        request: &Request<T>,
+        target: Target,
+        tenant: &str,
+        deadline: Instant,
+    ) -> Result<Session, Status> {
+        let queries = &self.api.queries;
+        let whole = match target {
+            Target::Unspecified => {
+                let route = self.route(request, super::routes::reference(tenant)?).await?;
+                return Ok(queries.session(route.tenant, deadline).await?);
+            }
+            Target::TenantShared => {
+                let route = self.route(request, super::routes::reference(tenant)?).await?;
+                return Ok(queries.session_shared(&route, deadline).await?);
+            }
+            Target::Shared => Whole::Shared,
+            Target::Auth => Whole::Auth,
+        };
+        if !auth::caller(request)?.may(Permission::Administrate) {
+            return Err(status::denied("only administrators read the daemon's own databases as a whole"));
+        }
+        if !tenant.is_empty() {
+            let problem = "the daemon's own databases as a whole are no tenant's; leave it empty".to_owned();
+            return Err(status::invalid(vec![("tenant", problem)]));
+        }
+        Ok(queries.session_whole(whole, deadline).await?)
+    }
+}
 
 #[tonic::async_trait]
 impl QueryService for Service {
+    type StreamQueryStream = Answers<StreamQueryResponse>;
+    type TransactStream = Answers<TransactResponse>;
+    type PipelineStream = Answers<PipelineResponse>;
+
     async fn execute(&self, request: Request<ExecuteRequest>) -> Result<Response<ExecuteResponse>, Status> {
+        let message = request.get_ref();
+        let user = user(&*auth::caller(&request)?, &message.user_id)?;
         let deadline = auth::call_deadline(&request);
-        let route = self.route(&request, super::routes::reference(&request.get_ref().tenant)?).await?;
-        let message = request.into_inner();
-        let lease = self.api.router.acquire(route.tenant, deadline).await?;
+        let session = self.query_session(&request, message.target(), &message.tenant, deadline).await?;
         let statement = Execute {
             sql: &message.sql,
             parameters: &message.parameters,
             rows_max: message.max_rows,
-            slow_threshold: self.api.live.current().router.slow_statement_threshold,
+            bytes_max: BYTES_MAX,
+            user,
         };
-        let output = query::execute(lease, statement).await?;
+        let output = self.api.queries.execute(session, statement).await?;
         Ok(Response::new(ExecuteResponse {
             columns: output.columns,
             rows: output.rows,
             row_count: i64::try_from(output.row_count).unwrap_or(i64::MAX),
         }))
+    }
+
+    async fn stream_query(
+        &self,
+        request: Request<StreamQueryRequest>,
+    ) -> Result<Response<Self::StreamQueryStream>, Status> {
+        let message = request.get_ref();
+        let user = user(&*auth::caller(&request)?, &message.user_id)?;
+        let deadline = auth::call_deadline(&request);
+        let session = self.query_session(&request, message.target(), &message.tenant, deadline).await?;
+        let message = request.into_inner();
+        let input =
+            StreamQuery { sql: message.sql, parameters: message.parameters, batch_rows: message.batch_rows, user };
+        let queries = self.api.queries.clone();
+        Ok(Response::new(self.streaming("stream query", deadline, |parts| async move {
+            Ok(queries.stream(session, &input, &parts).await?)
+        })))
+    }
+
+    async fn transact(
+        &self,
+        request: Request<Streaming<TransactRequest>>,
+    ) -> Result<Response<Self::TransactStream>, Status> {
+        self.transaction(request).map(Response::new)
+    }
+
+    async fn pipeline(
+        &self,
+        request: Request<Streaming<PipelineRequest>>,
+    ) -> Result<Response<Self::PipelineStream>, Status> {
+        self.pipeline_answers(request).map(Response::new)
     }
 }

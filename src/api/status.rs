@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::domain::lifecycle::{IllegalTransition, TenantState};
 use crate::domain::route::SelectError;
-use crate::proto::v1::ErrorReason as Reason;
+use crate::proto::v1::{self, ErrorReason as Reason};
 use crate::{access, accounts, backup, catalog, migrator, operations, postgres, query, router, store};
 
 /// `ErrorInfo.domain`.
@@ -358,9 +358,25 @@ impl From<query::Error> for Status {
         use query::Error as E;
         let retry_after = error.retry_after();
         match &error {
-            E::Empty | E::Refused { .. } | E::Unsupported { .. } => invalid(vec![("sql", error.to_string())]),
+            E::Empty | E::Several | E::Refused { .. } | E::Unsupported { .. } => {
+                invalid(vec![("sql", error.to_string())])
+            }
             E::ParameterCount { .. } | E::Parameter { .. } => invalid(vec![("parameters", error.to_string())]),
             E::RowsMax { .. } => invalid(vec![("max_rows", error.to_string())]),
+            E::BatchRows { .. } => invalid(vec![("batch_rows", error.to_string())]),
+            E::NoAction | E::BegunAlready => invalid(vec![("action", error.to_string())]),
+            E::SavepointUnknown { .. } | E::SavepointsMax { .. } => invalid(vec![("savepoint", error.to_string())]),
+            E::TransactionFailed => {
+                Refusal::new(Code::FailedPrecondition, Reason::Sql, &error).meta("sqlstate", "25P02").status()
+            }
+            E::CallerSilent { .. } => Refusal::new(Code::Aborted, Reason::Cancelled, &error).status(),
+            E::CallerGone => Refusal::new(Code::Cancelled, Reason::Cancelled, &error).status(),
+            E::TargetBusy { .. } => Refusal::new(Code::ResourceExhausted, Reason::ConnectionUnavailable, &error)
+                .retry_after(RETRY_AFTER)
+                .status(),
+            E::SharedElsewhere { .. } => {
+                Refusal::new(Code::FailedPrecondition, Reason::ConnectionUnavailable, &error).status()
+            }
             E::TooManyRows { .. } | E::TooManyBytes { .. } => {
                 Refusal::new(Code::OutOfRange, Reason::ResultTooLarge, &error).status()
             }
@@ -374,7 +390,35 @@ impl From<query::Error> for Status {
                 .status(),
             E::Connection(_) => Refusal::new(Code::Unavailable, Reason::ConnectionUnavailable, &error).status(),
             E::Malformed { .. } => internal(&error),
+            E::Router(_) | E::Open(_) | E::Catalog(_) => match error {
+                E::Router(error) => (*error).into(),
+                E::Open(error) => (*error).into(),
+                E::Catalog(error) => (*error).into(),
+                other => internal(&other),
+            },
         }
+    }
+}
+
+/// A status as part of a stream that goes on.
+pub(super) fn in_band(status: &Status) -> v1::StatementError {
+    let details = status.get_error_details();
+    let metadata = details.error_info().map(|info| info.metadata.clone()).unwrap_or_default();
+    let reason = details.error_info().and_then(|info| Reason::from_str_name(&format!("ERROR_REASON_{}", info.reason)));
+    let text = |name: &str| metadata.get(name).cloned().unwrap_or_default();
+    v1::StatementError {
+        code: status.code().into(),
+        reason: reason.unwrap_or_default().into(),
+        message: status.message().to_owned(),
+        sqlstate: text("sqlstate"),
+        position: text("position").parse().unwrap_or_default(),
+        constraint: text("constraint"),
+        detail: text("detail"),
+        hint: text("hint"),
+        retry_delay: details
+            .retry_info()
+            .and_then(|info| info.retry_delay)
+            .and_then(|delay| prost_types::Duration::try_from(delay).ok()),
     }
 }
 

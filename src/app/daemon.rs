@@ -21,8 +21,10 @@ use crate::api::{self, Api};
 use crate::backup;
 use crate::catalog::Catalog;
 use crate::config::{Config, Live};
+use crate::domain::tenant::Naming;
 use crate::operations::{Operations, Parts};
-use crate::postgres::{self, Server, admin};
+use crate::postgres::{self, Server, admin, readers};
+use crate::query::Queries;
 use crate::router::Router;
 use crate::secrets::{Envelope, ManifestSigner};
 use crate::shutdown::Tasks;
@@ -44,6 +46,7 @@ pub struct App {
     address: SocketAddr,
     access: Access,
     parts: Parts,
+    queries: Queries,
 }
 
 impl App {
@@ -54,12 +57,13 @@ impl App {
         let address = listener.local_addr().map_err(listen_error)?;
         let instance = Uuid::new_v4();
         let servers = servers(&config, &tasks, instance).await?;
-        let home = servers.get(&config.catalog_server).ok_or_else(|| {
+        let home = servers.get(&config.catalog_server).cloned().ok_or_else(|| {
             Error::Usage(format!("catalog_server {:?} is none of the servers", config.catalog_server))
         })?;
-        let catalog = Catalog::new(home, &config.naming.shared_database())?;
+        let catalog = Catalog::new(&home, &config.naming.shared_database())?;
         catalog.migrate().await?;
-        let accounts = Accounts::new(home, &config.naming.auth_database())?;
+        shared_readers(&home, &config.naming).await?;
+        let accounts = Accounts::new(&home, &config.naming.auth_database())?;
         accounts.migrate().await?;
         for server in &config.servers {
             catalog.server_register(&server.name, &server.host, server.port).await?;
@@ -99,7 +103,15 @@ impl App {
             envelope,
             signer,
         };
-        Ok(Self { config, tasks, listener, address, access, parts })
+        let queries = Queries::new(
+            parts.live.clone(),
+            config.naming.clone(),
+            home,
+            parts.router.clone(),
+            parts.catalog.clone(),
+            &tasks,
+        );
+        Ok(Self { config, tasks, listener, address, access, parts, queries })
     }
 
     /// Writes the first admin key to `file`, while no admin key exists.
@@ -121,7 +133,7 @@ impl App {
 
     /// Begins to drive operations, those included that an earlier daemon has left.
     pub fn start(self) -> Running {
-        let Self { config, tasks, listener, address, access, parts } = self;
+        let Self { config, tasks, listener, address, access, parts, queries } = self;
         let api = Api {
             config: Arc::clone(&config),
             live: parts.live.clone(),
@@ -129,6 +141,7 @@ impl App {
             accounts: parts.accounts.clone(),
             access,
             router: parts.router.clone(),
+            queries,
             tasks: tasks.clone(),
             operations: Operations::start(parts),
         };
@@ -190,6 +203,21 @@ async fn servers(config: &Config, tasks: &Tasks, instance: Uuid) -> Result<BTree
         servers.insert(server.name.clone(), handle);
     }
     Ok(servers)
+}
+
+/// Lets tenants' logins read what is theirs in the shared database, once each has joined the role.
+async fn shared_readers(home: &Server, naming: &Naming) -> Result<(), Error> {
+    let database = naming.shared_database();
+    let made = async {
+        let client = home.connect_admin(&database).await?;
+        readers::shared_readers_make(&client, &database, &naming.shared_readers()).await
+    };
+    made.await.map_err(|source: postgres::Error| Error::Server {
+        name: home.name().to_owned(),
+        host: home.config().host.clone(),
+        port: home.config().port,
+        source: Box::new(source),
+    })
 }
 
 /// Logs in once, and refuses what is too old.

@@ -9,6 +9,7 @@ mod backups;
 mod credentials;
 mod errors;
 mod fence;
+mod logins;
 mod meta;
 mod operations;
 mod rollouts;
@@ -52,6 +53,7 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("V4__backups.sql", include_str!("../../shared-migrations/shared/V4__backups.sql")),
     ("V5__reference.sql", include_str!("../../shared-migrations/shared/V5__reference.sql")),
     ("V6__route_removals.sql", include_str!("../../shared-migrations/shared/V6__route_removals.sql")),
+    ("V7__tenant_reads.sql", include_str!("../../shared-migrations/shared/V7__tenant_reads.sql")),
 ];
 
 /// A cheap handle on the shared database.

@@ -1,4 +1,4 @@
-//! `tenantd sql`: one statement in a tenant's database, its result as psql would draw it.
+//! `tenantd sql`: one statement in a tenant's database or one of the daemon's own, its result as psql would draw it.
 
 use std::io::{IsTerminal as _, Read as _};
 use std::path::PathBuf;
@@ -10,12 +10,19 @@ use super::error::Error;
 use super::table::{SqlCell, psql};
 use super::{Context, human};
 use crate::proto::v1::value::Kind;
-use crate::proto::v1::{Column, ExecuteRequest, ExecuteResponse, Value};
+use crate::proto::v1::{Column, ExecuteRequest, ExecuteResponse, Target, Value};
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// A tenant's id or code.
-    tenant: String,
+    /// A tenant's id or code; the shared and the auth database as a whole are no tenant's.
+    #[arg(required_unless_present = "target")]
+    tenant: Option<String>,
+    /// Another database than the tenant's own.
+    #[arg(long, value_enum)]
+    target: Option<Where>,
+    /// On whose behalf: a user's id, which the statement sees as current_setting('app.current_user_id').
+    #[arg(long, value_name = "UUID")]
+    user: Option<String>,
     /// The statement; it is read from standard input when neither -c nor -f is given.
     #[arg(long, short, value_name = "SQL", conflicts_with = "file")]
     command: Option<String>,
@@ -30,6 +37,27 @@ pub struct Arguments {
     max_rows: i32,
 }
 
+/// The daemon's own databases.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Where {
+    /// The shared database as the tenant sees it.
+    TenantShared,
+    /// The whole shared database, read only; for administrators.
+    Shared,
+    /// The whole auth database, read only; for administrators.
+    Auth,
+}
+
+impl From<Where> for Target {
+    fn from(target: Where) -> Self {
+        match target {
+            Where::TenantShared => Self::TenantShared,
+            Where::Shared => Self::Shared,
+            Where::Auth => Self::Auth,
+        }
+    }
+}
+
 pub async fn run(arguments: Arguments, context: &Context) -> Result<(), Error> {
     let connection = context.connect().await?;
     let sql = match (arguments.command, arguments.file) {
@@ -39,10 +67,12 @@ pub async fn run(arguments: Arguments, context: &Context) -> Result<(), Error> {
     };
     let parameter = |text: String| Value { kind: Some(Kind::TextValue(text)) };
     let message = ExecuteRequest {
-        tenant: arguments.tenant,
+        tenant: arguments.tenant.unwrap_or_default(),
         sql: sql.clone(),
         parameters: arguments.parameters.into_iter().map(parameter).collect(),
         max_rows: arguments.max_rows,
+        target: arguments.target.map_or(Target::Unspecified, Target::from).into(),
+        user_id: arguments.user.unwrap_or_default(),
     };
     let answer = match connection.queries().execute(request(message)).await {
         Ok(answer) => answer.into_inner(),

@@ -13,8 +13,8 @@ use serde::Deserialize;
 use super::duration::duration;
 use super::files::{Credentials, Keys};
 use super::{
-    BackupConfig, CallerLimits, ClientCa, Config, Limits, MigratorConfig, OperationsConfig, RouterConfig, ServerConfig,
-    ServerTls, StoreConfig, TlsFiles,
+    BackupConfig, CallerLimits, ClientCa, Config, Limits, MigratorConfig, OperationsConfig, QueryConfig, RouterConfig,
+    ServerConfig, ServerTls, StoreConfig, TlsFiles,
 };
 use super::{access, mending, validate};
 use crate::domain::tenant::Naming;
@@ -82,6 +82,8 @@ struct File {
     store: StoreSection,
     #[serde(default)]
     router: RouterSection,
+    #[serde(default)]
+    query: QuerySection,
     #[serde(default)]
     operations: OperationsSection,
     #[serde(default)]
@@ -153,17 +155,17 @@ struct StoreSection {
 }
 
 macro_rules! section {
-    ($name:ident { $($field:ident : $type:ty = $default:expr),+ $(,)? } durations { $($duration:ident = $value:expr),* $(,)? }) => {
+    ($name:ident { $($field:ident : $type:ty = $default:expr),* $(,)? } durations { $($duration:ident = $value:expr),* $(,)? }) => {
         #[derive(Debug, Deserialize)]
         #[serde(deny_unknown_fields, default)]
         struct $name {
-            $($field: $type,)+
+            $($field: $type,)*
             $(#[serde(deserialize_with = "duration")] $duration: Duration,)*
         }
 
         impl Default for $name {
             fn default() -> Self {
-                Self { $($field: $default,)+ $($duration: $value,)* }
+                Self { $($field: $default,)* $($duration: $value,)* }
             }
         }
     };
@@ -183,6 +185,12 @@ section!(RouterSection {
     route_age_max = Duration::from_secs(1),
     slow_statement_threshold = Duration::from_secs(1),
     lease_warn_after = Duration::from_mins(1),
+});
+
+section!(QuerySection {
+} durations {
+    transaction_idle_max = Duration::from_secs(10),
+    stream_idle_max = Duration::from_mins(1),
 });
 
 section!(CallersSection {
@@ -298,6 +306,10 @@ impl File {
             },
             limits: Limits {
                 router: self.router.into_config(),
+                query: QueryConfig {
+                    transaction_idle_max: self.query.transaction_idle_max,
+                    stream_idle_max: self.query.stream_idle_max,
+                },
                 tiers: tiers.into_iter().collect(),
                 callers: CallerLimits { calls_per_second_max: self.callers.calls_per_second_max },
             },

@@ -125,6 +125,7 @@ pub struct StoreConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
     pub router: RouterConfig,
+    pub query: QueryConfig,
     pub tiers: Tiers,
     pub callers: CallerLimits,
 }
@@ -156,6 +157,14 @@ pub struct RouterConfig {
     pub slow_statement_threshold: Duration,
     /// A lease that is held for so long is logged with its holder.
     pub lease_warn_after: Duration,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueryConfig {
+    /// A caller who says nothing for so long loses its transaction.
+    pub transaction_idle_max: Duration,
+    /// A caller who takes no rows for so long loses its stream.
+    pub stream_idle_max: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

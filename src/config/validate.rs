@@ -143,6 +143,8 @@ fn numbers(config: &Config, problems: &mut Vec<String>) {
         ("router.statement_timeout", router.statement_timeout),
         ("router.connection_lifetime_max", router.connection_lifetime_max),
         ("router.lease_warn_after", router.lease_warn_after),
+        ("query.transaction_idle_max", config.limits.query.transaction_idle_max),
+        ("query.stream_idle_max", config.limits.query.stream_idle_max),
         ("migrator.lock_timeout", config.migrator.lock_timeout),
         ("migrator.statement_timeout", config.migrator.statement_timeout),
         ("backup.stall_timeout", config.backup.stall_timeout),

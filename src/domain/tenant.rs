@@ -303,6 +303,11 @@ impl Naming {
         DatabaseName(format!("{}_auth", self.prefix))
     }
 
+    /// The role that may read the tenants' part of the shared database.
+    pub fn shared_readers(&self) -> RoleName {
+        RoleName(format!("{}__shared", self.prefix))
+    }
+
     /// The database of a new tenant.
     pub fn tenant_database(&self, code: &TenantCode) -> Result<DatabaseName, NameError> {
         let max = self.code_bytes_max();

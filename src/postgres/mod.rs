@@ -16,6 +16,7 @@ pub mod lane;
 pub mod locks;
 pub mod programs;
 pub mod read;
+pub mod readers;
 pub mod roles;
 pub mod server;
 mod session;

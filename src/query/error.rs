@@ -4,11 +4,16 @@ use std::time::Duration;
 
 use tokio_postgres::error::{DbError, ErrorPosition};
 
+use crate::domain::tenant::TenantCode;
+use crate::{catalog, postgres, router};
+
 /// What went wrong, and whose it is to mend.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("the statement is empty")]
     Empty,
+    #[error("there are several statements in one text, and nothing was run; send each one by itself")]
+    Several,
     #[error("{word} is not taken here: {reason}")]
     Refused { word: &'static str, reason: &'static str },
     #[error("the statement has {wanted} parameters ($1, $2 …), and {given} values were given")]
@@ -17,6 +22,23 @@ pub enum Error {
     Parameter { number: usize, wanted: String, reason: &'static str },
     #[error("max_rows is {requested}; 0 to 10,000 are taken (0 means 1,000)")]
     RowsMax { requested: i32 },
+    #[error("batch_rows is {requested}; 0 to 10,000 are taken (0 means 1,000)")]
+    BatchRows { requested: i32 },
+    #[error("a request of the transaction has failed; roll it back, to a savepoint or as a whole")]
+    TransactionFailed,
+    #[error("the transaction has no savepoint {savepoint}, or no longer")]
+    SavepointUnknown { savepoint: i32 },
+    #[error("a transaction has at most {max} savepoints at the same moment; release some")]
+    SavepointsMax { max: usize },
+    #[error("the transaction has begun already, and was rolled back; a stream has one")]
+    BegunAlready,
+    #[error("the first request begins the transaction, and every one has an action; nothing was changed")]
+    NoAction,
+    #[error("the caller was silent for {idle_max:?}, and the transaction was rolled back")]
+    CallerSilent { idle_max: Duration },
+    /// Seen by nobody.
+    #[error("the caller has gone")]
+    CallerGone,
     #[error("column {column:?} has type {type_name}, which has no form here; cast it to text in the statement")]
     Unsupported { column: String, type_name: String },
     #[error(
@@ -29,6 +51,16 @@ pub enum Error {
     Sql(Box<SqlError>),
     #[error("the connection broke while the statement ran, so that it may or may not have taken effect: {0}")]
     Connection(#[source] tokio_postgres::Error),
+    #[error("no session for this target was free in time: at most {max} callers use it at the same moment; try again")]
+    TargetBusy { max: usize },
+    #[error("the tenant {tenant} is on the server {server}, and its login is unknown on the shared database's")]
+    SharedElsewhere { tenant: TenantCode, server: String },
+    #[error(transparent)]
+    Router(Box<router::Error>),
+    #[error(transparent)]
+    Open(Box<postgres::Error>),
+    #[error(transparent)]
+    Catalog(Box<catalog::Error>),
     #[error("the server sent a value of column {column:?} that its type {type_name} does not allow")]
     Malformed { column: String, type_name: String },
 }
@@ -41,6 +73,22 @@ impl Error {
             Self::Sql(error) if matches!(error.sqlstate.as_str(), "40001" | "40P01") => Some(Duration::from_millis(50)),
             _other => None,
         }
+    }
+
+    /// The result was given up in its middle.
+    pub(super) fn leaves_rows(&self) -> bool {
+        matches!(
+            self,
+            Self::TooManyRows { .. } | Self::TooManyBytes { .. } | Self::Malformed { .. } | Self::Connection(_)
+        )
+    }
+
+    /// A statement prepared earlier no longer fits the tables, or a tenant's function has dropped it. Nothing ran.
+    pub(super) fn is_stale_statement(&self) -> bool {
+        let Self::Sql(error) = self else { return false };
+        let replanned = error.sqlstate == "0A000" && error.message.contains("cached plan must not change result type");
+        let dropped = error.sqlstate == "26000" && error.message.starts_with("prepared statement \"s");
+        replanned || dropped
     }
 }
 
@@ -88,8 +136,32 @@ impl SqlError {
 impl From<tokio_postgres::Error> for Error {
     fn from(error: tokio_postgres::Error) -> Self {
         match error.as_db_error() {
+            Some(refusal) if is_several(refusal) => Self::Several,
             Some(refusal) => Self::Sql(Box::new(SqlError::new(refusal))),
             None => Self::Connection(error),
         }
     }
+}
+
+impl From<router::Error> for Error {
+    fn from(error: router::Error) -> Self {
+        Self::Router(Box::new(error))
+    }
+}
+
+impl From<postgres::Error> for Error {
+    fn from(error: postgres::Error) -> Self {
+        Self::Open(Box::new(error))
+    }
+}
+
+impl From<catalog::Error> for Error {
+    fn from(error: catalog::Error) -> Self {
+        Self::Catalog(Box::new(error))
+    }
+}
+
+/// What PostgreSQL says when a text that is prepared has several statements.
+fn is_several(refusal: &DbError) -> bool {
+    refusal.code().code() == "42601" && refusal.message() == "cannot insert multiple commands into a prepared statement"
 }

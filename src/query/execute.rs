@@ -1,22 +1,27 @@
-//! One statement over one lease.
+//! One statement over one session.
 //!
-//! A query that only reads and calls nothing unknown is sent as it is: PostgreSQL's implicit transaction is its own,
-//! and it costs one round trip. Everything else runs between BEGIN and COMMIT through a portal that stops one row
-//! beyond the bound, so that a result that is too large changes nothing.
+//! Most statements take one round trip: plain reads, guarded or not ([`super::harmless`]), and changes that return no
+//! rows, which PostgreSQL's implicit transaction covers. Everything else runs between BEGIN and COMMIT, so that a result
+//! that is too large changes nothing; BEGIN travels together with the statement.
 
+use std::borrow::Cow;
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::TryStreamExt as _;
-use postgres_types::{FromSql, Type};
-use tokio_postgres::{Row, RowStream, Statement};
+use futures_util::try_join;
+use tokio_postgres::{Client, Statement};
+use uuid::Uuid;
 
-use super::decode;
+use super::Queries;
 use super::error::Error;
+use super::harmless::{Known, Reading};
 use super::parameter::{Parameter, parameters};
+use super::rows::{Bounds, Fetched, collect, columns};
+use super::session::Session;
 use super::statement;
 use crate::proto::v1;
-use crate::router::{Lease, Residue};
+use crate::router::Residue;
 
 /// Rows of a result when the caller does not say.
 pub const ROWS_DEFAULT: usize = 1_000;
@@ -32,8 +37,10 @@ pub struct Execute<'a> {
     pub parameters: &'a [v1::Value],
     /// At most [`ROWS_MAX`]; 0 means [`ROWS_DEFAULT`].
     pub rows_max: i32,
-    /// Longer statements are logged, without their values.
-    pub slow_threshold: Duration,
+    /// At most [`BYTES_MAX`].
+    pub bytes_max: usize,
+    /// Seen as `app.current_user_id` while the statement runs.
+    pub user: Option<Uuid>,
 }
 
 /// Its result.
@@ -45,47 +52,72 @@ pub struct Output {
     pub row_count: u64,
 }
 
-/// Runs the statement and gives the connection back.
-pub async fn execute(mut lease: Lease, input: Execute<'_>) -> Result<Output, Error> {
-    let started = Instant::now();
-    let (residue, rows_max) =
-        match statement::residue(input.sql).and_then(|residue| Ok((residue, rows_max(input.rows_max)?))) {
-            Ok(checked) => checked,
+impl Queries {
+    /// Runs the statement and gives the session back.
+    pub async fn execute(&self, mut session: Session, input: Execute<'_>) -> Result<Output, Error> {
+        let started = Instant::now();
+        let (known, bounds) = match self.admit(&input) {
+            Ok(admitted) => admitted,
             Err(error) => {
-                lease.release(Residue::Nothing);
+                session.release(Residue::Nothing);
                 return Err(error);
             }
         };
-    let mut result = attempt(&mut lease, &input, residue, rows_max).await;
-    if let Err(failure) = &result
-        && failure.is_stale_statement()
-    {
-        // The tables changed under a statement that this session had prepared. Nothing ran yet.
-        lease.statements_forget();
-        result = attempt(&mut lease, &input, residue, rows_max).await;
-    }
-    let elapsed = started.elapsed();
-    if elapsed >= input.slow_threshold {
-        let (tenant, statement) = (lease.code(), statement::without_values(input.sql));
-        tracing::info!(%tenant, milliseconds = elapsed.as_millis(), statement, "slow statement");
-    }
-    match result {
-        Ok(output) => {
-            lease.release(residue);
-            Ok(output)
+        let way = match self.way(&mut session, &known, input.user).await {
+            Ok(way) => way,
+            // The session ends: it did not answer a question of our own.
+            Err(error) => return Err(error),
+        };
+        let mut result = attempt(&mut session, &input, way, bounds).await;
+        if let Err(failure) = &result
+            && failure.is_stale_statement()
+        {
+            // The tables changed under a statement that this session had prepared. Nothing ran yet.
+            session.statements_forget();
+            result = attempt(&mut session, &input, way, bounds).await;
         }
-        Err(Failure { error, session: Session::Idle }) => {
-            lease.release(residue);
-            Err(error)
+        self.tell_if_slow(&session, input.sql, started.elapsed());
+        let (result, state) = match result {
+            Ok(output) => (Ok(output), SessionState::Idle),
+            Err(Failure { error, state }) => (Err(error), state),
+        };
+        match state {
+            SessionState::Idle => session.release(known.analysis.residue),
+            SessionState::Unknown => drop(session),
         }
-        Err(Failure { error, session: Session::Unknown }) => {
-            drop(lease);
-            Err(error)
+        result
+    }
+
+    async fn way(&self, session: &mut Session, known: &Known, user: Option<Uuid>) -> Result<Way, Error> {
+        Ok(match known.analysis.residue {
+            Residue::Nothing if user.is_some() => Way::Guarded { user },
+            Residue::Nothing => match self.0.statements.reading(session, known).await? {
+                Reading::AsIs => Way::AsIs,
+                Reading::Guarded => Way::Guarded { user: None },
+            },
+            _ if user.is_none() && known.analysis.is_change => Way::Change,
+            Residue::Session | Residue::Anything => Way::Transaction { user },
+        })
+    }
+
+    fn admit(&self, input: &Execute<'_>) -> Result<(Arc<Known>, Bounds), Error> {
+        let known = self.0.statements.known(input.sql)?;
+        if known.analysis.is_cursor {
+            let reason = "a cursor ends with its transaction; use StreamQuery, Transact, or LIMIT";
+            return Err(Error::Refused { word: "a statement about a cursor", reason });
+        }
+        Ok((known, Bounds { rows_max: rows_max(input.rows_max)?, bytes_max: input.bytes_max.min(BYTES_MAX) }))
+    }
+
+    pub(super) fn tell_if_slow(&self, session: &Session, sql: &str, elapsed: Duration) {
+        if elapsed >= self.0.live.current().router.slow_statement_threshold {
+            let (tenant, statement) = (session.place(), statement::without_values(sql));
+            tracing::info!(%tenant, milliseconds = elapsed.as_millis(), statement, "slow statement");
         }
     }
 }
 
-fn rows_max(requested: i32) -> Result<usize, Error> {
+pub(super) fn rows_max(requested: i32) -> Result<usize, Error> {
     match usize::try_from(requested) {
         Ok(0) => Ok(ROWS_DEFAULT),
         Ok(rows) if rows <= ROWS_MAX => Ok(rows),
@@ -93,149 +125,131 @@ fn rows_max(requested: i32) -> Result<usize, Error> {
     }
 }
 
+/// How a statement is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// In PostgreSQL's implicit transaction.
+    AsIs,
+    /// Between BEGIN and ROLLBACK.
+    Guarded { user: Option<Uuid> },
+    /// As it is when it returns no rows, and in a transaction otherwise.
+    Change,
+    /// Between BEGIN and COMMIT.
+    Transaction { user: Option<Uuid> },
+}
+
 /// Whether a failure left the session without a statement and outside a transaction.
-enum Session {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SessionState {
     Idle,
     Unknown,
 }
 
-struct Failure {
-    error: Error,
-    session: Session,
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) error: Error,
+    pub(super) state: SessionState,
 }
 
 impl Failure {
-    fn idle(error: impl Into<Error>) -> Self {
+    pub(super) fn idle(error: impl Into<Error>) -> Self {
         let error = error.into();
-        let session = if matches!(error, Error::Connection(_)) { Session::Unknown } else { Session::Idle };
-        Self { error, session }
+        let state = if matches!(error, Error::Connection(_)) { SessionState::Unknown } else { SessionState::Idle };
+        Self { error, state }
     }
 
     fn unknown(error: impl Into<Error>) -> Self {
-        Self { error: error.into(), session: Session::Unknown }
+        Self { error: error.into(), state: SessionState::Unknown }
     }
 
-    /// A statement prepared earlier no longer fits the tables, or a tenant's function has dropped it.
+    /// After a query without a transaction around it: rows may still be on their way.
+    pub(super) fn of_query(error: Error) -> Self {
+        let state = if matches!(error, Error::Sql(_)) { SessionState::Idle } else { SessionState::Unknown };
+        Self { error, state }
+    }
+
     fn is_stale_statement(&self) -> bool {
-        let Error::Sql(error) = &self.error else { return false };
-        let replanned = error.sqlstate == "0A000" && error.message.contains("cached plan must not change result type");
-        let dropped = error.sqlstate == "26000" && error.message.starts_with("prepared statement \"s");
-        (replanned || dropped) && matches!(self.session, Session::Idle)
+        self.state == SessionState::Idle && self.error.is_stale_statement()
     }
 }
 
-async fn attempt(lease: &mut Lease, input: &Execute<'_>, residue: Residue, rows_max: usize) -> Result<Output, Failure> {
-    let statement = lease.prepare(input.sql).await.map_err(Failure::idle)?;
+async fn attempt(session: &mut Session, input: &Execute<'_>, way: Way, bounds: Bounds) -> Result<Output, Failure> {
+    let statement = session.prepare(input.sql).await.map_err(Failure::idle)?;
     let columns = columns(&statement).map_err(Failure::idle)?;
     let parameters = parameters(statement.params(), input.parameters).map_err(Failure::idle)?;
-    let result = if residue == Residue::Nothing {
-        reading(lease, &statement, parameters, rows_max).await
-    } else {
-        in_transaction(lease, &statement, &parameters, rows_max).await
+    let client = session.client();
+    let result = match way {
+        Way::AsIs => query(client, &statement, &parameters, bounds).await.map_err(Failure::of_query)?,
+        Way::Guarded { user } => {
+            guarded(client, &statement, &parameters, bounds, user).await.map_err(Failure::of_query)?
+        }
+        Way::Change if columns.is_empty() => {
+            query(client, &statement, &parameters, bounds).await.map_err(Failure::of_query)?
+        }
+        Way::Change => in_transaction(client, &statement, &parameters, bounds, None).await?,
+        Way::Transaction { user } => in_transaction(client, &statement, &parameters, bounds, user).await?,
     };
-    result.map(|(rows, row_count)| Output { columns, rows, row_count })
+    Ok(Output { columns, rows: result.rows, row_count: result.count })
 }
 
-async fn reading(
-    lease: &Lease,
+pub(super) async fn query(
+    client: &Client,
     statement: &Statement,
-    parameters: Vec<Parameter>,
-    rows_max: usize,
-) -> Result<(Vec<v1::Row>, u64), Failure> {
-    let stream = lease.query_raw(statement, parameters).await.map_err(Failure::idle)?;
-    collect(stream, statement, rows_max).await.map_err(|error| match error {
-        Error::Sql(_) => Failure::idle(error),
-        // Rows are still on their way.
-        other => Failure::unknown(other),
-    })
+    parameters: &[Parameter],
+    bounds: Bounds,
+) -> Result<Fetched, Error> {
+    let mut stream = pin!(client.query_raw(statement, parameters).await?);
+    collect(stream.as_mut(), statement, bounds).await
+}
+
+/// A plain read of which nothing stays in the session. All of it is sent before any of it is awaited.
+pub(super) async fn guarded(
+    client: &Client,
+    statement: &Statement,
+    parameters: &[Parameter],
+    bounds: Bounds,
+    user: Option<Uuid>,
+) -> Result<Fetched, Error> {
+    let begin = async { Ok(client.batch_execute(&begin_as(user)).await?) };
+    let end = async { Ok(client.batch_execute(READ_END).await?) };
+    let ((), rows, ()) = try_join!(begin, query(client, statement, parameters, bounds), end)?;
+    Ok(rows)
 }
 
 async fn in_transaction(
-    lease: &mut Lease,
+    client: &Client,
     statement: &Statement,
     parameters: &[Parameter],
-    rows_max: usize,
-) -> Result<(Vec<v1::Row>, u64), Failure> {
-    // One beyond the bound tells a result that fits from one that does not.
-    let rows_fetched = i32::try_from(rows_max + 1).unwrap_or(i32::MAX);
-    let transaction = lease.transaction().await.map_err(Failure::unknown)?;
-    let result = async {
-        let values: Vec<&(dyn postgres_types::ToSql + Sync)> =
-            parameters.iter().map(|value| value as &(dyn postgres_types::ToSql + Sync)).collect();
-        let portal = transaction.bind(statement, &values).await?;
-        let stream = transaction.query_portal_raw(&portal, rows_fetched).await?;
-        collect(stream, statement, rows_max).await
-    }
-    .await;
-    match result {
-        Ok(result) => {
-            transaction.commit().await.map_err(Failure::idle)?;
-            Ok(result)
+    bounds: Bounds,
+    user: Option<Uuid>,
+) -> Result<Fetched, Failure> {
+    let begin = async { Ok(client.batch_execute(&begin_as(user)).await?) };
+    // In this order on the connection: both are sent before either is awaited.
+    match try_join!(begin, query(client, statement, parameters, bounds)) {
+        Ok(((), rows)) => {
+            client.batch_execute("COMMIT").await.map_err(Failure::idle)?;
+            Ok(rows)
         }
-        Err(error @ (Error::Sql(_) | Error::TooManyRows { .. } | Error::Malformed { .. })) => {
-            transaction.rollback().await.map_err(Failure::unknown)?;
+        Err(error @ Error::Sql(_)) => {
+            client.batch_execute("ROLLBACK").await.map_err(Failure::unknown)?;
             Err(Failure::idle(error))
         }
+        // Rows may still be on their way; the end of the session is a rollback.
         Err(error) => Err(Failure::unknown(error)),
     }
 }
 
-fn columns(statement: &Statement) -> Result<Vec<v1::Column>, Error> {
-    let column = |column: &tokio_postgres::Column| match decode::unsupported(column.type_()) {
-        Some(type_name) => Err(Error::Unsupported { column: column.name().to_owned(), type_name }),
-        None => Ok(v1::Column {
-            name: column.name().to_owned(),
-            type_name: column.type_().name().to_owned(),
-            type_oid: column.type_().oid(),
-        }),
-    };
-    statement.columns().iter().map(column).collect()
+/// Lets go of what outlives a rollback.
+pub(super) const LOCKS_END: &str = "SELECT pg_catalog.pg_advisory_unlock_all()";
+
+/// Ends a plain read: nothing of a session survives it.
+pub(super) const READ_END: &str = "ROLLBACK; SELECT pg_catalog.pg_advisory_unlock_all()";
+
+fn begin_as(user: Option<Uuid>) -> Cow<'static, str> {
+    user.map_or(Cow::Borrowed("BEGIN"), |user| format!("BEGIN; {}", user_set(user)).into())
 }
 
-async fn collect(stream: RowStream, statement: &Statement, rows_max: usize) -> Result<(Vec<v1::Row>, u64), Error> {
-    let mut stream = pin!(stream);
-    let mut rows = Vec::new();
-    let mut bytes = 0;
-    while let Some(row) = stream.try_next().await? {
-        if rows.len() == rows_max {
-            return Err(Error::TooManyRows { rows_max });
-        }
-        rows.push(decoded(&row, statement, &mut bytes)?);
-        if bytes > BYTES_MAX {
-            return Err(Error::TooManyBytes { bytes_max: BYTES_MAX });
-        }
-    }
-    let returned = u64::try_from(rows.len()).unwrap_or(u64::MAX);
-    Ok((rows, stream.rows_affected().unwrap_or(returned)))
-}
-
-fn decoded(row: &Row, statement: &Statement, bytes: &mut usize) -> Result<v1::Row, Error> {
-    /// What a value takes beside its bytes.
-    const VALUE_BYTES: usize = 8;
-    let decode = |(index, column): (usize, &tokio_postgres::Column)| {
-        let malformed =
-            || Error::Malformed { column: column.name().to_owned(), type_name: column.type_().name().to_owned() };
-        let Raw(raw) = row.try_get(index)?;
-        *bytes += VALUE_BYTES + raw.map_or(0, <[u8]>::len);
-        decode::value(column.type_(), raw).map_err(|_undecodable| malformed())
-    };
-    let values = statement.columns().iter().enumerate().map(decode).collect::<Result<_, Error>>()?;
-    Ok(v1::Row { values })
-}
-
-/// A value's bytes as the server sent them.
-struct Raw<'a>(Option<&'a [u8]>);
-
-impl<'a> FromSql<'a> for Raw<'a> {
-    fn from_sql(_ty: &Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Self(Some(raw)))
-    }
-
-    fn from_sql_null(_ty: &Type) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        Ok(Self(None))
-    }
-
-    fn accepts(_ty: &Type) -> bool {
-        true
-    }
+/// Says for the rest of the transaction who the user is. A UUID has nothing in it to be quoted.
+pub(super) fn user_set(user: Uuid) -> String {
+    format!("SET LOCAL app.current_user_id = '{user}'")
 }

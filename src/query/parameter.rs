@@ -7,7 +7,7 @@ use std::fmt;
 use bytes::{BufMut as _, BytesMut};
 use postgres_types::{Format, IsNull, Kind, ToSql, Type};
 
-use super::decode::{element_quoted, float_text};
+use super::decode::{delimiter, element_quoted, float_text};
 use super::error::Error;
 use crate::proto::v1;
 use crate::proto::v1::value::Kind as Value;
@@ -76,18 +76,18 @@ fn scalar_text(value: &Value) -> Result<String, &'static str> {
 }
 
 fn array_text(element_type: &Type, array: &v1::ArrayValue) -> Result<String, &'static str> {
-    let is_bytea = *base(element_type) == Type::BYTEA;
+    let (is_bytea, delimiter) = (*base(element_type) == Type::BYTEA, delimiter(element_type));
     let element = |element: &v1::Value| -> Result<String, &'static str> {
         match element.kind.as_ref().ok_or("an element has no value; give null_value for NULL")? {
             Value::NullValue(_) => Ok("NULL".to_owned()),
-            Value::BytesValue(bytes) if is_bytea => Ok(element_quoted(&format!("\\x{}", hex::encode(bytes)))),
+            Value::BytesValue(bytes) if is_bytea => Ok(element_quoted(&format!("\\x{}", hex::encode(bytes)), ',')),
             Value::BytesValue(_) => Err("bytes are taken for bytea only; send text instead"),
             Value::ArrayValue(_) => Err("arrays of more than one dimension are given as text, as '{{1,2},{3,4}}'"),
-            scalar => scalar_text(scalar).map(|text| element_quoted(&text)),
+            scalar => scalar_text(scalar).map(|text| element_quoted(&text, delimiter)),
         }
     };
     let elements = array.elements.iter().map(element).collect::<Result<Vec<_>, _>>()?;
-    Ok(format!("{{{}}}", elements.join(",")))
+    Ok(format!("{{{}}}", elements.join(delimiter.encode_utf8(&mut [0; 4]))))
 }
 
 impl ToSql for Parameter {

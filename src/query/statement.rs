@@ -1,38 +1,48 @@
 //! Looks at a statement's words, without understanding SQL: which statements are refused because the daemon owns the
-//! session, and what a statement may leave behind in it. PostgreSQL itself refuses more than one statement.
+//! session, and what a statement may leave behind in it.
 //!
 //! A word that this lexer takes for something else costs a cleaning, or leads to a refusal by PostgreSQL; the tenants'
-//! separation does not rest on it.
+//! separation does not rest on it. That a name stands for something that runs a tenant's own code only the database
+//! can tell: [`super::harmless`].
 
 use super::error::Error;
+use super::lexer::{Token, Tokens};
+use crate::domain::tenant::IDENTIFIER_BYTES_MAX;
 use crate::router::Residue;
+
+/// Transactions are messages here, not statements.
+const TRANSACTION: &str = "each statement has a transaction of its own, and Transact begins and ends one by messages";
+const PREPARED: &str = "statements are prepared by the daemon; send the statement itself with parameters";
+const SESSION: &str = "the session goes back to the pool after the statement; use a direct client";
 
 /// Statements about the session or the transaction, which are the daemon's.
 const REFUSED: &[(&str, &str)] = &[
-    ("BEGIN", "each statement has a transaction of its own"),
-    ("START", "each statement has a transaction of its own"),
-    ("COMMIT", "each statement has a transaction of its own"),
-    ("END", "each statement has a transaction of its own"),
-    ("ROLLBACK", "each statement has a transaction of its own"),
-    ("ABORT", "each statement has a transaction of its own"),
-    ("SAVEPOINT", "each statement has a transaction of its own"),
-    ("RELEASE", "each statement has a transaction of its own"),
-    ("PREPARE", "statements are prepared by the daemon; send the statement itself with parameters"),
-    ("EXECUTE", "statements are prepared by the daemon; send the statement itself with parameters"),
-    ("DEALLOCATE", "statements are prepared by the daemon"),
+    ("BEGIN", TRANSACTION),
+    ("START", TRANSACTION),
+    ("COMMIT", TRANSACTION),
+    ("END", TRANSACTION),
+    ("ROLLBACK", TRANSACTION),
+    ("ABORT", TRANSACTION),
+    ("SAVEPOINT", TRANSACTION),
+    ("RELEASE", TRANSACTION),
+    ("PREPARE", PREPARED),
+    ("EXECUTE", PREPARED),
+    ("DEALLOCATE", PREPARED),
     ("DISCARD", "the session is the daemon's"),
-    ("DECLARE", "a cursor ends with its statement; bound the result by LIMIT instead"),
-    ("FETCH", "a cursor ends with its statement; bound the result by LIMIT instead"),
-    ("MOVE", "a cursor ends with its statement; bound the result by LIMIT instead"),
-    ("CLOSE", "a cursor ends with its statement"),
     ("COPY", "its data has no place in this call; use INSERT … SELECT FROM unnest($1, …), or a direct client"),
-    ("LISTEN", "the session goes back to the pool after the statement; use a direct client"),
-    ("UNLISTEN", "the session goes back to the pool after the statement; use a direct client"),
+    ("LISTEN", SESSION),
+    ("UNLISTEN", SESSION),
 ];
+
+/// Statements about cursors, which end with their transaction.
+const CURSOR: &[&str] = &["DECLARE", "FETCH", "MOVE", "CLOSE"];
 
 /// Statements that leave at most what the cleaning between leases removes.
 const CLEANABLE: &[&str] =
     &["SELECT", "VALUES", "TABLE", "WITH", "INSERT", "UPDATE", "DELETE", "MERGE", "EXPLAIN", "SHOW"];
+
+/// Statements that PostgreSQL's implicit transaction covers as a whole.
+const CHANGING: &[&str] = &["INSERT", "UPDATE", "DELETE", "MERGE"];
 
 /// Words that make more of a query than a reader.
 const WRITING: &[&str] = &["INSERT", "UPDATE", "DELETE", "MERGE", "INTO", "EXPLAIN"];
@@ -118,30 +128,88 @@ const HARMLESS_CALLS: &[&str] = &[
     "WHERE",
 ];
 
-/// What the statement may leave in the session; an error when it is refused.
-pub(super) fn residue(sql: &str) -> Result<Residue, Error> {
-    let tokens: Vec<Token<'_>> = Tokens { rest: sql }.collect();
-    let first = tokens.iter().find(|token| !matches!(token, Token::Symbol('(')));
-    let Some(Token::Word(first)) = first else {
-        return if first.is_none() { Err(Error::Empty) } else { Ok(Residue::Anything) };
+/// What is known of a statement from its words.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Analysis {
+    /// What it may leave in the session.
+    pub(super) residue: Residue,
+    /// It begins by INSERT, UPDATE, DELETE or MERGE.
+    pub(super) is_change: bool,
+    /// It declares, reads or closes a cursor.
+    pub(super) is_cursor: bool,
+    /// Every name in it, as the catalog writes them, each once. Only of statements that leave nothing.
+    pub(super) names: Vec<String>,
+}
+
+/// Reads the statement's words; an error when it is refused.
+pub(super) fn analysis(sql: &str) -> Result<Analysis, Error> {
+    let tokens: Vec<Token<'_>> = Tokens::of(sql).collect();
+    let first = tokens.iter().find(|token| !matches!(token, Token::Symbol('(' | ';')));
+    let first = match first {
+        Some(Token::Word(first)) => *first,
+        Some(_) => "",
+        None => return Err(Error::Empty),
     };
     if let Some((word, reason)) = REFUSED.iter().find(|(word, _)| word.eq_ignore_ascii_case(first)) {
         return Err(Error::Refused { word, reason });
     }
-    let any_of = |words: &[&str], word: &str| words.iter().any(|known| known.eq_ignore_ascii_case(word));
-    if !any_of(CLEANABLE, first) {
-        return Ok(Residue::Anything);
+    // Bodies of functions and rules have several statements in one.
+    let is_create = first.eq_ignore_ascii_case("CREATE");
+    let end = Token::Symbol(';');
+    let mut parts = tokens.split(|token| *token == end).filter(|part| !part.is_empty());
+    if !is_create && parts.nth(1).is_some() {
+        return Err(Error::Several);
     }
-    let writes = tokens.iter().any(|token| matches!(token, Token::Word(word) if any_of(WRITING, word)));
+    let is_cursor = any_of(CURSOR, first);
+    let residue = match () {
+        () if is_cursor => Residue::Session,
+        () if !any_of(CLEANABLE, first) => Residue::Anything,
+        () if is_plain(&tokens) => Residue::Nothing,
+        () => Residue::Session,
+    };
+    let names = if residue == Residue::Nothing { names(&tokens) } else { Vec::new() };
+    Ok(Analysis { residue, is_change: any_of(CHANGING, first), is_cursor, names })
+}
+
+fn any_of(words: &[&str], word: &str) -> bool {
+    words.iter().any(|known| known.eq_ignore_ascii_case(word))
+}
+
+/// Whether the query only reads, and calls nothing unknown.
+fn is_plain(tokens: &[Token<'_>]) -> bool {
+    let is_odd = |token: &Token<'_>| match token {
+        Token::Word(word) => any_of(WRITING, word),
+        // Where strings end may depend on a setting.
+        Token::Literal(text) => text.contains('\\'),
+        Token::Quoted(_) | Token::Symbol(_) => false,
+    };
     let calls = tokens.windows(2).any(|pair| match pair {
         [Token::Word(word), Token::Symbol('(')] => !any_of(HARMLESS_CALLS, word),
-        [Token::Quoted, Token::Symbol('(')] => true,
+        // A call by a quoted name, and a name that is written in escapes.
+        [Token::Quoted(_), Token::Symbol('(')] | [Token::Symbol('&'), Token::Quoted(_)] => true,
         _other => false,
     });
     let qualified = tokens
         .windows(3)
-        .any(|triple| matches!(triple, [Token::Symbol('.'), Token::Word(_) | Token::Quoted, Token::Symbol('(')]));
-    Ok(if writes || calls || qualified { Residue::Session } else { Residue::Nothing })
+        .any(|triple| matches!(triple, [Token::Symbol('.'), Token::Word(_) | Token::Quoted(_), Token::Symbol('(')]));
+    !tokens.iter().any(is_odd) && !calls && !qualified
+}
+
+fn names(tokens: &[Token<'_>]) -> Vec<String> {
+    let name = |token: &Token<'_>| match token {
+        Token::Word(word) => Some(word.to_ascii_lowercase()),
+        Token::Quoted(quoted) => {
+            let inside = quoted.strip_prefix('"').unwrap_or(quoted);
+            Some(inside.strip_suffix('"').unwrap_or(inside).replace("\"\"", "\""))
+        }
+        Token::Literal(_) | Token::Symbol(_) => None,
+    };
+    // PostgreSQL cuts longer ones off.
+    let cut = |name: String| name[..name.floor_char_boundary(IDENTIFIER_BYTES_MAX)].to_owned();
+    let mut names: Vec<String> = tokens.iter().filter_map(name).map(cut).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
 }
 
 /// The statement's words without its values, for the log.
@@ -150,148 +218,19 @@ pub(super) fn without_values(sql: &str) -> String {
     let word = |token: Token<'_>| match token {
         Token::Word(word) => word.to_owned(),
         Token::Symbol(symbol) => symbol.to_string(),
-        Token::Quoted => "\"…\"".to_owned(),
-        Token::Literal => "?".to_owned(),
+        Token::Quoted(_) => "\"…\"".to_owned(),
+        Token::Literal(_) => "?".to_owned(),
     };
-    Tokens { rest: sql }.take(WORDS_MAX).map(word).collect::<Vec<_>>().join(" ")
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Token<'a> {
-    /// A key word or an identifier without quotes.
-    Word(&'a str),
-    /// An identifier in double quotes.
-    Quoted,
-    /// A string or a number.
-    Literal,
-    Symbol(char),
-}
-
-struct Tokens<'a> {
-    rest: &'a str,
-}
-
-impl<'a> Tokens<'a> {
-    /// Cuts off `length` bytes.
-    fn cut(&mut self, length: usize) -> &'a str {
-        let (cut, rest) = self.rest.split_at_checked(length).unwrap_or((self.rest, ""));
-        self.rest = rest;
-        cut
-    }
-
-    fn skip_blanks(&mut self) {
-        loop {
-            self.rest = self.rest.trim_start();
-            if self.rest.starts_with("--") {
-                self.cut(self.rest.find('\n').unwrap_or(self.rest.len()));
-            } else if self.rest.starts_with("/*") {
-                self.cut(comment_length(self.rest));
-            } else {
-                return;
-            }
-        }
-    }
-}
-
-impl<'a> Iterator for Tokens<'a> {
-    type Item = Token<'a>;
-
-    fn next(&mut self) -> Option<Token<'a>> {
-        self.skip_blanks();
-        let first = self.rest.chars().next()?;
-        let rest = self.rest;
-        Some(match first {
-            '\'' => {
-                self.cut(quoted_length(rest, '\'', false));
-                Token::Literal
-            }
-            '"' => {
-                self.cut(quoted_length(rest, '"', false));
-                Token::Quoted
-            }
-            'e' | 'E' if rest.get(1..2) == Some("'") => {
-                self.cut(1 + quoted_length(&rest[1..], '\'', true));
-                Token::Literal
-            }
-            '$' => {
-                let quoted = dollar_quoted_length(rest);
-                self.cut(quoted.unwrap_or(1));
-                if quoted.is_some() { Token::Literal } else { Token::Symbol('$') }
-            }
-            c if c.is_ascii_digit() => {
-                let end = rest.find(|c: char| !(c.is_ascii_alphanumeric() || c == '.' || c == '_'));
-                self.cut(end.unwrap_or(rest.len()));
-                Token::Literal
-            }
-            c if c.is_alphabetic() || c == '_' || !c.is_ascii() => {
-                let end = rest.find(|c: char| c.is_ascii() && !(c.is_ascii_alphanumeric() || c == '_' || c == '$'));
-                Token::Word(self.cut(end.unwrap_or(rest.len())))
-            }
-            symbol => {
-                self.cut(symbol.len_utf8());
-                Token::Symbol(symbol)
-            }
-        })
-    }
-}
-
-/// Comments nest.
-fn comment_length(text: &str) -> usize {
-    let bytes = text.as_bytes();
-    let (mut depth, mut at) = (0_usize, 0_usize);
-    while at < bytes.len() {
-        match bytes.get(at..at + 2) {
-            Some(b"/*") => {
-                depth += 1;
-                at += 2;
-            }
-            Some(b"*/") => {
-                depth -= 1;
-                at += 2;
-                if depth == 0 {
-                    return at;
-                }
-            }
-            _other => at += 1,
-        }
-    }
-    text.len()
-}
-
-/// With both quotes; a doubled quote is inside, and so is one behind a backslash where those count.
-fn quoted_length(text: &str, quote: char, backslashes: bool) -> usize {
-    let mut characters = text.char_indices().skip(1).peekable();
-    while let Some((at, c)) = characters.next() {
-        if c == '\\' && backslashes {
-            characters.next();
-        } else if c == quote {
-            if characters.peek().is_some_and(|(_, next)| *next == quote) {
-                characters.next();
-            } else {
-                return at + 1;
-            }
-        }
-    }
-    text.len()
-}
-
-/// `$$…$$` or `$tag$…$tag$`; `None` when it is a parameter.
-fn dollar_quoted_length(text: &str) -> Option<usize> {
-    let tag_end = text.get(1..)?.find('$')? + 2;
-    let tag = text.get(..tag_end)?;
-    let name = tag.trim_matches('$');
-    let is_tag =
-        name.chars().all(|c| c.is_alphanumeric() || c == '_') && !name.starts_with(|c: char| c.is_ascii_digit());
-    if !is_tag {
-        return None;
-    }
-    let body = text.get(tag_end..)?;
-    Some(body.find(tag).map_or(text.len(), |end| tag_end + end + tag.len()))
+    Tokens::of(sql).take(WORDS_MAX).map(word).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn residue(sql: &str) -> Result<Residue, Error> {
+        analysis(sql).map(|analysis| analysis.residue)
+    }
 
     fn refused(sql: &str) -> bool {
         matches!(residue(sql), Err(Error::Refused { .. }))
@@ -320,7 +259,8 @@ mod tests {
             "SELECT * FROM articles WHERE id = $1",
             "(select count(*) from t where a in (1, 2))",
             "with x as (select 'insert into', \"update\" from t) select max(a) from x",
-            "select $$ set_config('a','b',false) $$, e'it\\'s'",
+            "select $$ set_config('a','b',false) $$, 'it''s'",
+            "select 1;",
             "table articles",
         ] {
             assert_eq!(residue(sql).unwrap(), Residue::Nothing, "{sql}");
@@ -338,12 +278,35 @@ mod tests {
             "with x as (delete from t returning *) select * from x",
             "select 1 into temp t",
             "explain analyze select 1",
+            "select 'a\\', set_config('a', 'b', false) --'",
+            "select 1 -- a line ends here too\r, set_config('a', 'b', false)",
+            "select u&\"\\0061\"",
+            "fetch all from c",
         ] {
             assert_eq!(residue(sql).unwrap(), Residue::Session, "{sql}");
         }
         for sql in ["set a = 1", "do $$ begin end $$", "create temp table t (a int)", "load 'x'", "call p()", "?"] {
             assert_eq!(residue(sql).unwrap(), Residue::Anything, "{sql}");
         }
+    }
+
+    #[test]
+    fn one_statement_is_one() {
+        for sql in ["select 1; select 2", "; select 1; x", "select ';'; select 2"] {
+            assert!(matches!(residue(sql), Err(Error::Several)), "{sql}");
+        }
+        for sql in ["select 1;", ";;select ';';;", "create function f() returns int begin atomic; select 1; end"] {
+            assert!(residue(sql).is_ok(), "{sql}");
+        }
+    }
+
+    #[test]
+    fn names_are_as_the_catalog_has_them() {
+        let of = |sql: &str| analysis(sql).unwrap().names;
+        assert_eq!(of("select \"\"\"x\""), ["\"x", "select"]);
+        assert_eq!(of("SELECT A.b, \"C\"\"d\" FROM A"), ["C\"d", "a", "b", "from", "select"]);
+        assert_eq!(of("select \u{a0}x"), ["select", "\u{a0}x"]);
+        assert!(of("insert into t values (1)").is_empty());
     }
 
     #[test]

@@ -167,7 +167,8 @@ impl Manager for TenantConnections {
             application_name: &format!("{}_{}", self.shared.naming.prefix(), self.route.code),
             options: SessionOptions {
                 statement_timeout: Some(config.statement_timeout),
-                settings: vec![("TimeZone", "UTC".to_owned())],
+                // What decides how values are read, whatever the tenant's own settings say.
+                settings: vec![("TimeZone", "UTC".to_owned()), ("lc_monetary", "C".to_owned())],
                 ..SessionOptions::default()
             },
             deadline: Instant::now() + config.connect_timeout,

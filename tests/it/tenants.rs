@@ -13,6 +13,7 @@ use tenantd::domain::lifecycle::Transition;
 use tenantd::domain::tenant::{TenantCode, TenantId};
 use tenantd::postgres::roles::{self, TenantContext, TenantLogin, TenantRoles};
 use tenantd::postgres::{Server, admin, identity};
+use tenantd::query::Queries;
 use tenantd::router::{Lease, Residue, Router, credentials::role_field};
 use tenantd::secrets::{Aad, Envelope, password_new};
 use tenantd::shutdown::Tasks;
@@ -32,6 +33,7 @@ pub struct Rooms {
     pub envelope: Arc<Envelope>,
     pub router: Router,
     pub live: Live,
+    pub queries: Queries,
 }
 
 /// A tenant that was made here.
@@ -62,7 +64,9 @@ impl Rooms {
             Arc::clone(&envelope),
             &tasks,
         );
-        Self { fleet, config, tasks, server, catalog, envelope, router, live }
+        let queries =
+            Queries::new(live.clone(), config.naming.clone(), server.clone(), router.clone(), catalog.clone(), &tasks);
+        Self { fleet, config, tasks, server, catalog, envelope, router, live, queries }
     }
 
     /// As when the configuration is read again.

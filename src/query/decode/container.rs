@@ -81,18 +81,20 @@ fn text_of(element_type: &Type, array: &Array<'_>, text: TextOf) -> Result<Strin
     if array.dimensions.is_empty() {
         return Ok("{}".to_owned());
     }
+    let delimiter = delimiter(element_type);
     let lengths: Vec<usize> = array.dimensions.iter().map(|(length, _)| *length).collect();
     let mut elements = array.elements.iter().map(|element| match element {
         None => Ok("NULL".to_owned()),
-        Some(bytes) => text(element_type, bytes).map(|text| element_quoted(&text)),
+        Some(bytes) => text(element_type, bytes).map(|text| element_quoted(&text, delimiter)),
     });
-    braces(&lengths, &mut elements, &mut out)?;
+    braces(&lengths, delimiter, &mut elements, &mut out)?;
     Ok(out)
 }
 
 /// One pair of braces per dimension around the elements.
 fn braces(
     lengths: &[usize],
+    delimiter: char,
     elements: &mut dyn Iterator<Item = Result<String, Undecodable>>,
     out: &mut String,
 ) -> Result<(), Undecodable> {
@@ -103,17 +105,23 @@ fn braces(
     out.push('{');
     for index in 0..*length {
         if index > 0 {
-            out.push(',');
+            out.push(delimiter);
         }
-        braces(inner, elements, out)?;
+        braces(inner, delimiter, elements, out)?;
     }
     out.push('}');
     Ok(())
 }
 
+/// What stands between an array's elements: a comma for every type of PostgreSQL's but one.
+pub(in crate::query) fn delimiter(element_type: &Type) -> char {
+    if *element_type == Type::BOX { ';' } else { ',' }
+}
+
 /// An element for an array's text form.
-pub(in crate::query) fn element_quoted(text: &str) -> String {
-    let special = |c: char| matches!(c, '{' | '}' | '"' | '\\' | ',') || c.is_ascii_whitespace() || c == '\x0b';
+pub(in crate::query) fn element_quoted(text: &str, delimiter: char) -> String {
+    let special =
+        |c: char| matches!(c, '{' | '}' | '"' | '\\') || c == delimiter || c.is_ascii_whitespace() || c == '\x0b';
     if !text.is_empty() && !text.eq_ignore_ascii_case("null") && !text.contains(special) {
         return text.to_owned();
     }

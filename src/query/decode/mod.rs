@@ -3,14 +3,18 @@
 
 mod container;
 mod datetime;
+mod float;
+mod geometry;
 mod network;
 mod numeric;
 mod reader;
+mod search;
+mod various;
 
 use postgres_types::{Kind, Type};
 use uuid::Uuid;
 
-pub(super) use container::element_quoted;
+pub(super) use container::{delimiter, element_quoted};
 use reader::Reader;
 
 use crate::proto::v1;
@@ -55,7 +59,7 @@ fn kind(ty: &Type, bytes: &[u8]) -> Result<v1::value::Kind, Undecodable> {
     use v1::value::Kind as Value;
     match ty.kind() {
         Kind::Domain(inner) => return kind(inner, bytes),
-        Kind::Array(element) => return container::array(element, bytes, value, text),
+        Kind::Array(element) if !is_vector(ty) => return container::array(element, bytes, value, text),
         _other => {}
     }
     let mut reader = Reader::new(bytes);
@@ -85,6 +89,9 @@ fn text(ty: &Type, bytes: &[u8]) -> Result<String, Undecodable> {
     match ty.kind() {
         Kind::Enum(_) => return utf8(bytes).map_err(Into::into),
         Kind::Domain(inner) => return text(inner, bytes),
+        Kind::Array(element) if is_vector(ty) => {
+            return container::array_text(element, bytes, text).map(|array| various::blanks(&array));
+        }
         Kind::Array(element) => return container::array_text(element, bytes, text),
         Kind::Range(bound) => return container::range_text(bound, bytes, text),
         Kind::Multirange(bound) => return container::multirange_text(bound, bytes, text),
@@ -100,19 +107,21 @@ fn text(ty: &Type, bytes: &[u8]) -> Result<String, Undecodable> {
     match kind(ty, bytes) {
         Ok(v1::value::Kind::BoolValue(value)) if native(ty) => Ok(if value { "t" } else { "f" }.to_owned()),
         Ok(v1::value::Kind::Int64Value(value)) if native(ty) => Ok(value.to_string()),
-        Ok(v1::value::Kind::DoubleValue(value)) if *ty == Type::FLOAT8 => Ok(float_text(value)),
-        Ok(v1::value::Kind::DoubleValue(_)) if *ty == Type::FLOAT4 => {
-            // The shortest text of the narrow value, not of the widened one.
-            let narrow = Reader::new(bytes).f32()?;
-            Ok(if narrow.is_finite() { narrow.to_string() } else { float_text(narrow.into()) })
-        }
+        Ok(v1::value::Kind::DoubleValue(value)) if *ty == Type::FLOAT8 => Ok(float::float8(value)),
+        // The shortest text of the narrow value, not of the widened one.
+        Ok(v1::value::Kind::DoubleValue(_)) if *ty == Type::FLOAT4 => Ok(float::float4(Reader::new(bytes).f32()?)),
         Ok(v1::value::Kind::BytesValue(value)) => Ok(format!("\\x{}", hex::encode(value))),
         Ok(_other) => Err(Undecodable::Type(ty.name().to_owned())),
         Err(error) => Err(error),
     }
 }
 
-/// The shortest text that reads back as the same number, with PostgreSQL's names for the infinities.
+/// `int2vector` and `oidvector`: arrays with a text form of their own.
+fn is_vector(ty: &Type) -> bool {
+    matches!(*ty, Type::INT2_VECTOR | Type::OID_VECTOR)
+}
+
+/// Digits without an exponent, which every type of numbers reads, with PostgreSQL's names for the infinities.
 pub(super) fn float_text(value: f64) -> String {
     if value.is_nan() {
         "NaN".to_owned()
@@ -154,9 +163,43 @@ fn form(ty: &Type) -> Option<Form> {
         Type::XID | Type::CID => |bytes| Reader::new(bytes).u32().map(|value| value.to_string()),
         Type::XID8 => |bytes| Reader::new(bytes).u64().map(|value| value.to_string()),
         Type::PG_LSN => |bytes| Reader::new(bytes).u64().map(|lsn| format!("{:X}/{:X}", lsn >> 32, lsn & 0xFFFF_FFFF)),
-        // Extensions' types have no fixed OID; this one sends its text.
-        _ if ty.name() == "citext" => utf8,
-        _ => return None,
+        Type::MONEY => various::money,
+        Type::TS_VECTOR => search::vector,
+        Type::TSQUERY => search::query,
+        Type::POINT => geometry::point,
+        Type::LSEG => geometry::segment,
+        Type::BOX => geometry::rectangle,
+        Type::PATH => geometry::path,
+        Type::POLYGON => geometry::polygon,
+        Type::LINE => geometry::line,
+        Type::CIRCLE => geometry::circle,
+        Type::TID => various::tid,
+        Type::PG_SNAPSHOT | Type::TXID_SNAPSHOT => various::snapshot,
+        // Only the server knows their names; it reads the numbers too.
+        Type::REGCLASS
+        | Type::REGTYPE
+        | Type::REGPROC
+        | Type::REGPROCEDURE
+        | Type::REGOPER
+        | Type::REGOPERATOR
+        | Type::REGNAMESPACE
+        | Type::REGROLE
+        | Type::REGCONFIG
+        | Type::REGDICTIONARY
+        | Type::REGCOLLATION => |bytes| Reader::new(bytes).u32().map(|oid| oid.to_string()),
+        _ => return extensions_form(ty),
+    })
+}
+
+/// Types of extensions have no fixed OID. Nobody but a superuser makes a scalar type, so a name says what it is.
+fn extensions_form(ty: &Type) -> Option<Form> {
+    Some(match ty.name() {
+        "citext" => utf8,
+        "hstore" => various::hstore,
+        "ltree" | "lquery" | "ltxtquery" => versioned,
+        "vector" => various::vector,
+        "geometry" | "geography" => |bytes| Ok(various::hexadecimal(bytes)),
+        _unknown => return None,
     })
 }
 
@@ -199,16 +242,17 @@ mod tests {
 
     #[test]
     fn a_type_without_a_form_is_named() {
-        assert_eq!(unsupported(&Type::MONEY_ARRAY).as_deref(), Some("money"));
+        assert_eq!(unsupported(&Type::PG_NODE_TREE).as_deref(), Some("pg_node_tree"));
+        assert_eq!(unsupported(&Type::MONEY_ARRAY), None);
         assert_eq!(unsupported(&Type::NUMERIC_ARRAY), None);
         assert_eq!(unsupported(&Type::TS_RANGE), None);
     }
 
     #[test]
     fn elements_are_quoted_as_postgresql_does() {
-        assert_eq!(element_quoted("plain"), "plain");
-        assert_eq!(element_quoted("null"), "\"null\"");
-        assert_eq!(element_quoted(""), "\"\"");
-        assert_eq!(element_quoted("a\"b\\c"), "\"a\\\"b\\\\c\"");
+        assert_eq!(element_quoted("plain", ','), "plain");
+        assert_eq!(element_quoted("null", ','), "\"null\"");
+        assert_eq!(element_quoted("", ','), "\"\"");
+        assert_eq!(element_quoted("a\"b\\c", ','), "\"a\\\"b\\\\c\"");
     }
 }

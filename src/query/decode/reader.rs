@@ -61,6 +61,14 @@ impl<'a> Reader<'a> {
         self.array().map(f64::from_be_bytes)
     }
 
+    /// Text up to a NUL byte, which is taken too.
+    pub(super) fn terminated(&mut self) -> Result<&'a str, Malformed> {
+        let length = self.rest.iter().position(|byte| *byte == 0).ok_or(Malformed)?;
+        let text = std::str::from_utf8(self.take(length)?).map_err(|_not_utf8| Malformed)?;
+        self.take(1)?;
+        Ok(text)
+    }
+
     /// A length and that many bytes; a length of -1 is NULL.
     pub(super) fn field(&mut self) -> Result<Option<&'a [u8]>, Malformed> {
         match self.i32()? {

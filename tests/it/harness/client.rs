@@ -143,7 +143,11 @@ impl Client {
 
     /// One statement; rows as texts.
     pub async fn execute(&self, tenant: &str, sql: &str) -> Result<Vec<Vec<String>>, Status> {
-        let request = ExecuteRequest { tenant: tenant.to_owned(), sql: sql.to_owned(), ..ExecuteRequest::default() };
+        self.rows(ExecuteRequest { tenant: tenant.to_owned(), sql: sql.to_owned(), ..ExecuteRequest::default() }).await
+    }
+
+    /// The rows of a statement's result as texts.
+    pub async fn rows(&self, request: ExecuteRequest) -> Result<Vec<Vec<String>>, Status> {
         let rows = self.query().execute(request).await?.into_inner().rows;
         Ok(rows.into_iter().map(|row| row.values.iter().map(text).collect()).collect())
     }

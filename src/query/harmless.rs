@@ -1,0 +1,142 @@
+//! How plain reads run. A statement whose words only read may still run a tenant's own code: a view may call
+//! `set_config`, and so may a policy, a domain's check, an operator, a cast, a function in the place of a column. So a
+//! plain read is guarded: BEGIN travels before it and a ROLLBACK behind it, in one flight, and nothing of a session
+//! survives that but advisory locks, which are let go of there too.
+//!
+//! What is read often goes without the guard once the database has said that none of the statement's names stands for
+//! such a thing. The answer counts for [`CHECK_AGE_MAX`]; what remains is within one tenant: for so long, a table that
+//! was replaced by such a view may leave a setting to the next caller of the same tenant.
+
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use lru::LruCache;
+use tokio::time::Instant;
+
+use super::error::Error;
+use super::session::Session;
+use super::statement::{Analysis, analysis};
+use crate::domain::tenant::TenantId;
+
+/// Statements whose words are remembered, and up to which length.
+const STATEMENTS_MAX: NonZeroUsize = NonZeroUsize::new(4_096).unwrap();
+const STATEMENT_BYTES_MAX: usize = 8 << 10;
+/// Answers of databases that are remembered.
+const CHECKS_MAX: NonZeroUsize = NonZeroUsize::new(1 << 15).unwrap();
+/// Uses before a database is asked: the question costs as much as some hundred guards.
+const USES_BEFORE_CHECK: u32 = 100;
+/// How long an answer counts.
+const CHECK_AGE_MAX: Duration = Duration::from_mins(1);
+
+/// Whether a name of `$1` stands for something with a tenant's code behind it, or an operator or a cast has some,
+/// which need no name. Languages 12 and 13 are PostgreSQL's own and C, which tenants cannot write functions in.
+const CHECK: &str = "SELECT EXISTS (\
+        SELECT FROM pg_catalog.pg_class WHERE relname OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.name[]) \
+        AND oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid \
+        AND (relkind OPERATOR(pg_catalog.=) 'v'::pg_catalog.\"char\" OR relrowsecurity)) \
+    OR EXISTS (\
+        SELECT FROM pg_catalog.pg_proc p WHERE proname OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.name[]) \
+        AND oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid \
+        AND (prolang OPERATOR(pg_catalog.>) 13::pg_catalog.oid \
+             OR prokind OPERATOR(pg_catalog.=) 'a'::pg_catalog.\"char\")) \
+    OR EXISTS (\
+        SELECT FROM pg_catalog.pg_type t JOIN pg_catalog.pg_constraint c \
+        ON c.contypid OPERATOR(pg_catalog.=) t.oid \
+        WHERE typname OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.name[])) \
+    OR EXISTS (\
+        SELECT FROM pg_catalog.pg_operator o JOIN pg_catalog.pg_proc p \
+        ON p.oid OPERATOR(pg_catalog.=) o.oprcode::pg_catalog.oid \
+        WHERE o.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid \
+        AND p.prolang OPERATOR(pg_catalog.>) 13::pg_catalog.oid) \
+    OR EXISTS (\
+        SELECT FROM pg_catalog.pg_cast c JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) c.castfunc \
+        WHERE c.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid \
+        AND p.prolang OPERATOR(pg_catalog.>) 13::pg_catalog.oid)";
+
+/// What is known of statements, over all tenants.
+#[derive(Debug)]
+pub(super) struct Statements {
+    known: Mutex<LruCache<Box<str>, Arc<Known>>>,
+    /// By tenant and statement.
+    checks: Mutex<LruCache<(TenantId, u64), Check>>,
+    next: AtomicU64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Check {
+    /// Whether the statement is harmless in the tenant's database, and when that was asked.
+    answer: Option<(bool, Instant)>,
+    /// Since it was asked.
+    uses: u32,
+}
+
+/// How a plain read is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// In PostgreSQL's implicit transaction.
+    AsIs,
+    /// Between BEGIN and ROLLBACK.
+    Guarded,
+}
+
+/// A statement's analysis under a number of its own.
+#[derive(Debug)]
+pub(super) struct Known {
+    number: u64,
+    pub(super) analysis: Analysis,
+}
+
+impl Default for Statements {
+    fn default() -> Self {
+        Self {
+            known: Mutex::new(LruCache::new(STATEMENTS_MAX)),
+            checks: Mutex::new(LruCache::new(CHECKS_MAX)),
+            next: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Statements {
+    /// The statement's analysis.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub(super) fn known(&self, sql: &str) -> Result<Arc<Known>, Error> {
+        if let Some(known) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(sql) {
+            return Ok(Arc::clone(known));
+        }
+        let known = Arc::new(Known { number: self.next.fetch_add(1, Ordering::Relaxed), analysis: analysis(sql)? });
+        if sql.len() <= STATEMENT_BYTES_MAX {
+            self.known.lock().unwrap_or_else(PoisonError::into_inner).put(sql.into(), Arc::clone(&known));
+        }
+        Ok(known)
+    }
+
+    /// How a plain read is sent on this session, which runs nothing; asks its database when that pays.
+    pub(super) async fn reading(&self, session: &mut Session, known: &Known) -> Result<Reading, Error> {
+        // In the daemon's own databases nobody has code of its own.
+        let Some(tenant) = session.tenant() else { return Ok(Reading::AsIs) };
+        let key = (tenant, known.number);
+        let is_due = {
+            let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+            let check = checks.get_or_insert_mut(key, Check::default);
+            match check.answer {
+                Some((true, asked)) if asked.elapsed() <= CHECK_AGE_MAX => return Ok(Reading::AsIs),
+                Some((false, asked)) if asked.elapsed() <= CHECK_AGE_MAX => return Ok(Reading::Guarded),
+                _old => check.uses += 1,
+            }
+            check.uses > USES_BEFORE_CHECK
+        };
+        if !is_due {
+            return Ok(Reading::Guarded);
+        }
+        let asked = Instant::now();
+        let question = session.prepare(CHECK).await?;
+        let is_harmful: bool = session.client().query_one(&question, &[&known.analysis.names]).await?.try_get(0)?;
+        let answer = Some((!is_harmful, asked));
+        self.checks.lock().unwrap_or_else(PoisonError::into_inner).put(key, Check { answer, uses: 0 });
+        Ok(if is_harmful { Reading::Guarded } else { Reading::AsIs })
+    }
+}

@@ -1,0 +1,369 @@
+//! One tenant's statements of one stream. While it has any, it holds a lease, for at most [`HOLD_MAX`]; plain reads are
+//! sent as they come, and their answers taken in order.
+//!
+//! A plain read changes nothing and leaves nothing, so one whose connection was lost to another statement is sent again.
+
+use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::{Instant, timeout};
+use tokio_postgres::Client;
+
+use super::flight::{Flight, Plain};
+use super::job::{BYTES_MAX, Job, answer};
+use super::{Caller, Shared};
+use crate::domain::tenant::TenantId;
+use crate::proto::v1::pipeline_answer::Outcome;
+use crate::proto::v1::{self, PipelineAnswer, PipelineResponse};
+use crate::query::error::Error;
+use crate::query::execute::Execute;
+use crate::query::rows::columns;
+use crate::query::session::Session;
+use crate::router::Residue;
+
+/// How long a lane keeps a lease before it stands in line again.
+const HOLD_MAX: Duration = Duration::from_millis(50);
+/// Plain reads on one connection.
+const DEPTH_MAX: usize = 128;
+/// Answers of one message, and bytes of values after which it is sent.
+const BATCH_ANSWERS: usize = 128;
+const BATCH_BYTES: usize = 256 << 10;
+/// How long a lane with a lease waits for a slow reader; then it gives the lease back first.
+const READER_WAIT: Duration = Duration::from_millis(20);
+/// Bytes of values that are kept for a slow reader until the lease is given back.
+const PARKED_BYTES: usize = 4 << 20;
+/// Statements that a lane knows while it holds a lease.
+const READY_MAX: usize = 64;
+
+/// How a statement is sent, as long as the lease is held.
+enum Ready {
+    Plain(Arc<Plain>),
+    /// On a lease of its own.
+    Beside,
+}
+
+/// What ended the sending.
+#[derive(Default)]
+struct Landing {
+    /// To be looked at before anything else: it is not ready, or its time was up.
+    next: VecDeque<Job>,
+    /// The connection's statements are to be prepared anew.
+    stale: bool,
+    /// The connection is not to be used again.
+    condemned: bool,
+    /// The reader is slow: nothing more is sent.
+    full: bool,
+}
+
+pub(super) struct Lane<C, E> {
+    shared: Arc<Shared<C, E>>,
+    tenant: TenantId,
+    jobs: mpsc::Receiver<Job>,
+    /// Before those in `jobs`.
+    backlog: VecDeque<Job>,
+    /// The first of the backlog runs beside the lane, once there is a place.
+    is_first_beside: bool,
+    /// Answers that wait for a slow reader, and the bytes of their values.
+    parked: Vec<PipelineAnswer>,
+    parked_bytes: usize,
+}
+
+impl<C: Caller, E: Send + 'static> Lane<C, E> {
+    /// Begins a lane; it ends when the sender is dropped and everything is answered, or with the stream.
+    pub(super) fn spawn(shared: &Arc<Shared<C, E>>, tenant: TenantId, jobs_max: usize) -> mpsc::Sender<Job> {
+        let (sender, jobs) = mpsc::channel(jobs_max);
+        let mut lane = Self {
+            shared: Arc::clone(shared),
+            tenant,
+            jobs,
+            backlog: VecDeque::new(),
+            is_first_beside: false,
+            parked: Vec::new(),
+            parked_bytes: 0,
+        };
+        let (over, token) = (shared.over.clone(), shared.tracker.token());
+        shared.queries.0.tasks.spawn("pipeline lane", async move {
+            tokio::select! {
+                biased;
+                () = over.cancelled() => {}
+                // An error says that the caller has gone.
+                _ended = lane.run() => {}
+            }
+            drop(token);
+        });
+        sender
+    }
+
+    async fn run(&mut self) -> Result<(), Error> {
+        loop {
+            self.unpark().await?;
+            if self.backlog.is_empty() {
+                let Some(job) = self.jobs.recv().await else { return Ok(()) };
+                self.backlog.push_back(job);
+            }
+            if std::mem::take(&mut self.is_first_beside) {
+                let place = Arc::clone(&self.shared.beside).acquire_owned().await;
+                self.first_beside(place.map_err(|_closed| Error::CallerGone)?);
+                continue;
+            }
+            match self.shared.queries.0.router.acquire(self.tenant, self.shared.deadline).await {
+                Ok(lease) => self.hold(lease.into()).await?,
+                Err(error) => {
+                    let error = self.shared.caller.explain_router(error);
+                    while let Some(job) = self.next() {
+                        self.parked.push(answer(job.statement.id, Outcome::Error(error.clone())));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Hands on what waits for the reader.
+    async fn unpark(&mut self) -> Result<(), Error> {
+        self.parked_bytes = 0;
+        while !self.parked.is_empty() {
+            let rest = self.parked.split_off(self.parked.len().min(BATCH_ANSWERS));
+            let answers = std::mem::replace(&mut self.parked, rest);
+            self.shared.answer(answers).await?;
+        }
+        Ok(())
+    }
+
+    fn next(&mut self) -> Option<Job> {
+        self.backlog.pop_front().or_else(|| self.jobs.try_recv().ok())
+    }
+
+    fn refuse(&mut self, job: &Job, error: Error) {
+        self.parked.push(answer(job.statement.id, Outcome::Error(self.shared.caller.explain(error))));
+    }
+
+    /// One lease's time.
+    async fn hold(&mut self, mut session: Session) -> Result<(), Error> {
+        let until = Instant::now() + HOLD_MAX;
+        let mut ready = HashMap::new();
+        while let Some(job) = self.next() {
+            if Instant::now() >= until {
+                self.backlog.push_front(job);
+                break;
+            }
+            if !ready.contains_key(&job.statement.sql) {
+                if ready.len() == READY_MAX {
+                    ready.clear();
+                }
+                match self.prepare(&mut session, &job).await {
+                    Ok(known) => ready.insert(job.statement.sql.clone(), known),
+                    Err(error) => {
+                        let is_broken = matches!(error, Error::Connection(_));
+                        self.refuse(&job, error);
+                        if is_broken {
+                            return Ok(());
+                        }
+                        continue;
+                    }
+                };
+            }
+            self.backlog.push_front(job);
+            self.hand_on().await?;
+            let landing = self.fly(session.client(), &ready, until).await?;
+            for job in landing.next.into_iter().rev() {
+                self.backlog.push_front(job);
+            }
+            if landing.condemned {
+                return Ok(());
+            }
+            if landing.stale {
+                session.statements_forget();
+                ready.clear();
+            }
+            if landing.full || !self.is_beside_done(&ready) {
+                break;
+            }
+        }
+        session.release(Residue::Nothing);
+        Ok(())
+    }
+
+    /// Whether the statement is a plain read, and then its prepared form.
+    async fn prepare(&self, session: &mut Session, job: &Job) -> Result<Ready, Error> {
+        let statements = &self.shared.queries.0.statements;
+        let known = statements.known(&job.statement.sql)?;
+        if known.analysis.residue != Residue::Nothing {
+            return Ok(Ready::Beside);
+        }
+        let reading = statements.reading(session, &known).await?;
+        let statement = session.prepare(&job.statement.sql).await?;
+        let columns = columns(&statement)?;
+        Ok(Ready::Plain(Arc::new(Plain { statement, columns, reading })))
+    }
+
+    /// Begins the first statement beside the lane, if it is of that kind; false when there is no place.
+    fn is_beside_done(&mut self, ready: &HashMap<String, Ready>) -> bool {
+        let Some(job) = self.backlog.front() else { return true };
+        if !matches!(ready.get(&job.statement.sql), Some(Ready::Beside)) {
+            return true;
+        }
+        match Arc::clone(&self.shared.beside).try_acquire_owned() {
+            Ok(place) => self.first_beside(place),
+            Err(_full) => self.is_first_beside = true,
+        }
+        !self.is_first_beside
+    }
+
+    fn first_beside(&mut self, place: OwnedSemaphorePermit) {
+        if let Some(job) = self.backlog.pop_front() {
+            self.run_beside(job, place);
+        }
+    }
+
+    fn run_beside(&self, job: Job, place: OwnedSemaphorePermit) {
+        let (shared, tenant, token) = (Arc::clone(&self.shared), self.tenant, self.shared.tracker.token());
+        self.shared.queries.0.tasks.spawn("pipeline statement", async move {
+            let outcome = tokio::select! {
+                outcome = alone(&shared, tenant, &job) => outcome,
+                () = shared.over.cancelled() => return,
+            };
+            drop(place);
+            // Whoever has gone needs no answer.
+            let _sent = shared.answer(vec![answer(job.statement.id, outcome)]).await;
+            drop(token);
+        });
+    }
+
+    /// Sends plain reads as they come until one is something else, until the time is up, or until there are none; and
+    /// answers all that were sent.
+    async fn fly(&mut self, client: &Client, ready: &HashMap<String, Ready>, until: Instant) -> Result<Landing, Error> {
+        let mut flights: VecDeque<Flight<'_>> = VecDeque::new();
+        let mut landing = Landing::default();
+        loop {
+            let answers = poll_fn(|cx| {
+                self.send(cx, client, ready, until, &mut flights, &mut landing);
+                let answers = self.collect(cx, &mut flights, &mut landing);
+                if answers.is_empty() && !flights.is_empty() && !landing.condemned {
+                    return Poll::Pending;
+                }
+                Poll::Ready(answers)
+            })
+            .await;
+            self.parked.extend(answers);
+            if !self.hand_on().await? {
+                landing.full = true;
+                landing.condemned |= self.parked_bytes > PARKED_BYTES;
+            }
+            if landing.condemned {
+                // Behind what was read before, in their order.
+                let lost: Vec<Job> = flights.drain(..).map(|flight| flight.job).collect();
+                for job in lost.into_iter().rev() {
+                    landing.next.push_front(job);
+                }
+            }
+            if flights.is_empty() {
+                return Ok(landing);
+            }
+        }
+    }
+
+    /// Gives the reader what there is; false when it takes nothing.
+    async fn hand_on(&mut self) -> Result<bool, Error> {
+        if self.parked.is_empty() {
+            return Ok(true);
+        }
+        match timeout(READER_WAIT, self.shared.answers.reserve()).await {
+            Ok(Ok(room)) => {
+                self.parked_bytes = 0;
+                room.send(Ok(PipelineResponse { answers: std::mem::take(&mut self.parked) }));
+                Ok(true)
+            }
+            Ok(Err(_gone)) => Err(Error::CallerGone),
+            Err(_elapsed) => Ok(false),
+        }
+    }
+
+    fn send<'a>(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &'a Client,
+        ready: &HashMap<String, Ready>,
+        until: Instant,
+        flights: &mut VecDeque<Flight<'a>>,
+        landing: &mut Landing,
+    ) {
+        while landing.next.is_empty() && flights.len() < DEPTH_MAX && !landing.full && !landing.condemned {
+            let job = match self.backlog.pop_front() {
+                Some(job) => job,
+                None => match self.jobs.poll_recv(cx) {
+                    Poll::Ready(Some(job)) => job,
+                    Poll::Ready(None) | Poll::Pending => return,
+                },
+            };
+            let plain = match ready.get(&job.statement.sql) {
+                Some(Ready::Plain(plain)) if Instant::now() < until => Arc::clone(plain),
+                _other => {
+                    landing.next.push_back(job);
+                    return;
+                }
+            };
+            flights.push_back(Flight::begin(cx, client, plain, job));
+        }
+    }
+
+    fn collect(
+        &mut self,
+        cx: &mut Context<'_>,
+        flights: &mut VecDeque<Flight<'_>>,
+        landing: &mut Landing,
+    ) -> Vec<PipelineAnswer> {
+        let (mut answers, mut bytes) = (Vec::new(), 0);
+        while answers.len() < BATCH_ANSWERS && bytes < BATCH_BYTES && !landing.condemned {
+            let Some(flight) = flights.front_mut() else { break };
+            let Poll::Ready(result) = flight.result.as_mut().poll(cx) else { break };
+            let Some(mut flight) = flights.pop_front() else { break };
+            let id = flight.job.statement.id;
+            match result {
+                Ok(rows) => {
+                    bytes += rows.bytes;
+                    answers.push(answer(id, Outcome::Result(flight.response(rows))));
+                }
+                Err(error) if error.is_stale_statement() && !flight.job.again => {
+                    flight.job.again = true;
+                    landing.stale = true;
+                    landing.next.push_back(flight.job);
+                }
+                Err(error) => {
+                    // Rows may still be on their way, and would keep those behind waiting.
+                    landing.condemned = error.leaves_rows();
+                    answers.push(answer(id, Outcome::Error(self.shared.caller.explain(error))));
+                }
+            }
+        }
+        self.parked_bytes += bytes;
+        answers
+    }
+}
+
+/// A statement on a lease of its own.
+async fn alone<C: Caller, E: Send + 'static>(shared: &Shared<C, E>, tenant: TenantId, job: &Job) -> Outcome {
+    let lease = match shared.queries.0.router.acquire(tenant, shared.deadline).await {
+        Ok(lease) => lease,
+        Err(error) => return Outcome::Error(shared.caller.explain_router(error)),
+    };
+    let statement = &job.statement;
+    let input = Execute {
+        sql: &statement.sql,
+        parameters: &statement.parameters,
+        rows_max: statement.max_rows,
+        bytes_max: BYTES_MAX,
+        user: job.user,
+    };
+    match shared.queries.execute(lease.into(), input).await {
+        Ok(output) => Outcome::Result(v1::ExecuteResponse {
+            columns: if statement.omit_columns { Vec::new() } else { output.columns },
+            rows: output.rows,
+            row_count: i64::try_from(output.row_count).unwrap_or(i64::MAX),
+        }),
+        Err(error) => Outcome::Error(shared.caller.explain(error)),
+    }
+}

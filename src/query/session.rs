@@ -1,0 +1,80 @@
+//! The session that a statement runs on: a lease of a tenant's pool, or one of the few on the daemon's own databases.
+//! Given back by [`Session::release`]; dropped otherwise, which ends it and cancels what it runs.
+
+use tokio_postgres::{Client, Statement};
+
+use super::targets::Seat;
+use crate::domain::tenant::TenantId;
+use crate::router::{Lease, Residue};
+
+/// A session outside a transaction, with nothing running.
+#[derive(Debug)]
+pub enum Session {
+    /// In a tenant's own database.
+    Tenant(Lease),
+    /// In the shared or the auth database.
+    Own(Seat),
+}
+
+impl Session {
+    /// Whose database it is in, when it is a tenant's own.
+    pub(super) fn tenant(&self) -> Option<TenantId> {
+        match self {
+            Self::Tenant(lease) => Some(lease.tenant()),
+            Self::Own(_) => None,
+        }
+    }
+
+    /// For the log.
+    pub(super) fn place(&self) -> &str {
+        match self {
+            Self::Tenant(lease) => lease.code().as_str(),
+            Self::Own(seat) => seat.place(),
+        }
+    }
+
+    pub(super) fn client(&self) -> &Client {
+        match self {
+            Self::Tenant(lease) => lease,
+            Self::Own(seat) => seat.client(),
+        }
+    }
+
+    pub(super) fn client_mut(&mut self) -> &mut Client {
+        match self {
+            Self::Tenant(lease) => lease,
+            Self::Own(seat) => seat.client_mut(),
+        }
+    }
+
+    /// The statement, prepared once per connection of a tenant's while it is among the most recently used.
+    pub(super) async fn prepare(&mut self, sql: &str) -> Result<Statement, tokio_postgres::Error> {
+        match self {
+            Self::Tenant(lease) => lease.prepare(sql).await,
+            Self::Own(seat) => seat.client().prepare(sql).await,
+        }
+    }
+
+    /// Prepares every statement anew from now on.
+    pub(super) fn statements_forget(&mut self) {
+        match self {
+            Self::Tenant(lease) => lease.statements_forget(),
+            Self::Own(_) => {}
+        }
+    }
+
+    /// Gives the session back.
+    pub(super) fn release(self, residue: Residue) {
+        match self {
+            Self::Tenant(lease) => lease.release(residue),
+            // It ends.
+            Self::Own(seat) => drop(seat),
+        }
+    }
+}
+
+impl From<Lease> for Session {
+    fn from(lease: Lease) -> Self {
+        Self::Tenant(lease)
+    }
+}

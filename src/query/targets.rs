@@ -1,0 +1,172 @@
+//! Sessions on the daemon's own databases: the shared one as a tenant's login, which row-level security keeps to the
+//! tenant's rows, and the shared and the auth database as the role that dumps are taken by, which reads everything and
+//! can do nothing else. One session per statement or transaction, few at the same moment.
+//!
+//! A tenant's login is let in when it is first needed: the catalog notes whose it is, and then it joins the role that
+//! may read. Both go with the login.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
+use tokio_postgres::Client;
+
+use super::error::Error;
+use crate::catalog::Catalog;
+use crate::config::{Live, RoleLogin};
+use crate::domain::route::Route;
+use crate::domain::tenant::{DatabaseName, Naming, RoleName, TenantId, TenantRole};
+use crate::postgres::{ConnectRequest, Connection, Kind, Lane, Server, SessionOptions, readers};
+use crate::router::Router;
+
+/// Sessions of tenants on the shared database, all tenants together.
+const TENANTS_MAX: usize = 2;
+/// Sessions of administrators.
+const ADMINISTRATORS_MAX: usize = 2;
+/// How long a caller waits for one of them, and then for the server.
+const WAIT_MAX: Duration = Duration::from_secs(10);
+/// Tenants whose login is known to be let in.
+const ADMITTED_MAX: usize = 1 << 16;
+
+/// Which of the daemon's own databases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whole {
+    Shared,
+    Auth,
+}
+
+/// A session on one of the daemon's own databases; it ends when it is given back.
+#[derive(Debug)]
+pub struct Seat {
+    connection: Connection,
+    place: String,
+    _held: OwnedSemaphorePermit,
+}
+
+impl Seat {
+    /// For the log.
+    pub(super) fn place(&self) -> &str {
+        &self.place
+    }
+
+    pub(super) fn client(&self) -> &Client {
+        &self.connection
+    }
+
+    pub(super) fn client_mut(&mut self) -> &mut Client {
+        &mut self.connection
+    }
+}
+
+/// Opens them.
+#[derive(Debug)]
+pub(super) struct Targets {
+    server: Server,
+    naming: Naming,
+    catalog: Catalog,
+    router: Router,
+    live: Live,
+    tenants: Arc<Semaphore>,
+    administrators: Arc<Semaphore>,
+    admitted: Mutex<HashSet<TenantId>>,
+}
+
+impl Targets {
+    pub(super) fn new(live: Live, naming: Naming, server: Server, catalog: Catalog, router: Router) -> Self {
+        Self {
+            server,
+            naming,
+            catalog,
+            router,
+            live,
+            tenants: Arc::new(Semaphore::new(TENANTS_MAX)),
+            administrators: Arc::new(Semaphore::new(ADMINISTRATORS_MAX)),
+            admitted: Mutex::default(),
+        }
+    }
+
+    /// The whole database, read only.
+    pub(super) async fn whole(&self, which: Whole, deadline: Instant) -> Result<Seat, Error> {
+        let database = match which {
+            Whole::Shared => self.naming.shared_database(),
+            Whole::Auth => self.naming.auth_database(),
+        };
+        let deadline = deadline.min(Instant::now() + WAIT_MAX);
+        let held = place(&self.administrators, ADMINISTRATORS_MAX, deadline).await?;
+        let connection = self.connect(self.server.dump(), &database, deadline).await?;
+        Ok(Seat { connection, place: database.to_string(), _held: held })
+    }
+
+    /// The shared database as the tenant's own login.
+    pub(super) async fn tenant(&self, route: &Route, deadline: Instant) -> Result<Seat, Error> {
+        if route.server != self.server.name() {
+            return Err(Error::SharedElsewhere { tenant: route.code.clone(), server: route.server.clone() });
+        }
+        let deadline = deadline.min(Instant::now() + WAIT_MAX);
+        let held = place(&self.tenants, TENANTS_MAX, deadline).await?;
+        let login = self.router.route_login(route, TenantRole::Router).await?;
+        let database = self.naming.shared_database();
+        self.admit(route.tenant, &login.role).await?;
+        let connected = match self.connect(&login, &database, deadline).await {
+            // The login was made anew since.
+            Err(Error::Open(error)) if error.kind() == Kind::Permission => {
+                self.admitted().remove(&route.tenant);
+                self.admit(route.tenant, &login.role).await?;
+                self.connect(&login, &database, deadline).await
+            }
+            other => other,
+        };
+        Ok(Seat { connection: connected?, place: route.code.to_string(), _held: held })
+    }
+
+    fn admitted(&self) -> std::sync::MutexGuard<'_, HashSet<TenantId>> {
+        self.admitted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the login in: first whose it is, then the right to read.
+    async fn admit(&self, tenant: TenantId, login: &RoleName) -> Result<(), Error> {
+        if self.admitted().contains(&tenant) {
+            return Ok(());
+        }
+        self.catalog.tenant_login_put(tenant, login).await?;
+        let client = self.server.connect_admin(self.server.maintenance_database()).await?;
+        readers::shared_reader_add(&client, &self.naming.shared_readers(), login).await?;
+        let mut admitted = self.admitted();
+        if admitted.len() >= ADMITTED_MAX {
+            admitted.clear();
+        }
+        admitted.insert(tenant);
+        Ok(())
+    }
+
+    async fn connect(
+        &self,
+        login: &RoleLogin,
+        database: &DatabaseName,
+        deadline: Instant,
+    ) -> Result<Connection, Error> {
+        let settings = [("default_transaction_read_only", "on"), ("TimeZone", "UTC"), ("lc_monetary", "C")];
+        let request = ConnectRequest {
+            lane: Lane::Administration,
+            login,
+            database,
+            application_name: &self.server.session_name("query"),
+            options: SessionOptions {
+                statement_timeout: Some(self.live.current().router.statement_timeout),
+                settings: settings.map(|(name, value)| (name, value.to_owned())).into(),
+                ..SessionOptions::default()
+            },
+            deadline,
+        };
+        Ok(self.server.connect(&request).await?)
+    }
+}
+
+async fn place(of: &Arc<Semaphore>, max: usize, deadline: Instant) -> Result<OwnedSemaphorePermit, Error> {
+    match timeout_at(deadline, Arc::clone(of).acquire_owned()).await {
+        Ok(Ok(held)) => Ok(held),
+        Ok(Err(_)) | Err(_) => Err(Error::TargetBusy { max }),
+    }
+}

@@ -1,0 +1,238 @@
+//! Pipeline as a caller over gRPC sees it: an answer for each statement, whatever became of the others.
+
+use std::collections::BTreeMap;
+
+use tenantd::proto::v1::pipeline_answer::Outcome;
+use tenantd::proto::v1::value::Kind;
+use tenantd::proto::v1::{PipelineRequest, PipelineResponse, PipelineStatement, Value};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Streaming};
+use uuid::Uuid;
+
+use crate::harness::{Client, Fleet, Spec, until};
+
+/// A caller with an open stream.
+struct Caller {
+    requests: mpsc::Sender<PipelineRequest>,
+    answers: Streaming<PipelineResponse>,
+}
+
+fn statement(id: u64, tenant: &str, sql: &str) -> PipelineStatement {
+    PipelineStatement { id, tenant: tenant.to_owned(), sql: sql.to_owned(), ..PipelineStatement::default() }
+}
+
+fn number(value: i64) -> Value {
+    Value { kind: Some(Kind::Int64Value(value)) }
+}
+
+impl Caller {
+    async fn open(client: &Client) -> Self {
+        let (requests, stream) = mpsc::channel(1_024);
+        let answers = client.query().pipeline(ReceiverStream::new(stream)).await.unwrap().into_inner();
+        Self { requests, answers }
+    }
+
+    async fn send(&self, statements: Vec<PipelineStatement>) {
+        self.requests.send(PipelineRequest { statements }).await.unwrap();
+    }
+
+    /// So many answers, by their ids.
+    async fn take(&mut self, count: usize) -> BTreeMap<u64, Outcome> {
+        let mut answers = BTreeMap::new();
+        while answers.len() < count {
+            let response = self.answers.message().await.unwrap().expect("more answers");
+            for answer in response.answers {
+                assert!(
+                    answers.insert(answer.id, answer.outcome.unwrap()).is_none(),
+                    "{} is answered twice",
+                    answer.id
+                );
+            }
+        }
+        answers
+    }
+
+    /// Says that nothing more comes, and takes the rest.
+    async fn rest(mut self) -> BTreeMap<u64, Outcome> {
+        drop(self.requests);
+        let mut answers = BTreeMap::new();
+        while let Some(response) = self.answers.message().await.unwrap() {
+            answers.extend(response.answers.into_iter().map(|answer| (answer.id, answer.outcome.unwrap())));
+        }
+        answers
+    }
+}
+
+fn value(outcome: &Outcome) -> &Value {
+    match outcome {
+        Outcome::Result(result) => &result.rows[0].values[0],
+        Outcome::Error(error) => panic!("{error:?}"),
+    }
+}
+
+fn sqlstate(outcome: &Outcome) -> &str {
+    match outcome {
+        Outcome::Error(error) => &error.sqlstate,
+        Outcome::Result(result) => panic!("{result:?}"),
+    }
+}
+
+async fn quiet(fleet: &Fleet) {
+    let judge = fleet.judge("postgres").await;
+    let name = format!("{}_%", fleet.naming.prefix());
+    until("no statement and no transaction is left", async || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE $1 AND state <> 'idle'";
+        (judge.query_one(sql, &[&name]).await.unwrap().get::<_, i64>(0) == 0).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thousands_of_reads_share_a_connection() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    daemon.client.tenant("acme").await;
+    let mut caller = Caller::open(&daemon.client).await;
+    let requests = caller.requests.clone();
+    let sender = tokio::spawn(async move {
+        for batch in 0..100_u64 {
+            let read = |n: u64| PipelineStatement {
+                parameters: vec![number(i64::try_from(n).unwrap())],
+                omit_columns: n.is_multiple_of(2),
+                ..statement(n, "acme", "SELECT $1::int8 + 1")
+            };
+            requests
+                .send(PipelineRequest { statements: (batch * 50..(batch + 1) * 50).map(read).collect() })
+                .await
+                .unwrap();
+        }
+    });
+    let answers = caller.take(5_000).await;
+    sender.await.unwrap();
+    for (id, outcome) in &answers {
+        assert_eq!(value(outcome), &number(i64::try_from(*id).unwrap() + 1));
+        let Outcome::Result(result) = outcome else { panic!("{outcome:?}") };
+        assert_eq!(result.columns.len(), usize::from(id % 2 == 1));
+    }
+    // One connection did it, and it is back.
+    let judge = fleet.judge("postgres").await;
+    let sql =
+        "SELECT count(*), count(*) FILTER (WHERE state = 'idle') FROM pg_stat_activity WHERE application_name = $1";
+    until("the lease is back", async || {
+        let row = judge.query_one(sql, &[&format!("{}_acme", fleet.naming.prefix())]).await.unwrap();
+        let (all, idle): (i64, i64) = (row.get(0), row.get(1));
+        assert!(all <= 2, "{all} connections");
+        (all == idle).then_some(())
+    })
+    .await;
+    assert!(caller.rest().await.is_empty());
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_statement_stands_for_itself() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    for code in ["acme", "other"] {
+        daemon.client.tenant(code).await;
+        daemon.client.sql(code, &format!("CREATE TABLE mine AS SELECT '{code}' AS name")).await;
+    }
+    let user = Uuid::new_v4();
+    let mut caller = Caller::open(&daemon.client).await;
+    let mut as_user = statement(5, "acme", "SELECT current_setting('app.current_user_id')");
+    as_user.user_id = user.to_string();
+    let mut too_many =
+        statement(7, "acme", "SELECT a, b FROM generate_series(1, 100000) AS a, generate_series(1, 100000) AS b");
+    too_many.max_rows = 10;
+    let mut no_user = statement(12, "acme", "SELECT 1");
+    no_user.user_id = "somebody".to_owned();
+    caller
+        .send(vec![
+            statement(1, "acme", "SELECT name FROM mine"),
+            statement(2, "other", "SELECT name FROM mine"),
+            statement(3, "acme", "SELECT nothing FROM mine"),
+            statement(4, "acme", "INSERT INTO things (name) VALUES ('new')"),
+            as_user,
+            statement(6, "nobody", "SELECT 1"),
+            too_many,
+            statement(8, "acme", "SELECT id FROM things WHERE id = 8"),
+            statement(9, "acme", "BEGIN"),
+            statement(10, "acme", "SELECT 1 / (id - id) FROM things"),
+            statement(11, "acme", "SELECT $1::int"),
+            no_user,
+            statement(13, "acme", "SELECT id FROM things WHERE id = 13"),
+        ])
+        .await;
+    let answers = caller.take(13).await;
+    let text = |text: &str| Value { kind: Some(Kind::TextValue(text.to_owned())) };
+    assert_eq!(value(&answers[&1]), &text("acme"));
+    assert_eq!(value(&answers[&2]), &text("other"));
+    assert_eq!(sqlstate(&answers[&3]), "42703");
+    assert!(matches!(&answers[&4], Outcome::Result(result) if result.row_count == 1));
+    assert_eq!(value(&answers[&5]), &text(&user.to_string()));
+    let code = |id: u64| match &answers[&id] {
+        Outcome::Error(error) => Code::from(error.code),
+        Outcome::Result(result) => panic!("{id}: {result:?}"),
+    };
+    assert_eq!(code(6), Code::NotFound);
+    assert_eq!(code(7), Code::OutOfRange);
+    assert_eq!(value(&answers[&8]), &number(8), "what was behind a result too large is read again");
+    assert_eq!(code(9), Code::InvalidArgument);
+    assert_eq!(sqlstate(&answers[&10]), "22012");
+    assert_eq!((code(11), code(12)), (Code::InvalidArgument, Code::InvalidArgument));
+    assert_eq!(value(&answers[&13]), &number(13));
+
+    // The stream goes on, also after the tables have changed.
+    caller.send(vec![statement(20, "acme", "SELECT * FROM mine")]).await;
+    caller.take(1).await;
+    daemon.client.sql("acme", "ALTER TABLE mine ADD COLUMN more int").await;
+    caller.send(vec![statement(21, "acme", "SELECT * FROM mine"), statement(22, "acme", "SELECT * FROM mine")]).await;
+    for outcome in caller.take(2).await.values() {
+        assert!(matches!(outcome, Outcome::Result(result) if result.columns.len() == 2), "{outcome:?}");
+    }
+    assert!(caller.rest().await.is_empty());
+    quiet(&fleet).await;
+    assert_eq!(daemon.client.sql("acme", "SELECT count(*) FROM things").await, "21");
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_and_goes_leaves_nothing_and_who_reads_nothing_is_not_read_from() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    daemon.client.tenant("acme").await;
+    daemon.client.sql("acme", "CREATE SEQUENCE made").await;
+    let gone = Caller::open(&daemon.client).await;
+    gone.send((0..20).map(|id| statement(id, "acme", "SELECT pg_sleep(600)")).collect()).await;
+    let judge = fleet.judge("postgres").await;
+    let running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND state = 'active' AND datname = $1";
+    let database = format!("{}_acme", fleet.naming.prefix());
+    until("the statements run, some at a time", async || {
+        let count: i64 = judge.query_one(running, &[&database]).await.unwrap().get(0);
+        assert!(count <= 8, "{count} at a time");
+        (count == 8).then_some(())
+    })
+    .await;
+    drop(gone);
+    quiet(&fleet).await;
+
+    // 500 results of half a MiB, of which nobody reads one: few are made, and the lease is free.
+    daemon.client.sql("acme", "CREATE TABLE wide AS SELECT repeat('x', 500000) AS a").await;
+    let silent = Caller::open(&daemon.client).await;
+    let requests = silent.requests.clone();
+    for id in 0..500 {
+        requests.send(PipelineRequest { statements: vec![statement(id, "acme", "SELECT a FROM wide")] }).await.unwrap();
+    }
+    quiet(&fleet).await;
+    let made = "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'wide'";
+    let scans: i64 = daemon.client.sql("acme", made).await.parse().unwrap();
+    assert!(scans < 300, "{scans} results were made for nobody");
+    let Caller { requests: own, answers } = silent;
+    drop((own, requests));
+    let rest = Caller { requests: mpsc::channel(1).0, answers }.rest().await;
+    assert_eq!(rest.len(), 500, "whoever reads at last gets all");
+    assert!(rest.values().all(|outcome| matches!(outcome, Outcome::Result(_))));
+    quiet(&fleet).await;
+    fleet.stop(daemon).await;
+}
