@@ -2,6 +2,8 @@
 //! details that fit. What nobody expected becomes a neutral INTERNAL with an id; its causes go to the log under that
 //! id. A caller never sees a password, a key, or another tenant's name.
 
+pub(super) mod queries;
+
 use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::fmt::Display;
@@ -15,7 +17,7 @@ use uuid::Uuid;
 
 use crate::domain::lifecycle::{IllegalTransition, TenantState};
 use crate::domain::route::SelectError;
-use crate::proto::v1::{self, ErrorReason as Reason};
+use crate::proto::v1::ErrorReason as Reason;
 use crate::{access, accounts, backup, catalog, migrator, operations, postgres, query, router, store};
 
 /// `ErrorInfo.domain`.
@@ -380,7 +382,7 @@ impl From<query::Error> for Status {
             E::TooManyRows { .. } | E::TooManyBytes { .. } => {
                 Refusal::new(Code::OutOfRange, Reason::ResultTooLarge, &error).status()
             }
-            E::Sql(sql) => Refusal::new(sql_code(&sql.sqlstate), Reason::Sql, &sql.message)
+            E::Sql(sql) => Refusal::new(queries::sql_code(&sql.sqlstate), Reason::Sql, &sql.message)
                 .meta("sqlstate", &sql.sqlstate)
                 .meta_if("position", sql.position)
                 .meta_if("constraint", sql.constraint.as_ref())
@@ -397,41 +399,6 @@ impl From<query::Error> for Status {
                 other => internal(&other),
             },
         }
-    }
-}
-
-/// A status as part of a stream that goes on.
-pub(super) fn in_band(status: &Status) -> v1::StatementError {
-    let details = status.get_error_details();
-    let metadata = details.error_info().map(|info| info.metadata.clone()).unwrap_or_default();
-    let reason = details.error_info().and_then(|info| Reason::from_str_name(&format!("ERROR_REASON_{}", info.reason)));
-    let text = |name: &str| metadata.get(name).cloned().unwrap_or_default();
-    v1::StatementError {
-        code: status.code().into(),
-        reason: reason.unwrap_or_default().into(),
-        message: status.message().to_owned(),
-        sqlstate: text("sqlstate"),
-        position: text("position").parse().unwrap_or_default(),
-        constraint: text("constraint"),
-        detail: text("detail"),
-        hint: text("hint"),
-        retry_delay: details
-            .retry_info()
-            .and_then(|info| info.retry_delay)
-            .and_then(|delay| prost_types::Duration::try_from(delay).ok()),
-    }
-}
-
-/// The code that fits a refusal of PostgreSQL's, by its class.
-fn sql_code(sqlstate: &str) -> Code {
-    match (sqlstate, sqlstate.get(..2).unwrap_or_default()) {
-        ("40001" | "40P01" | "55P03", _) => Code::Aborted,
-        ("57014", _) => Code::DeadlineExceeded,
-        ("42501", _) => Code::PermissionDenied,
-        (_, "23" | "25" | "2F" | "55" | "P0") => Code::FailedPrecondition,
-        (_, "53") => Code::ResourceExhausted,
-        (_, "57" | "08") => Code::Unavailable,
-        _ => Code::InvalidArgument,
     }
 }
 
@@ -556,15 +523,5 @@ mod tests {
         assert_eq!((status.code(), reason(&status).as_str()), (Code::Aborted, "OPERATION_CONFLICT"));
         assert_eq!(details.error_info().unwrap().metadata["operation_kind"], "backup");
         assert_eq!(details.retry_info().unwrap().retry_delay, Some(RETRY_AFTER));
-    }
-
-    #[test]
-    fn the_class_of_a_sqlstate_decides_the_code() {
-        assert_eq!(sql_code("42601"), Code::InvalidArgument);
-        assert_eq!(sql_code("23505"), Code::FailedPrecondition);
-        assert_eq!(sql_code("40001"), Code::Aborted);
-        assert_eq!(sql_code("42501"), Code::PermissionDenied);
-        assert_eq!(sql_code("57014"), Code::DeadlineExceeded);
-        assert_eq!(sql_code("53100"), Code::ResourceExhausted);
     }
 }

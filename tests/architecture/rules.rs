@@ -101,7 +101,7 @@ fn one_place(source: &Source) -> Vec<String> {
     let check = |reference: &Reference| {
         let (path, last) = (&source.path, reference.last());
         let renamed = |name: &str| last == name && reference.used_as.as_deref().is_some_and(|alias| alias != name);
-        let refusal = if !inside(&["api/status.rs"]) && (builds_status(reference) || renamed("Status")) {
+        let refusal = if !inside(&["api/status.rs", "api/status/"]) && (builds_status(reference) || renamed("Status")) {
             "only api/status.rs builds a Status"
         } else if !inside(&["postgres/programs"]) && (starts_processes(reference) || renamed("process")) {
             "only postgres/programs starts child processes"

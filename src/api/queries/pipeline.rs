@@ -43,11 +43,11 @@ struct Sender {
 impl Caller for Sender {
     async fn tenant(&self, name: &str) -> Result<TenantId, Box<StatementError>> {
         let route = async { self.service.route(&self.call, routes::reference(name)?).await };
-        route.await.map(|route| route.tenant).map_err(|status| Box::new(status::in_band(&status)))
+        route.await.map(|route| route.tenant).map_err(|status| Box::new(status::queries::in_band(&status)))
     }
 
     fn user(&self, id: &str) -> Result<Option<Uuid>, Box<StatementError>> {
-        user(&self.principal, id).map_err(|status| Box::new(status::in_band(&status)))
+        user(&self.principal, id).map_err(|status| Box::new(status::queries::in_band(&status)))
     }
 
     fn explain(&self, error: query::Error) -> StatementError {
@@ -55,6 +55,6 @@ impl Caller for Sender {
     }
 
     fn explain_router(&self, error: router::Error) -> StatementError {
-        status::in_band(&error.into())
+        status::queries::in_band(&error.into())
     }
 }

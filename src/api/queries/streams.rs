@@ -82,5 +82,5 @@ impl Service {
 
 /// An error of a statement, as part of a stream.
 pub(super) fn explain(error: query::Error) -> v1::StatementError {
-    status::in_band(&error.into())
+    status::queries::in_band(&error.into())
 }

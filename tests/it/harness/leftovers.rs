@@ -31,6 +31,8 @@ const HISTORY: &[&str] = &[
     "shared.rollouts",
     "shared.rollout_targets",
     "shared.tenant_removals",
+    "auth.api_key_usage",
+    "auth.audit_log",
 ];
 /// Rows that only say when something was last used.
 const CACHES: &[&str] = &["auth.api_keys"];
