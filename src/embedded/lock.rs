@@ -8,7 +8,15 @@ use std::path::Path;
 /// Held for as long as this lives.
 #[derive(Debug)]
 pub(super) struct DirLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a child that was begun at this moment has it open as well, until it has
+        // become its own program. Where it cannot be unlocked, it is closed all the same.
+        let _closed_anyway = self.file.unlock();
+    }
 }
 
 /// The process that has the lock, as it says itself.
@@ -29,6 +37,6 @@ impl DirLock {
         }
         lock.set_len(0)?;
         writeln!(lock, "{}", std::process::id())?;
-        Ok(Ok(Self { _file: lock }))
+        Ok(Ok(Self { file: lock }))
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, timeout};
 use tokio_postgres::Client;
@@ -32,6 +33,8 @@ const DEPTH_MAX: usize = 128;
 /// Answers of one message, and bytes of values after which it is sent.
 const BATCH_ANSWERS: usize = 128;
 const BATCH_BYTES: usize = 256 << 10;
+/// Of one message, unless a single answer has more: clients take 4 MiB if they are not told otherwise.
+const MESSAGE_BYTES: usize = 1 << 20;
 /// How long a lane with a lease waits for a slow reader; then it gives the lease back first.
 const READER_WAIT: Duration = Duration::from_millis(20);
 /// Bytes of values that are kept for a slow reader until the lease is given back.
@@ -126,11 +129,23 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
     async fn unpark(&mut self) -> Result<(), Error> {
         self.parked_bytes = 0;
         while !self.parked.is_empty() {
-            let rest = self.parked.split_off(self.parked.len().min(BATCH_ANSWERS));
-            let answers = std::mem::replace(&mut self.parked, rest);
+            let answers = self.message();
             self.shared.answer(answers).await?;
         }
         Ok(())
+    }
+
+    /// As many of the answers that wait as one message takes.
+    fn message(&mut self) -> Vec<PipelineAnswer> {
+        let mut bytes = 0;
+        let fits = |answer: &&PipelineAnswer| {
+            bytes += answer.encoded_len();
+            bytes <= MESSAGE_BYTES
+        };
+        // One that is larger goes by itself.
+        let count = self.parked.iter().take(BATCH_ANSWERS).take_while(fits).count().max(1);
+        let rest = self.parked.split_off(count.min(self.parked.len()));
+        std::mem::replace(&mut self.parked, rest)
     }
 
     fn next(&mut self) -> Option<Job> {
@@ -268,18 +283,16 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
 
     /// Gives the reader what there is; false when it takes nothing.
     async fn hand_on(&mut self) -> Result<bool, Error> {
-        if self.parked.is_empty() {
-            return Ok(true);
-        }
-        match timeout(READER_WAIT, self.shared.answers.reserve()).await {
-            Ok(Ok(room)) => {
-                self.parked_bytes = 0;
-                room.send(Ok(PipelineResponse { answers: std::mem::take(&mut self.parked) }));
-                Ok(true)
+        let answers = self.shared.answers.clone();
+        while !self.parked.is_empty() {
+            match timeout(READER_WAIT, answers.reserve()).await {
+                Ok(Ok(room)) => room.send(Ok(PipelineResponse { answers: self.message() })),
+                Ok(Err(_gone)) => return Err(Error::CallerGone),
+                Err(_elapsed) => return Ok(false),
             }
-            Ok(Err(_gone)) => Err(Error::CallerGone),
-            Err(_elapsed) => Ok(false),
         }
+        self.parked_bytes = 0;
+        Ok(true)
     }
 
     fn send<'a>(
