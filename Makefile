@@ -29,6 +29,6 @@ check: ## Format, lints, and the lints of the protobufs
 
 bench: bench-router ## Measure everything, side by side with what it is measured against
 
-bench-router: ## Measure the router, in about ten minutes (only some rows: make bench-router ROWS="resolve zipf")
+bench-router: ## Measure the router (only some rows: make bench-router ROWS="resolve zipf")
 	@scripts/install-missing bench
 	cargo bench --locked --bench router -- $(ROWS)

@@ -24,8 +24,8 @@ pub fn scram_verifier(password: &SecretString) -> String {
 }
 
 /// The same for a password of [`password_new`] that nobody but the daemon logs in with, with one round instead of 4,096.
-/// The rounds (RFC 5802, `Hi`) make each guess at a short password dear, and each login as dear on the client's side:
-/// more than all else that opening a session costs. Nobody guesses 190 random bits, at whatever price.
+/// The rounds (RFC 5802, `Hi`) make each guess at a short password dear, and each login as dear on the client's side.
+/// Nobody guesses 190 random bits, at whatever price.
 pub fn scram_verifier_one_round(password: &SecretString) -> String {
     let salt: [u8; 16] = rand::random();
     let salted = hmac(password.expose_secret().as_bytes(), &[&salt, &1_u32.to_be_bytes()]);
