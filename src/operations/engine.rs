@@ -78,6 +78,8 @@ impl Engine {
     async fn claim(&self) -> Option<ClaimedOperation> {
         match self.try_claim().await {
             Ok(claimed) => claimed,
+            // The catalog's sessions are closed on the way down.
+            Err(_closed) if self.stop.is_cancelled() => None,
             Err(error) => {
                 tracing::warn!(%error, "no operation can be claimed; trying again");
                 None
