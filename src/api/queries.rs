@@ -16,6 +16,7 @@ use crate::proto::v1::{
     Target, TransactRequest, TransactResponse,
 };
 use crate::query::{BYTES_MAX, Execute, Session, StreamQuery, Whole};
+use crate::router::Holder;
 use user::user;
 
 /// A streaming call's answers.
@@ -26,6 +27,7 @@ impl Service {
     async fn query_session<T>(
         &self,
         request: &Request<T>,
+        holder: &Holder,
         target: Target,
         tenant: &str,
         deadline: Instant,
@@ -34,7 +36,7 @@ impl Service {
         let whole = match target {
             Target::Unspecified => {
                 let route = self.route(request, super::routes::reference(tenant)?).await?;
-                return Ok(queries.session(route.tenant, deadline).await?);
+                return Ok(queries.session(holder, route.tenant, deadline).await?);
             }
             Target::TenantShared => {
                 let route = self.route(request, super::routes::reference(tenant)?).await?;
@@ -61,10 +63,11 @@ impl QueryService for Service {
     type PipelineStream = Answers<PipelineResponse>;
 
     async fn execute(&self, request: Request<ExecuteRequest>) -> Result<Response<ExecuteResponse>, Status> {
-        let message = request.get_ref();
-        let user = user(&*auth::caller(&request)?, &message.user_id)?;
+        let (message, principal) = (request.get_ref(), auth::caller(&request)?);
+        let user = user(&principal, &message.user_id)?;
+        let holder = Holder { principal: Some(principal), method: "Execute" };
         let deadline = auth::call_deadline(&request);
-        let session = self.query_session(&request, message.target(), &message.tenant, deadline).await?;
+        let session = self.query_session(&request, &holder, message.target(), &message.tenant, deadline).await?;
         let statement = Execute {
             sql: &message.sql,
             parameters: &message.parameters,
@@ -84,10 +87,11 @@ impl QueryService for Service {
         &self,
         request: Request<StreamQueryRequest>,
     ) -> Result<Response<Self::StreamQueryStream>, Status> {
-        let message = request.get_ref();
-        let user = user(&*auth::caller(&request)?, &message.user_id)?;
+        let (message, principal) = (request.get_ref(), auth::caller(&request)?);
+        let user = user(&principal, &message.user_id)?;
+        let holder = Holder { principal: Some(principal), method: "StreamQuery" };
         let deadline = auth::call_deadline(&request);
-        let session = self.query_session(&request, message.target(), &message.tenant, deadline).await?;
+        let session = self.query_session(&request, &holder, message.target(), &message.tenant, deadline).await?;
         let message = request.into_inner();
         let input =
             StreamQuery { sql: message.sql, parameters: message.parameters, batch_rows: message.batch_rows, user };

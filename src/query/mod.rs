@@ -37,7 +37,7 @@ use crate::config::Live;
 use crate::domain::route::Route;
 use crate::domain::tenant::{Naming, TenantId};
 use crate::postgres::Server;
-use crate::router::Router;
+use crate::router::{Holder, Router};
 use crate::shutdown::Tasks;
 use harmless::Statements;
 use targets::Targets;
@@ -62,9 +62,9 @@ impl Queries {
         Self(Arc::new(Inner { router, targets, statements: Statements::default(), live, tasks: tasks.clone() }))
     }
 
-    /// A session in the tenant's own database.
-    pub async fn session(&self, tenant: TenantId, deadline: Instant) -> Result<Session, Error> {
-        Ok(Session::Tenant(self.0.router.acquire(tenant, deadline).await?))
+    /// A session in the tenant's own database, for somebody whom the log names when it is held for long.
+    pub async fn session(&self, holder: &Holder, tenant: TenantId, deadline: Instant) -> Result<Session, Error> {
+        Ok(Session::Tenant(self.0.router.acquire_as(holder, tenant, deadline).await?))
     }
 
     /// A session in the shared database that sees the tenant's rows.

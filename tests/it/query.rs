@@ -1,6 +1,7 @@
 //! Statements as a caller sends them: values come back as they went in, results are bounded, sessions are clean.
 
 mod harmless;
+mod holders;
 mod pipeline;
 mod shared;
 mod stream;

@@ -13,7 +13,7 @@ use crate::domain::principal::Principal;
 use crate::domain::tenant::TenantId;
 use crate::proto::v1::{PipelineRequest, PipelineResponse, StatementError};
 use crate::query::{self, Caller};
-use crate::router;
+use crate::router::{self, Holder};
 
 impl Service {
     pub(super) fn pipeline_answers(
@@ -44,6 +44,10 @@ impl Caller for Sender {
     async fn tenant(&self, name: &str) -> Result<TenantId, Box<StatementError>> {
         let route = async { self.service.route(&self.call, routes::reference(name)?).await };
         route.await.map(|route| route.tenant).map_err(|status| Box::new(status::queries::in_band(&status)))
+    }
+
+    fn holder(&self) -> Holder {
+        Holder { principal: Some(Arc::clone(&self.principal)), method: "Pipeline" }
     }
 
     fn user(&self, id: &str) -> Result<Option<Uuid>, Box<StatementError>> {

@@ -15,6 +15,7 @@ use crate::api::{Service, auth, status};
 use crate::proto::v1::transact_request::Action;
 use crate::proto::v1::{self, TransactRequest, TransactResponse};
 use crate::query::{self, Begin};
+use crate::router::Holder;
 
 /// Messages that wait for a slow caller, beside the place that is kept for the status at the end.
 const BUFFERED_MAX: usize = 4;
@@ -74,7 +75,8 @@ impl Service {
                 read_only: begin.read_only,
                 user: user(&principal, &begin.user_id)?,
             };
-            let session = service.query_session(&call, begin.target(), &begin.tenant, deadline).await?;
+            let holder = Holder { principal: Some(principal), method: "Transact" };
+            let session = service.query_session(&call, &holder, begin.target(), &begin.tenant, deadline).await?;
             Ok(service.api.queries.transact(session, how, requests, &answers, explain).await?)
         }))
     }

@@ -113,7 +113,7 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
                 self.first_beside(place.map_err(|_closed| Error::CallerGone)?);
                 continue;
             }
-            match self.shared.queries.0.router.acquire(self.tenant, self.shared.deadline).await {
+            match self.shared.lease(self.tenant).await {
                 Ok(lease) => self.hold(lease.into()).await?,
                 Err(error) => {
                     let error = self.shared.caller.explain_router(error);
@@ -359,7 +359,7 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
 
 /// A statement on a lease of its own.
 async fn alone<C: Caller, E: Send + 'static>(shared: &Shared<C, E>, tenant: TenantId, job: &Job) -> Outcome {
-    let lease = match shared.queries.0.router.acquire(tenant, shared.deadline).await {
+    let lease = match shared.lease(tenant).await {
         Ok(lease) => lease,
         Err(error) => return Outcome::Error(shared.caller.explain_router(error)),
     };

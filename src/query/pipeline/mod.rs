@@ -27,7 +27,7 @@ use super::error::Error;
 use crate::domain::tenant::TenantId;
 use crate::proto::v1::pipeline_answer::Outcome;
 use crate::proto::v1::{self, PipelineAnswer, PipelineRequest, PipelineResponse, PipelineStatement};
-use crate::router;
+use crate::router::{self, Holder, Lease};
 use job::{Job, answer};
 use lane::Lane;
 
@@ -47,6 +47,9 @@ pub trait Caller: Send + Sync + 'static {
     /// The tenant of that name, if this caller may reach it.
     fn tenant(&self, name: &str) -> impl Future<Output = Result<TenantId, Box<v1::StatementError>>> + Send;
 
+    /// As whom the lanes hold their leases.
+    fn holder(&self) -> Holder;
+
     /// The user on whose behalf a statement runs, if it may.
     fn user(&self, id: &str) -> Result<Option<Uuid>, Box<v1::StatementError>>;
 
@@ -59,6 +62,7 @@ pub trait Caller: Send + Sync + 'static {
 struct Shared<C, E> {
     queries: Queries,
     caller: C,
+    holder: Holder,
     answers: mpsc::Sender<Result<PipelineResponse, E>>,
     beside: Arc<Semaphore>,
     /// When the stream must have ended.
@@ -70,6 +74,10 @@ struct Shared<C, E> {
 }
 
 impl<C: Caller, E: Send + 'static> Shared<C, E> {
+    async fn lease(&self, tenant: TenantId) -> Result<Lease, router::Error> {
+        self.queries.0.router.acquire_as(&self.holder, tenant, self.deadline).await
+    }
+
     /// Hands answers on; an error when nobody takes them any more.
     async fn answer(&self, answers: Vec<PipelineAnswer>) -> Result<(), Error> {
         self.answers.send(Ok(PipelineResponse { answers })).await.map_err(|_gone| Error::CallerGone)
@@ -89,6 +97,7 @@ impl Queries {
         let _over = over.clone().drop_guard();
         let shared = Shared {
             queries: self.clone(),
+            holder: caller.holder(),
             caller,
             answers,
             beside: Arc::new(Semaphore::new(BESIDE_MAX)),
