@@ -207,8 +207,8 @@ impl Access {
         self.0.denials.note(denial, &self.0.accounts, &self.0.outage).await;
     }
 
-    /// Writes down that credentials are about to be shown. Without that they may not be.
-    pub async fn disclosed(&self, event: AuditEvent) -> Result<(), Error> {
+    /// Writes down that something is about to be done, or credentials to be shown. Without that it may not be.
+    pub async fn record(&self, event: AuditEvent) -> Result<(), Error> {
         self.0.outage.ask(ASKING_MAX, self.0.accounts.audit_append(&[event])).await
     }
 

@@ -136,6 +136,7 @@ fn event(kind: &Kind, calls: u64) -> AuditEvent {
         resource_type: "",
         resource_id: String::new(),
         outcome: Outcome::Denied,
+        request_id: None,
         address: kind.address,
         user_agent: None,
         details: json!({ "reason": kind.reason, "calls": calls }),

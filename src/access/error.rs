@@ -24,6 +24,8 @@ pub enum Error {
     TooManyCalls { whose: Whose, calls_per_second_max: u32, retry_after: Duration },
     #[error("{principal} may not call {path}: that needs the permission {needed:?}, which none of its roles has")]
     Denied { principal: String, path: String, needed: Permission },
+    #[error("{principal} has lost a right that this call has used; call again with those that are left")]
+    Withdrawn { principal: String },
     #[error("there is no method {path}")]
     MethodUnknown { path: String },
     /// Logged once, when it began.
@@ -65,6 +67,7 @@ impl Error {
             Self::Mismatch => Some("the certificate and the bearer are not the same caller's"),
             Self::TooManyFailures { .. } => Some("too many failed calls from this address"),
             Self::Denied { .. } => Some("no role has the permission"),
+            Self::Withdrawn { .. } => Some("a right was taken away while the call went on"),
             Self::TooManyCalls { .. }
             | Self::MethodUnknown { .. }
             | Self::Away

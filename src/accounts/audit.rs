@@ -16,14 +16,18 @@ use crate::postgres::statement;
 /// What became of what was tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
+    Done,
     Denied,
+    Failed,
     Disclosed,
 }
 
 impl Outcome {
     fn name(self) -> &'static str {
         match self {
+            Self::Done => "DONE",
             Self::Denied => "DENIED",
+            Self::Failed => "FAILED",
             Self::Disclosed => "DISCLOSED",
         }
     }
@@ -42,6 +46,8 @@ pub struct AuditEvent {
     pub resource_type: &'static str,
     pub resource_id: String,
     pub outcome: Outcome,
+    /// The caller's own name for the call.
+    pub request_id: Option<Uuid>,
     pub address: Option<IpAddr>,
     pub user_agent: Option<String>,
     pub details: Value,
@@ -62,6 +68,7 @@ impl Accounts {
                 ("resource_type", event.resource_type.into()),
                 ("resource_id", event.resource_id.as_str().into()),
                 ("outcome", event.outcome.name().into()),
+                ("request_id", event.request_id.into()),
                 ("ip_address", Expr::val(event.address.map(|address| address.to_string())).cast_as("inet")),
                 ("user_agent", event.user_agent.as_deref().into()),
                 ("details", event.details.clone().into()),

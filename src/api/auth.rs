@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Request, Response};
-use time::OffsetDateTime;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
@@ -23,17 +22,15 @@ use super::cut::Bounded;
 use super::peer::Peer;
 use super::status;
 use crate::access::{Access, Caller, Credentials, Denial};
-use crate::accounts::{AuditEvent, Outcome};
 use crate::domain::principal::Principal;
-use crate::domain::route::Route;
-use crate::domain::tenant::RoleName;
 use crate::shutdown::Tasks;
 
 /// Answered without credentials, and never too often.
 const HEALTH: &str = "/grpc.health.v1.Health/";
 /// Answered to every caller who is let in, where it is served at all.
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/";
-const USER_AGENT_CHARACTERS_MAX: usize = 200;
+/// What the audit log says of a method's own refusals.
+pub(super) const OUT_OF_SCOPE: &str = "the tenant or the fleet is not in scope";
 /// For calls that name no deadline.
 const DEADLINE_DEFAULT: Duration = Duration::from_hours(1);
 
@@ -191,7 +188,7 @@ impl Guard {
     async fn failed(&self, origin: &Origin, caller: &Caller, code: Code) {
         self.access.count_failure(caller);
         if code == Code::PermissionDenied {
-            self.denied(origin, Some(caller), "the tenant or the fleet is not in scope").await;
+            self.denied(origin, Some(caller), OUT_OF_SCOPE).await;
         }
     }
 
@@ -235,25 +232,6 @@ fn timeout(header: &str) -> Option<Duration> {
 /// Who made the call.
 pub fn caller<T>(request: &tonic::Request<T>) -> Result<Arc<Principal>, Status> {
     request.extensions().get::<Arc<Principal>>().cloned().ok_or_else(|| status::denied("the call has no principal"))
-}
-
-/// What is noted of a call that shows how to log in.
-pub fn disclosure<T>(request: &tonic::Request<T>, route: &Route, role: &RoleName) -> Result<AuditEvent, Status> {
-    let principal = caller(request)?;
-    let agent = request.metadata().get("user-agent").and_then(|agent| agent.to_str().ok());
-    Ok(AuditEvent {
-        occurred_at: OffsetDateTime::now_utc(),
-        principal: principal.name.clone(),
-        user: principal.user,
-        tenant: Some(route.tenant),
-        action: "RouterService/ResolveTenant".to_owned(),
-        resource_type: "role",
-        resource_id: role.to_string(),
-        outcome: Outcome::Disclosed,
-        address: Peer::of(request.extensions()).address,
-        user_agent: agent.map(|agent| agent.chars().take(USER_AGENT_CHARACTERS_MAX).collect()),
-        details: serde_json::json!({ "tenant": route.code }),
-    })
 }
 
 /// When the call must have ended.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use futures_util::Stream;
 use tonic::{Request, Response, Status};
 
+use super::ongoing::Ongoing;
 use super::watch::Answers;
 use super::{Service, auth, convert, scope};
 use crate::catalog::{Catalog, RolloutTarget};
@@ -73,10 +74,11 @@ impl MigrationService for Service {
         request: Request<WatchRolloutRequest>,
     ) -> Result<Response<Self::WatchRolloutStream>, Status> {
         scope::whole_fleet(&*auth::caller(&request)?, "a rollout")?;
+        let ongoing = Ongoing::watch(self, &request, "/tenantd.v1.MigrationService/WatchRollout")?;
         let id = OperationId(convert::uuid("rollout_id", &request.get_ref().rollout_id)?);
         // An unknown rollout is an answer of the call, not of its stream.
         self.api.catalog.rollout_get(id).await?;
-        Ok(Response::new(self.answers("watch rollout", updates(self.api.catalog.clone(), id))))
+        Ok(Response::new(self.answers("watch rollout", ongoing, updates(self.api.catalog.clone(), id))))
     }
 }
 

@@ -3,11 +3,13 @@
 //! be left to the caller.
 
 mod access;
+mod audit;
 mod auth;
 mod backups;
 mod convert;
 mod cut;
 mod migrations;
+mod ongoing;
 mod operations;
 mod peer;
 mod pools;

@@ -3,6 +3,7 @@
 use futures_util::StreamExt as _;
 use tonic::{Request, Response, Status};
 
+use super::ongoing::Ongoing;
 use super::watch::Answers;
 use super::{Service, auth, convert, scope};
 use crate::catalog::{Operation, OperationFilter};
@@ -71,11 +72,12 @@ impl OperationService for Service {
     ) -> Result<Response<Self::WatchOperationStream>, Status> {
         let principal = auth::caller(&request)?;
         let operation = self.operation_in_scope(&principal, &request.get_ref().operation_id).await?;
+        let ongoing = Ongoing::watch(self, &request, "/tenantd.v1.OperationService/WatchOperation")?;
         let updates = self
             .api
             .operations
             .watch(operation.id)
             .map(|update| Ok(WatchOperationResponse { operation: Some(convert::operation(update?)) }));
-        Ok(Response::new(self.answers("watch operation", updates)))
+        Ok(Response::new(self.answers("watch operation", ongoing, updates)))
     }
 }

@@ -1,8 +1,11 @@
 //! RouterService's view of pools: what each has, what happened to its tenant's callers, and closing one.
 
+use serde_json::json;
 use tonic::{Request, Response, Status};
 
+use super::audit::{Author, Deed};
 use super::{Service, auth, convert, status};
+use crate::accounts::Outcome;
 use crate::proto::v1;
 use crate::proto::v1::{
     EvictPoolRequest, EvictPoolResponse, GetTenantStatsRequest, GetTenantStatsResponse, ListPoolsRequest,
@@ -29,15 +32,24 @@ impl Service {
         &self,
         request: Request<EvictPoolRequest>,
     ) -> Result<Response<EvictPoolResponse>, Status> {
-        let principal = auth::caller(&request)?;
+        let (principal, author) = (auth::caller(&request)?, Author::of(&request)?);
         let message = request.into_inner();
         let request_id = convert::request_id(&message.request_id)?;
         if message.reason.trim().is_empty() {
-            return Err(status::invalid(vec![("reason", "say why; it is logged".to_owned())]));
+            return Err(status::invalid(vec![("reason", "say why; it is written down".to_owned())]));
         }
         let tenant = self.tenant_in_scope(&principal, &message.tenant).await?;
         let found = self.api.router.pool(tenant.id);
         if !message.validate_only {
+            let deed = Deed {
+                action: "RouterService/EvictPool",
+                tenant: tenant.id,
+                resource_type: "pool",
+                resource_id: tenant.code.to_string(),
+                request_id,
+                details: json!({ "reason": message.reason }),
+            };
+            self.api.access.record(author.event(deed, Outcome::Done)).await?;
             self.api.router.pool_evict(tenant.id);
             let (principal, reason) = (&principal.name, &message.reason);
             tracing::info!(tenant = %tenant.code, principal, reason, ?request_id, "a pool was closed on request");

@@ -4,12 +4,16 @@ mod pipeline;
 mod streams;
 mod user;
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::ongoing::Ongoing;
 use super::{Service, auth, status};
 use crate::domain::permission::Permission;
+use crate::domain::route::Route;
 use crate::proto::v1::query_service_server::QueryService;
 use crate::proto::v1::{
     ExecuteRequest, ExecuteResponse, PipelineRequest, PipelineResponse, StreamQueryRequest, StreamQueryResponse,
@@ -22,25 +26,22 @@ use user::user;
 /// A streaming call's answers.
 type Answers<T> = ReceiverStream<Result<T, Status>>;
 
+/// Where a call's statements run.
+enum Place {
+    Tenant(Arc<Route>),
+    TenantShared(Arc<Route>),
+    Whole(Whole),
+}
+
 impl Service {
-    /// The session that a call means, if its caller may have it.
-    async fn query_session<T>(
-        &self,
-        request: &Request<T>,
-        holder: &Holder,
-        target: Target,
-        tenant: &str,
-        deadline: Instant,
-    ) -> Result<Session, Status> {
-        let queries = &self.api.queries;
+    /// The place that a call means, if its caller may go there.
+    async fn place<T>(&self, request: &Request<T>, target: Target, tenant: &str) -> Result<Place, Status> {
         let whole = match target {
             Target::Unspecified => {
-                let route = self.route(request, super::routes::reference(tenant)?).await?;
-                return Ok(queries.session(holder, route.tenant, deadline).await?);
+                return Ok(Place::Tenant(self.route(request, super::routes::reference(tenant)?).await?));
             }
             Target::TenantShared => {
-                let route = self.route(request, super::routes::reference(tenant)?).await?;
-                return Ok(queries.session_shared(&route, deadline).await?);
+                return Ok(Place::TenantShared(self.route(request, super::routes::reference(tenant)?).await?));
             }
             Target::Shared => Whole::Shared,
             Target::Auth => Whole::Auth,
@@ -52,7 +53,33 @@ impl Service {
             let problem = "the daemon's own databases as a whole are no tenant's; leave it empty".to_owned();
             return Err(status::invalid(vec![("tenant", problem)]));
         }
-        Ok(queries.session_whole(whole, deadline).await?)
+        Ok(Place::Whole(whole))
+    }
+
+    async fn session(&self, holder: &Holder, place: &Place, deadline: Instant) -> Result<Session, Status> {
+        let queries = &self.api.queries;
+        Ok(match place {
+            Place::Tenant(route) => queries.session(holder, route.tenant, deadline).await?,
+            Place::TenantShared(route) => queries.session_shared(route, deadline).await?,
+            Place::Whole(whole) => queries.session_whole(*whole, deadline).await?,
+        })
+    }
+
+    /// The session of a stream, which must not lose what it got it by.
+    async fn stream_session<T>(
+        &self,
+        ongoing: &Ongoing,
+        request: &Request<T>,
+        target: Target,
+        tenant: &str,
+        deadline: Instant,
+    ) -> Result<Session, Status> {
+        let place = self.place(request, target, tenant).await?;
+        match &place {
+            Place::Tenant(route) | Place::TenantShared(route) => ongoing.reached(&route.code),
+            Place::Whole(_) => ongoing.used(Permission::Administrate),
+        }
+        self.session(&ongoing.holder(), &place, deadline).await
     }
 }
 
@@ -67,7 +94,8 @@ impl QueryService for Service {
         let user = user(&principal, &message.user_id)?;
         let holder = Holder { principal: Some(principal), method: "Execute" };
         let deadline = auth::call_deadline(&request);
-        let session = self.query_session(&request, &holder, message.target(), &message.tenant, deadline).await?;
+        let place = self.place(&request, message.target(), &message.tenant).await?;
+        let session = self.session(&holder, &place, deadline).await?;
         let statement = Execute {
             sql: &message.sql,
             parameters: &message.parameters,
@@ -87,16 +115,16 @@ impl QueryService for Service {
         &self,
         request: Request<StreamQueryRequest>,
     ) -> Result<Response<Self::StreamQueryStream>, Status> {
-        let (message, principal) = (request.get_ref(), auth::caller(&request)?);
-        let user = user(&principal, &message.user_id)?;
-        let holder = Holder { principal: Some(principal), method: "StreamQuery" };
+        let message = request.get_ref();
+        let user = user(&*auth::caller(&request)?, &message.user_id)?;
+        let ongoing = Ongoing::new(self, &request, "/tenantd.v1.QueryService/StreamQuery")?;
         let deadline = auth::call_deadline(&request);
-        let session = self.query_session(&request, &holder, message.target(), &message.tenant, deadline).await?;
+        let session = self.stream_session(&ongoing, &request, message.target(), &message.tenant, deadline).await?;
         let message = request.into_inner();
         let input =
             StreamQuery { sql: message.sql, parameters: message.parameters, batch_rows: message.batch_rows, user };
         let queries = self.api.queries.clone();
-        Ok(Response::new(self.streaming("stream query", deadline, |parts| async move {
+        Ok(Response::new(self.streaming("stream query", ongoing, deadline, |parts| async move {
             Ok(queries.stream(session, &input, &parts).await?)
         })))
     }

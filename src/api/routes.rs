@@ -3,13 +3,18 @@
 use std::sync::Arc;
 
 use secrecy::{ExposeSecret as _, SecretString};
+use serde_json::json;
 use tonic::{Request, Response, Status};
 
+use super::audit::{Author, Deed};
+use super::ongoing::Ongoing;
 use super::watch::Answers;
 use super::{Service, auth, convert, status};
+use crate::accounts::Outcome;
 use crate::catalog::RouteChange;
 use crate::config::ServerConfig;
 use crate::domain::permission::Permission;
+use crate::domain::principal::Principal;
 use crate::domain::route::{Route, Selector, Sources};
 use crate::domain::tenant::TenantRole;
 use crate::proto::v1;
@@ -35,13 +40,33 @@ impl Service {
         Ok(self.fresh(request, explicit).await?.route)
     }
 
+    /// As [`Service::route`], for the caller of a stream as it is by now.
+    pub(super) async fn route_of<T>(
+        &self,
+        ongoing: &Ongoing,
+        request: &Request<T>,
+        explicit: Option<Selector>,
+    ) -> Result<Arc<Route>, Status> {
+        let route = self.fresh_for(&ongoing.principal(), request, explicit).await?.route;
+        ongoing.reached(&route.code);
+        Ok(route)
+    }
+
     async fn fresh<T>(&self, request: &Request<T>, explicit: Option<Selector>) -> Result<router::Fresh, Status> {
-        let principal = auth::caller(request)?;
+        self.fresh_for(&*auth::caller(request)?, request, explicit).await
+    }
+
+    async fn fresh_for<T>(
+        &self,
+        principal: &Principal,
+        request: &Request<T>,
+        explicit: Option<Selector>,
+    ) -> Result<router::Fresh, Status> {
         // What is no text is no tenant either, and must not be passed over.
         let metadata = request.metadata().get(TENANT_METADATA).map(|value| value.to_str().unwrap_or("\u{fffd}"));
         let host = auth::called_host(request);
         let sources = Sources { explicit, metadata, host };
-        let fresh = self.api.router.locate(sources, &principal, auth::call_deadline(request)).await?;
+        let fresh = self.api.router.locate(sources, principal, auth::call_deadline(request)).await?;
         self.api.access.count_tenant(&fresh.route)?;
         Ok(fresh)
     }
@@ -140,7 +165,15 @@ impl RouterService for Service {
         let role = self.api.router.route_role(&route, TenantRole::DirectA)?;
         let password = if include_credentials {
             let password = self.api.router.route_login_kept(&route, TenantRole::DirectA).await?.password;
-            self.api.access.disclosed(auth::disclosure(&request, &route, &role)?).await?;
+            let deed = Deed {
+                action: "RouterService/ResolveTenant",
+                tenant: route.tenant,
+                resource_type: "role",
+                resource_id: role.to_string(),
+                request_id: None,
+                details: json!({ "tenant": route.code }),
+            };
+            self.api.access.record(Author::of(&request)?.event(deed, Outcome::Disclosed)).await?;
             Some(password)
         } else {
             None
@@ -157,6 +190,7 @@ impl RouterService for Service {
         request: Request<WatchRoutesRequest>,
     ) -> Result<Response<Self::WatchRoutesStream>, Status> {
         let principal = auth::caller(&request)?;
+        let ongoing = Ongoing::watch(self, &request, "/tenantd.v1.RouterService/WatchRoutes")?;
         let message = request.into_inner();
         let since = match message.after_revision {
             Some(revision) => Some(Mark { catalog_id: convert::uuid("catalog_id", &message.catalog_id)?, revision }),
@@ -170,7 +204,7 @@ impl RouterService for Service {
             };
             Some((event, (service, watch)))
         });
-        Ok(Response::new(self.watch("watch routes", events)))
+        Ok(Response::new(self.watch("watch routes", ongoing, events)))
     }
 
     async fn list_pools(&self, request: Request<ListPoolsRequest>) -> Result<Response<ListPoolsResponse>, Status> {

@@ -45,6 +45,12 @@ pub(super) fn denied(message: impl Display) -> Status {
     Refusal::new(Code::PermissionDenied, Reason::PermissionDenied, message).status()
 }
 
+/// Whether the caller was refused for want of a right of its own, and not by PostgreSQL.
+pub(super) fn is_denial(status: &Status) -> bool {
+    status.code() == Code::PermissionDenied
+        && status.get_error_details().error_info().is_some_and(|info| info.reason == name(Reason::PermissionDenied))
+}
+
 /// The same answer for a tenant that does not exist and for one that is not the caller's.
 pub(super) fn out_of_scope() -> Status {
     denied("the tenant is not in this caller's scope, or does not exist")
@@ -105,6 +111,12 @@ fn not_found(reason: Reason, kind: &str, name: impl Display, message: impl Displ
     Refusal::new(Code::NotFound, reason, message).resource(kind, name)
 }
 
+/// A reason as `ErrorInfo` has it.
+fn name(reason: Reason) -> &'static str {
+    let name = reason.as_str_name();
+    name.strip_prefix("ERROR_REASON_").unwrap_or(name)
+}
+
 /// A status in the making.
 struct Refusal {
     code: Code,
@@ -152,9 +164,7 @@ impl Refusal {
     }
 
     fn status(mut self) -> Status {
-        let reason = self.reason.as_str_name();
-        let reason = reason.strip_prefix("ERROR_REASON_").unwrap_or(reason);
-        self.details.set_error_info(reason, DOMAIN, self.metadata);
+        self.details.set_error_info(name(self.reason), DOMAIN, self.metadata);
         Status::with_error_details(self.code, self.message, self.details)
     }
 }
@@ -185,7 +195,7 @@ impl From<access::Error> for Status {
                 Refusal::new(Code::Unavailable, Reason::ConnectionUnavailable, error).retry_after(RETRY_AFTER).status()
             }
             E::Catalog(error) => (*error).into(),
-            E::Denied { .. } => denied(error),
+            E::Denied { .. } | E::Withdrawn { .. } => denied(error),
             E::MethodUnknown { .. } => Refusal::new(Code::Unimplemented, Reason::InvalidArgument, error).status(),
             E::Accounts(error) => (*error).into(),
         }

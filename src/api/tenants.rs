@@ -1,9 +1,13 @@
 //! TenantService: the life cycle of the tenants in the caller's scope. Changes are operations, begun here and
 //! driven elsewhere.
 
+use serde_json::json;
 use tonic::{Request, Response, Status};
+use uuid::Uuid;
 
+use super::audit::{Author, Deed};
 use super::{Service, auth, convert, scope};
+use crate::accounts::{AuditEvent, Outcome};
 use crate::catalog::{self, TenantFilter, TenantRef, Txn};
 use crate::domain::route::tenant_host;
 use crate::domain::tenant::TenantId;
@@ -101,14 +105,17 @@ impl TenantService for Service {
         &self,
         request: Request<AddTenantHostRequest>,
     ) -> Result<Response<AddTenantHostResponse>, Status> {
-        let principal = auth::caller(&request)?;
+        let (principal, author) = (auth::caller(&request)?, Author::of(&request)?);
         let message = request.into_inner();
-        convert::request_id(&message.request_id)?;
+        let request_id = convert::request_id(&message.request_id)?;
         let host = tenant_host(&message.host)?;
         let tenant = self.tenant_in_scope(&principal, &message.tenant).await?.id;
         let txn = self.api.catalog.begin().await?;
         let changed = self.api.catalog.tenant_host_add_in_txn(&txn, tenant, &host).await?;
-        self.host_commit(txn, message.validate_only, tenant).await?;
+        if !message.validate_only {
+            let deed = host_deed("TenantService/AddTenantHost", tenant, host, request_id);
+            self.host_commit(txn, tenant, author.event(deed, Outcome::Done)).await?;
+        }
         Ok(Response::new(AddTenantHostResponse { tenant: Some(convert::tenant(changed)) }))
     }
 
@@ -116,25 +123,35 @@ impl TenantService for Service {
         &self,
         request: Request<RemoveTenantHostRequest>,
     ) -> Result<Response<RemoveTenantHostResponse>, Status> {
-        let principal = auth::caller(&request)?;
+        let (principal, author) = (auth::caller(&request)?, Author::of(&request)?);
         let message = request.into_inner();
-        convert::request_id(&message.request_id)?;
+        let request_id = convert::request_id(&message.request_id)?;
         let host = tenant_host(&message.host)?;
         let tenant = self.tenant_in_scope(&principal, &message.tenant).await?.id;
         let txn = self.api.catalog.begin().await?;
         let changed = self.api.catalog.tenant_host_remove_in_txn(&txn, tenant, &host).await?;
-        self.host_commit(txn, message.validate_only, tenant).await?;
+        if !message.validate_only {
+            let deed = host_deed("TenantService/RemoveTenantHost", tenant, host, request_id);
+            self.host_commit(txn, tenant, author.event(deed, Outcome::Done)).await?;
+        }
         Ok(Response::new(RemoveTenantHostResponse { tenant: Some(convert::tenant(changed)) }))
     }
 }
 
 impl Service {
-    /// Makes a change of hosts count, unless it was only to be checked.
-    async fn host_commit(&self, txn: Txn, validate_only: bool, tenant: TenantId) -> Result<(), Status> {
-        if !validate_only {
-            txn.commit().await.map_err(catalog::Error::from)?;
-            self.api.router.route_forget(tenant);
+    /// Makes a change of hosts count.
+    async fn host_commit(&self, txn: Txn, tenant: TenantId, event: AuditEvent) -> Result<(), Status> {
+        self.api.access.record(event.clone()).await?;
+        if let Err(error) = txn.commit().await {
+            // Whether this can be written down or not, the caller hears why.
+            let _recorded = self.api.access.record(AuditEvent { outcome: Outcome::Failed, ..event }).await;
+            return Err(catalog::Error::from(error).into());
         }
+        self.api.router.route_forget(tenant);
         Ok(())
     }
+}
+
+fn host_deed(action: &'static str, tenant: TenantId, host: String, request_id: Option<Uuid>) -> Deed {
+    Deed { action, tenant, resource_type: "host", resource_id: host, request_id, details: json!({}) }
 }

@@ -1,6 +1,7 @@
 //! Streams of answers. Each runs as a task of the daemon's, inside its span, and ends with the caller, with the drain,
 //! or when there is nothing more to say. Watches that would go on for ever say why they end.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _};
@@ -10,22 +11,29 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use super::ongoing::Ongoing;
 use super::{Service, status};
 
 /// Answers that wait for a slow caller.
 const BUFFERED_MAX: usize = 8;
 
-/// A caller that has read nothing for so long is dropped.
-const SLOW_MAX: Duration = Duration::from_secs(30);
-/// No watch lasts longer: then the caller is authenticated again.
-const WATCH_MAX: Duration = Duration::from_hours(1);
+const BOUNDS: Bounds = Bounds { slow_max: Duration::from_secs(30), life_max: Duration::from_hours(1) };
+
+/// What no watch may exceed.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    /// A caller that has read nothing for so long is dropped.
+    slow_max: Duration,
+    /// Connections that are open for ever would keep all callers on the daemons that were there first.
+    life_max: Duration,
+}
 
 /// What a streaming method answers with.
 pub(super) type Answers<T> = ReceiverStream<Result<T, Status>>;
 
 impl Service {
     /// Sends what `source` yields, until one of the three is through with it.
-    pub(super) fn answers<T, S>(&self, name: &'static str, source: S) -> Answers<T>
+    pub(super) fn answers<T, S>(&self, name: &'static str, ongoing: Ongoing, source: S) -> Answers<T>
     where
         T: Send + 'static,
         S: Stream<Item = Result<T, Status>> + Send + 'static,
@@ -33,10 +41,15 @@ impl Service {
         let (sender, receiver) = mpsc::channel(BUFFERED_MAX);
         let draining = self.draining.clone();
         self.api.tasks.spawn(name, async move {
-            let mut source = std::pin::pin!(source);
+            let (mut source, mut lost) = (pin!(source), pin!(ongoing.lost()));
             loop {
                 let answer = tokio::select! {
                     answer = source.next() => answer,
+                    status = &mut lost => {
+                        // Whoever has gone hears nothing.
+                        let _sent = sender.send(Err(status)).await;
+                        return;
+                    }
                     () = sender.closed() => return,
                     () = draining.cancelled() => return,
                 };
@@ -51,13 +64,14 @@ impl Service {
 
     /// As [`Service::answers`], for a watch that does not end by itself: its last word says why it ends. A slow caller
     /// holds up nothing but its own stream.
-    pub(super) fn watch<T, S>(&self, name: &'static str, source: S) -> Answers<T>
+    pub(super) fn watch<T, S>(&self, name: &'static str, ongoing: Ongoing, source: S) -> Answers<T>
     where
         T: Send + 'static,
         S: Stream<Item = Result<T, Status>> + Send + 'static,
     {
         let (sender, receiver) = mpsc::channel(BUFFERED_MAX);
-        self.api.tasks.spawn(name, pump(source, sender, self.draining.clone(), SLOW_MAX));
+        let draining = self.draining.clone();
+        self.api.tasks.spawn(name, async move { pump(source, sender, ongoing.lost(), draining, BOUNDS).await });
         ReceiverStream::new(receiver)
     }
 }
@@ -66,13 +80,15 @@ impl Service {
 async fn pump<T>(
     source: impl Stream<Item = Result<T, Status>>,
     sender: mpsc::Sender<Result<T, Status>>,
+    lost: impl Future<Output = Status>,
     draining: CancellationToken,
-    slow_max: Duration,
+    bounds: Bounds,
 ) {
     // The place of the last word, which must not wait for the caller.
     let Ok(last) = sender.clone().reserve_owned().await else { return };
-    let ends = Instant::now() + WATCH_MAX;
-    let mut source = std::pin::pin!(source);
+    let Bounds { slow_max, life_max } = bounds;
+    let ends = Instant::now() + life_max;
+    let (mut source, mut lost) = (pin!(source), pin!(lost));
     let why = loop {
         let send = async {
             match source.next().await {
@@ -89,6 +105,7 @@ async fn pump<T>(
                 break why;
             },
             () = sender.closed() => break None,
+            status = &mut lost => break Some(status),
             () = draining.cancelled() => break Some(status::draining()),
             () = tokio::time::sleep_until(ends) => break Some(status::watch_over()),
         }
@@ -101,6 +118,7 @@ async fn pump<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::future::pending;
     use tonic::Code;
 
     fn endless() -> impl Stream<Item = Result<u32, Status>> {
@@ -120,8 +138,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_caller_that_reads_nothing_is_dropped_and_told() {
+        let bounds = Bounds { slow_max: Duration::from_millis(5), ..BOUNDS };
         let (sender, receiver) = mpsc::channel(BUFFERED_MAX);
-        pump(endless(), sender, CancellationToken::new(), Duration::from_millis(5)).await;
+        pump(endless(), sender, pending(), CancellationToken::new(), bounds).await;
         assert_eq!(found(receiver).await, ((0..7).collect(), Code::Aborted));
     }
 
@@ -129,7 +148,7 @@ mod tests {
     async fn a_drain_is_told_even_to_a_caller_that_reads_nothing() {
         let (sender, receiver) = mpsc::channel(BUFFERED_MAX);
         let draining = CancellationToken::new();
-        let pumping = pump(endless(), sender, draining.clone(), SLOW_MAX);
+        let pumping = pump(endless(), sender, pending(), draining.clone(), BOUNDS);
         let drain = async {
             while receiver.len() < BUFFERED_MAX - 1 {
                 tokio::task::yield_now().await;
@@ -138,5 +157,18 @@ mod tests {
         };
         tokio::join!(pumping, drain);
         assert_eq!(found(receiver).await, ((0..7).collect(), Code::Unavailable));
+    }
+
+    #[tokio::test]
+    async fn a_watch_ends_with_its_time_and_with_its_callers_rights() {
+        let (sender, receiver) = mpsc::channel(BUFFERED_MAX);
+        let bounds = Bounds { life_max: Duration::from_millis(5), ..BOUNDS };
+        let quiet = futures_util::stream::pending::<Result<u32, Status>>;
+        pump(quiet(), sender, pending(), CancellationToken::new(), bounds).await;
+        assert_eq!(found(receiver).await, (Vec::new(), Code::Unavailable));
+        let (sender, receiver) = mpsc::channel(BUFFERED_MAX);
+        let lost = async { status::out_of_scope() };
+        pump(quiet(), sender, lost, CancellationToken::new(), BOUNDS).await;
+        assert_eq!(found(receiver).await, (Vec::new(), Code::PermissionDenied));
     }
 }

@@ -43,4 +43,13 @@ impl Principal {
             Scope::Tenants(tenants) => tenants.contains(tenant),
         }
     }
+
+    /// Whether it reaches everything that lies in `scope`.
+    pub fn covers(&self, scope: &Scope) -> bool {
+        match (&self.scope, scope) {
+            (Scope::All, _) => true,
+            (Scope::Tenants(_), Scope::All) => false,
+            (Scope::Tenants(own), Scope::Tenants(wanted)) => wanted.is_subset(own),
+        }
+    }
 }

@@ -5,5 +5,6 @@ mod certificates;
 mod issuer;
 mod keys;
 mod limits;
+mod streams;
 mod tokens;
 mod users;

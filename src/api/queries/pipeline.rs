@@ -1,15 +1,13 @@
 //! Pipeline: whose statements they are. Each names its tenant and user, and each is checked against its caller.
 
-use std::sync::Arc;
-
 use tonic::{Request, Status, Streaming};
 use uuid::Uuid;
 
 use super::Answers;
 use super::streams::explain;
 use super::user::user;
+use crate::api::ongoing::Ongoing;
 use crate::api::{Service, auth, routes, status};
-use crate::domain::principal::Principal;
 use crate::domain::tenant::TenantId;
 use crate::proto::v1::{PipelineRequest, PipelineResponse, StatementError};
 use crate::query::{self, Caller};
@@ -20,12 +18,13 @@ impl Service {
         &self,
         request: Request<Streaming<PipelineRequest>>,
     ) -> Result<Answers<PipelineResponse>, Status> {
-        let (principal, deadline) = (auth::caller(&request)?, auth::call_deadline(&request));
+        let ongoing = Ongoing::new(self, &request, "/tenantd.v1.QueryService/Pipeline")?;
+        let deadline = auth::call_deadline(&request);
         let (metadata, extensions, requests) = request.into_parts();
         let call = Request::from_parts(metadata, extensions, ());
-        let caller = Sender { service: self.clone(), principal, call };
+        let caller = Sender { service: self.clone(), ongoing: ongoing.clone(), call };
         let queries = self.api.queries.clone();
-        Ok(self.streaming("pipeline", deadline, |answers| async move {
+        Ok(self.streaming("pipeline", ongoing, deadline, |answers| async move {
             queries.pipeline(caller, requests, answers, deadline).await;
             Ok(())
         }))
@@ -35,23 +34,36 @@ impl Service {
 /// Who sends the statements of one stream.
 struct Sender {
     service: Service,
-    principal: Arc<Principal>,
+    ongoing: Ongoing,
     /// Its metadata names the tenant where a statement does not.
     call: Request<()>,
 }
 
+impl Sender {
+    /// Why a statement does not run.
+    async fn refusal(&self, status: Status) -> Box<StatementError> {
+        Box::new(status::queries::in_band(&self.ongoing.refused(status).await))
+    }
+}
+
 impl Caller for Sender {
     async fn tenant(&self, name: &str) -> Result<TenantId, Box<StatementError>> {
-        let route = async { self.service.route(&self.call, routes::reference(name)?).await };
-        route.await.map(|route| route.tenant).map_err(|status| Box::new(status::queries::in_band(&status)))
+        let route = async { self.service.route_of(&self.ongoing, &self.call, routes::reference(name)?).await };
+        match route.await {
+            Ok(route) => Ok(route.tenant),
+            Err(status) => Err(self.refusal(status).await),
+        }
     }
 
     fn holder(&self) -> Holder {
-        Holder { principal: Some(Arc::clone(&self.principal)), method: "Pipeline" }
+        self.ongoing.holder()
     }
 
-    fn user(&self, id: &str) -> Result<Option<Uuid>, Box<StatementError>> {
-        user(&self.principal, id).map_err(|status| Box::new(status::queries::in_band(&status)))
+    async fn user(&self, id: &str) -> Result<Option<Uuid>, Box<StatementError>> {
+        match user(&self.ongoing.principal(), id) {
+            Ok(user) => Ok(user),
+            Err(status) => Err(self.refusal(status).await),
+        }
     }
 
     fn explain(&self, error: query::Error) -> StatementError {

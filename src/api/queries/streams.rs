@@ -1,4 +1,4 @@
-//! Streams of the query service: each runs as a task, ends with its caller, at the call's deadline, and before the drain
+//! Streams of the query service: each runs as a task, ends with its caller or its caller's rights, at the call's deadline, and before the drain
 //! is over; and Transact, whose first message says which session the transaction gets.
 
 use std::future::Future;
@@ -11,11 +11,11 @@ use tonic::{Request, Status, Streaming};
 
 use super::Answers;
 use super::user::user;
+use crate::api::ongoing::Ongoing;
 use crate::api::{Service, auth, status};
 use crate::proto::v1::transact_request::Action;
 use crate::proto::v1::{self, TransactRequest, TransactResponse};
 use crate::query::{self, Begin};
-use crate::router::Holder;
 
 /// Messages that wait for a slow caller, beside the place that is kept for the status at the end.
 const BUFFERED_MAX: usize = 4;
@@ -25,6 +25,7 @@ impl Service {
     pub(super) fn streaming<T, F>(
         &self,
         name: &'static str,
+        ongoing: Ongoing,
         deadline: Instant,
         run: impl FnOnce(mpsc::Sender<Result<T, Status>>) -> F,
     ) -> Answers<T>
@@ -36,13 +37,17 @@ impl Service {
         let last = sender.clone().try_reserve_owned();
         let (run, cut) = (run(sender), self.drain_over());
         self.api.tasks.spawn(name, async move {
-            let ended = tokio::select! {
-                ended = run => ended,
-                () = sleep_until(deadline) => Err(status::deadline_exceeded()),
-                () = cut => Err(status::draining()),
+            let why = tokio::select! {
+                ended = run => match ended {
+                    Ok(()) => return,
+                    Err(status) => ongoing.refused(status).await,
+                },
+                status = ongoing.lost() => status,
+                () = sleep_until(deadline) => status::deadline_exceeded(),
+                () = cut => status::draining(),
             };
-            if let (Err(status), Ok(last)) = (ended, last) {
-                last.send(Err(status));
+            if let Ok(last) = last {
+                last.send(Err(why));
             }
         });
         ReceiverStream::new(receiver)
@@ -62,21 +67,24 @@ impl Service {
         &self,
         request: Request<Streaming<TransactRequest>>,
     ) -> Result<Answers<TransactResponse>, Status> {
-        let (principal, deadline) = (auth::caller(&request)?, auth::call_deadline(&request));
+        let ongoing = Ongoing::new(self, &request, "/tenantd.v1.QueryService/Transact")?;
+        let deadline = auth::call_deadline(&request);
         let (metadata, extensions, mut requests) = request.into_parts();
-        let (service, call) = (self.clone(), Request::from_parts(metadata, extensions, ()));
-        Ok(self.streaming("transact", deadline, |answers| async move {
+        let (service, mut call) = (self.clone(), Request::from_parts(metadata, extensions, ()));
+        let who = ongoing.clone();
+        Ok(self.streaming("transact", ongoing, deadline, |answers| async move {
             let first = timeout(service.api.live.current().query.transaction_idle_max, requests.next()).await;
             let Ok(Some(Ok(TransactRequest { action: Some(Action::Begin(begin)) }))) = first else {
                 return Err(query::Error::NoAction.into());
             };
+            // It may have been silent for long.
+            call.extensions_mut().insert(who.principal());
             let how = Begin {
                 isolation: begin.isolation_level(),
                 read_only: begin.read_only,
-                user: user(&principal, &begin.user_id)?,
+                user: user(&who.principal(), &begin.user_id)?,
             };
-            let holder = Holder { principal: Some(principal), method: "Transact" };
-            let session = service.query_session(&call, &holder, begin.target(), &begin.tenant, deadline).await?;
+            let session = service.stream_session(&who, &call, begin.target(), &begin.tenant, deadline).await?;
             Ok(service.api.queries.transact(session, how, requests, &answers, explain).await?)
         }))
     }

@@ -51,7 +51,7 @@ pub trait Caller: Send + Sync + 'static {
     fn holder(&self) -> Holder;
 
     /// The user on whose behalf a statement runs, if it may.
-    fn user(&self, id: &str) -> Result<Option<Uuid>, Box<v1::StatementError>>;
+    fn user(&self, id: &str) -> impl Future<Output = Result<Option<Uuid>, Box<v1::StatementError>>> + Send;
 
     fn explain(&self, error: Error) -> v1::StatementError;
 
@@ -161,7 +161,7 @@ impl<C: Caller, E: Send + 'static> Dispatch<C, E> {
 
     async fn dispatch(&mut self, statement: PipelineStatement, slot: OwnedSemaphorePermit) -> Result<(), Error> {
         let id = statement.id;
-        let checked = match self.shared.caller.user(&statement.user_id) {
+        let checked = match self.shared.caller.user(&statement.user_id).await {
             Ok(user) => self.tenant(&statement.tenant).await.map(|tenant| (tenant, user)),
             Err(error) => Err(error),
         };

@@ -1,8 +1,12 @@
 //! What the audit log says of refusals and of credentials that were shown, before anybody hears the answer.
 
 use tenantd::proto::v1::resolve_tenant_request::Selector;
-use tenantd::proto::v1::{CreateApiKeyRequest, ResolveTenantRequest, WhoAmIRequest};
-use tonic::Code;
+use tenantd::proto::v1::{
+    AddTenantHostRequest, CreateApiKeyRequest, EvictPoolRequest, RemoveTenantHostRequest, ResolveTenantRequest,
+    WhoAmIRequest,
+};
+use tonic::{Code, Status};
+use uuid::Uuid;
 
 use crate::harness::{Client, Fleet, Spec, reason};
 
@@ -74,4 +78,67 @@ async fn refusals_are_written_down_once_and_counted_whole() {
     let secrets = "SELECT count(*) FROM audit_log WHERE audit_log::text LIKE '%tnd!_%' ESCAPE '!'";
     assert_eq!(judge.query_one(secrets, &[]).await.unwrap().get::<_, i64>(0), 0);
     fleet.finish().await;
+}
+
+fn evict(validate_only: bool) -> EvictPoolRequest {
+    let (tenant, reason) = ("acme".to_owned(), "a new password".to_owned());
+    EvictPoolRequest { tenant, reason, validate_only, ..EvictPoolRequest::default() }
+}
+
+#[tokio::test]
+async fn what_changes_a_tenant_at_once_is_written_down_before_it_does() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    let acme = daemon.client.tenant("acme").await;
+    let judge = fleet.judge(fleet.naming.auth_database().as_str()).await;
+    let client = &daemon.client;
+    let hosts = async |request: Result<AddTenantHostRequest, RemoveTenantHostRequest>| -> Result<Vec<String>, Status> {
+        let tenant = match request {
+            Ok(add) => client.tenants().add_tenant_host(add).await?.into_inner().tenant,
+            Err(remove) => client.tenants().remove_tenant_host(remove).await?.into_inner().tenant,
+        };
+        Ok(tenant.unwrap().hosts)
+    };
+    let add = |host: &str, validate_only| AddTenantHostRequest {
+        request_id: Uuid::max().to_string(),
+        tenant: "acme".to_owned(),
+        host: host.to_owned(),
+        validate_only,
+    };
+    let remove = RemoveTenantHostRequest {
+        tenant: "acme".to_owned(),
+        host: "shop.example.com".to_owned(),
+        ..RemoveTenantHostRequest::default()
+    };
+    hosts(Ok(add("shop.example.com", true))).await.unwrap();
+    hosts(Ok(add("shop.example.com", false))).await.unwrap();
+    hosts(Err(remove)).await.unwrap();
+    client.sql("acme", "SELECT 1").await;
+    client.router().evict_pool(evict(true)).await.unwrap();
+    client.router().evict_pool(evict(false)).await.unwrap();
+    let sql = "SELECT concat_ws(' ', principal, action, resource_type, resource_id, details ->> 'reason', request_id)
+        FROM audit_log WHERE outcome = 'DONE' AND tenant_id::text = $1 AND host(ip_address) = '127.0.0.1' AND user_agent LIKE '%tonic%' ORDER BY occurred_at";
+    let rows = judge.query(sql, &[&acme.tenant_id]).await.unwrap();
+    let rows: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    let by = "api-key:first-admin";
+    assert_eq!(
+        rows,
+        [
+            format!("{by} TenantService/AddTenantHost host shop.example.com {}", Uuid::max()),
+            format!("{by} TenantService/RemoveTenantHost host shop.example.com"),
+            format!("{by} RouterService/EvictPool pool acme a new password"),
+        ]
+    );
+
+    // What cannot be written down is not done.
+    fleet.expect_log("audit_log");
+    client.sql("acme", "SELECT 1").await;
+    judge.batch_execute("ALTER TABLE audit_log RENAME TO audit_log_elsewhere").await.unwrap();
+    assert_eq!(client.router().evict_pool(evict(false)).await.unwrap_err().code(), Code::Internal);
+    assert_eq!(hosts(Ok(add("late.example.com", false))).await.unwrap_err().code(), Code::Internal);
+    judge.batch_execute("ALTER TABLE audit_log_elsewhere RENAME TO audit_log").await.unwrap();
+    assert_eq!(client.tenant_get("acme").await.unwrap().hosts, Vec::<String>::new());
+    let evicted = client.router().evict_pool(evict(false)).await.unwrap().into_inner();
+    assert!(evicted.pool.is_some(), "the pool is still there");
+    fleet.stop(daemon).await;
 }

@@ -12,7 +12,7 @@ use super::tokens::{refused, unauthenticated, whoami};
 use crate::harness::{Client, Fleet, until};
 
 /// A user with a session and roles in these tenants.
-async fn user(judge: &tokio_postgres::Client, tenants: &[&str]) -> (Uuid, Uuid) {
+pub async fn user(judge: &tokio_postgres::Client, tenants: &[&str]) -> (Uuid, Uuid) {
     let (user, session) = (Uuid::now_v7(), Uuid::now_v7());
     let email = format!("{user}@example.com");
     judge.execute("INSERT INTO users (id, email) VALUES ($1, $2)", &[&user, &email]).await.unwrap();

@@ -62,6 +62,10 @@ impl Client {
         Self { address, channel: endpoint.connect_lazy(), key }
     }
 
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// The same caller of another daemon.
     pub fn moved(&self, address: SocketAddr) -> Self {
         Self { address, channel: plain(address).connect_lazy(), key: self.key.clone() }

@@ -17,6 +17,7 @@ mod logs;
 mod machine;
 mod proxy;
 mod standstill;
+mod streams;
 
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ pub use logs::root_span;
 pub use machine::{Machine, machine};
 pub use proxy::Proxy;
 pub use standstill::{Armed, Point, Standstills};
+pub use streams::last;
 
 /// How long anything may take that a test waits for; far more than it needs.
 const PATIENCE: Duration = Duration::from_mins(2);

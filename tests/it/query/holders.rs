@@ -1,12 +1,5 @@
 //! Who holds a tenant's connection through QueryService for long is named in the log, whatever method it uses.
 
-use tenantd::proto::v1::transact_request::Action;
-use tenantd::proto::v1::{
-    BeginTransaction, PipelineRequest, PipelineStatement, StreamQueryRequest, TransactRequest, TransactionStatement,
-};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-
 use crate::harness::{Fleet, Spec, until};
 
 const LONG: &str = "SELECT pg_sleep(600)";
@@ -22,7 +15,6 @@ async fn who_holds_a_connection_for_long_is_named_with_its_method() {
     let daemon = fleet.start().await;
     daemon.client.tenant("acme").await;
     let client = daemon.client.with_key(&daemon.client.key_new(&["resolver"], &["acme"]).await);
-    let tenant = || "acme".to_owned();
     let told = async |method: &str| {
         let holder = format!("holder=api-key:test in {method} ");
         fleet.expect_log(&holder);
@@ -30,29 +22,16 @@ async fn who_holds_a_connection_for_long_is_named_with_its_method() {
     };
 
     // A transaction that does nothing.
-    let (requests, stream) = mpsc::channel(8);
-    let begin = BeginTransaction { tenant: tenant(), ..BeginTransaction::default() };
-    requests.send(TransactRequest { action: Some(Action::Begin(begin)) }).await.unwrap();
-    let mut answers = client.query().transact(ReceiverStream::new(stream)).await.unwrap().into_inner();
-    answers.message().await.unwrap().unwrap();
-    let work = TransactionStatement { sql: "SELECT 1".to_owned(), ..TransactionStatement::default() };
-    requests.send(TransactRequest { action: Some(Action::Execute(work)) }).await.unwrap();
-    answers.message().await.unwrap().unwrap();
+    let open = client.transaction("acme").await;
     told("Transact").await;
-    drop((requests, answers));
-
-    let (requests, stream) = mpsc::channel(8);
-    let statement = PipelineStatement { tenant: tenant(), sql: LONG.to_owned(), ..PipelineStatement::default() };
-    requests.send(PipelineRequest { statements: vec![statement] }).await.unwrap();
-    let answers = client.query().pipeline(ReceiverStream::new(stream)).await.unwrap().into_inner();
+    drop(open);
+    let open = client.pipeline().await;
+    open.execute(1, "acme", LONG).await;
     told("Pipeline").await;
-    drop((requests, answers));
-
-    let request = StreamQueryRequest { tenant: tenant(), sql: LONG.to_owned(), ..StreamQueryRequest::default() };
-    let answers = client.query().stream_query(request).await.unwrap();
+    drop(open);
+    let open = client.stream("acme", LONG).await;
     told("StreamQuery").await;
-    drop(answers);
-
+    drop(open);
     let mut call = Box::pin(client.execute("acme", LONG));
     tokio::select! {
         ended = &mut call => panic!("{ended:?}"),
