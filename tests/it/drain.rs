@@ -1,13 +1,16 @@
 //! The way down: what runs may end, what is new is refused, and no session is left on the server.
 
-use tenantd::proto::v1::WhoAmIRequest;
+use tenantd::proto::v1::stream_query_response::Part;
+use tenantd::proto::v1::transact_request::Action;
+use tenantd::proto::v1::transact_response::Outcome;
+use tenantd::proto::v1::{CommitTransaction, WhoAmIRequest};
 use tonic::Code;
 use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::harness::{Fleet, Spec, until};
+use crate::harness::{Client, Fleet, Spec, last, until};
 
 /// Sessions on the fleet's databases.
 async fn sessions(judge: &tokio_postgres::Client, fleet: &Fleet) -> Vec<String> {
@@ -15,6 +18,24 @@ async fn sessions(judge: &tokio_postgres::Client, fleet: &Fleet) -> Vec<String> 
         WHERE starts_with(datname, $1 || '_') AND application_name NOT IN ('', 'judge') AND pid <> pg_backend_pid()";
     let rows = judge.query(sql, &[&fleet.naming.prefix()]).await.unwrap();
     rows.iter().map(|row| row.get(0)).collect()
+}
+
+/// Awaits that so many statements of the tenant's run or wait.
+async fn active(judge: &tokio_postgres::Client, database: &str, count: i64) {
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND state = 'active'";
+    until(&format!("{count} statements run"), async || {
+        (judge.query_one(sql, &[&database]).await.unwrap().get::<_, i64>(0) == count).then_some(())
+    })
+    .await;
+}
+
+/// Awaits that new calls are refused.
+async fn refused(client: &Client) {
+    until("new calls are refused", async || {
+        let refused = client.access().who_am_i(WhoAmIRequest {}).await.err()?;
+        (refused.code() == Code::Unavailable).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -39,16 +60,101 @@ async fn running_calls_end_new_ones_are_refused_and_no_session_is_left() {
     let stopping = tokio::spawn(daemon.stop());
     assert_eq!(states.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
     // On the connection that is there, and on a new one.
-    until("new calls are refused", async || {
-        let refused = client.access().who_am_i(WhoAmIRequest {}).await.err()?;
-        (refused.code() == Code::Unavailable).then_some(())
-    })
-    .await;
+    refused(&client).await;
     assert!(!running.is_finished() && !stopping.is_finished());
     holder.batch_execute("COMMIT").await.unwrap();
     drop(holder);
     assert_eq!(running.await.unwrap().unwrap(), [["20"]]);
     stopping.await.unwrap();
     until("no session is left", async || sessions(&judge, &fleet).await.is_empty().then_some(())).await;
+    fleet.finish().await;
+}
+
+#[tokio::test]
+async fn after_sigterm_streams_that_run_may_end() {
+    let fleet = Fleet::new(Spec::default().setting("", "drain_timeout", "\"10m\"")).await;
+    let daemon = fleet.spawn();
+    let client = daemon.client.clone();
+    let acme = client.tenant("acme").await;
+    let judge = fleet.judge("postgres").await;
+    let holder = fleet.judge(&acme.database).await;
+    holder.batch_execute("BEGIN; LOCK TABLE things").await.unwrap();
+
+    let mut transaction = client.transaction("acme").await;
+    transaction.execute("DELETE FROM things WHERE id = 1").await;
+    let mut query = client.stream("acme", "SELECT count(*) FROM things").await;
+    let mut pipeline = client.pipeline().await;
+    pipeline.execute(1, "acme", "SELECT count(*) FROM things").await;
+    let mut routes = client.routes().await;
+    active(&judge, &acme.database, 3).await;
+
+    let ends = async {
+        // A watch would never end by itself.
+        assert_eq!(last(&mut routes).await.code(), Code::Unavailable);
+        refused(&client).await;
+        holder.batch_execute("COMMIT").await.unwrap();
+        assert!(matches!(transaction.answer().await, Ok(Outcome::Result(result)) if result.row_count == 1));
+        transaction.send(Action::Commit(CommitTransaction {})).await;
+        assert!(matches!(transaction.answer().await, Ok(Outcome::Committed(_))));
+        let mut end = None;
+        while let Some(response) = query.message().await.unwrap() {
+            end = response.part;
+        }
+        assert!(matches!(end, Some(Part::Trailer(trailer)) if trailer.row_count == 1));
+        assert_eq!(pipeline.answers.message().await.unwrap().unwrap().answers[0].id, 1);
+        // Its caller has nothing more to say.
+        drop(pipeline.requests);
+        assert!(pipeline.answers.message().await.unwrap().is_none());
+    };
+    tokio::join!(daemon.terminate(), ends);
+    let row = holder.query_one("SELECT count(*) FROM things", &[]).await.unwrap();
+    assert_eq!(row.get::<_, i64>(0), 19);
+    drop(holder);
+    until("no session is left", async || sessions(&judge, &fleet).await.is_empty().then_some(())).await;
+    fleet.finish().await;
+}
+
+#[tokio::test]
+async fn after_sigterm_streams_that_do_not_end_are_cancelled_and_told() {
+    let fleet = Fleet::new(Spec::default().setting("", "drain_timeout", "\"2s\"")).await;
+    // On a machine that is busy with something else, a stream may be late to say goodbye.
+    fleet.allow_log("calls that did not end in time are cut off");
+    let daemon = fleet.spawn();
+    let client = daemon.client.clone();
+    let acme = client.tenant("acme").await;
+    let judge = fleet.judge("postgres").await;
+    let long = "SELECT pg_sleep(600)";
+
+    let (mut transaction, mut silent) = (client.transaction("acme").await, client.transaction("acme").await);
+    silent.execute("DELETE FROM things").await;
+    assert!(matches!(silent.answer().await, Ok(Outcome::Result(_))));
+    transaction.execute(long).await;
+    let mut query = client.stream("acme", long).await;
+    let (mut pipeline, mut idle) = (client.pipeline().await, client.pipeline().await);
+    pipeline.execute(1, "acme", long).await;
+    let mut routes = client.routes().await;
+    active(&judge, &acme.database, 3).await;
+    let channel = Endpoint::from_shared(format!("http://{}", client.address())).unwrap().connect().await.unwrap();
+    let mut states = HealthClient::new(channel).watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert_eq!(states.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+
+    let ends = async {
+        assert_eq!(states.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+        refused(&client).await;
+        for end in [
+            last(&mut transaction.answers).await,
+            last(&mut silent.answers).await,
+            last(&mut query).await,
+            last(&mut pipeline.answers).await,
+            last(&mut idle.answers).await,
+            last(&mut routes).await,
+        ] {
+            assert_eq!(end.code(), Code::Unavailable, "{end:?}");
+        }
+    };
+    tokio::join!(daemon.terminate(), ends);
+    until("no session is left", async || sessions(&judge, &fleet).await.is_empty().then_some(())).await;
+    let row = fleet.judge(&acme.database).await.query_one("SELECT count(*) FROM things", &[]).await.unwrap();
+    assert_eq!(row.get::<_, i64>(0), 20, "nothing was committed");
     fleet.finish().await;
 }

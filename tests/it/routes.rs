@@ -521,3 +521,29 @@ async fn a_watch_shows_what_the_caller_may_see_until_the_daemon_goes_down() {
     assert_eq!(last(all).await, Code::Unavailable);
     assert_eq!(last(some).await, Code::Unavailable);
 }
+
+#[tokio::test]
+async fn a_watch_without_changes_is_told_how_far_the_catalog_is() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    daemon.client.tenant("acme").await;
+    let mut stream = daemon.client.routes().await;
+    let (_, end) = snapshot(&mut stream).await;
+    let quiet = loop {
+        let message = stream.message().await.unwrap().unwrap();
+        if message.event() == RouteEventKind::Keepalive {
+            break message;
+        }
+    };
+    assert!(quiet.routes.is_empty() && quiet.removed_routes.is_empty());
+    assert_eq!(quiet.catalog_id, end.catalog_id);
+    assert!(quiet.revision >= end.revision);
+    // It is a mark like others.
+    let since = WatchRoutesRequest { after_revision: Some(quiet.revision), catalog_id: quiet.catalog_id };
+    let mut resumed = daemon.client.router().watch_routes(since).await.unwrap().into_inner();
+    daemon.client.tenant("beta").await;
+    let message = resumed.message().await.unwrap().unwrap();
+    assert_eq!(message.event(), RouteEventKind::Changes);
+    assert!(message.routes.iter().all(|route| route.code == "beta"), "{message:?}");
+    fleet.stop(daemon).await;
+}

@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
-use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519, PKCS_RSA_SHA256, RsaKeySize};
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256, RsaKeySize};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -31,10 +31,15 @@ impl SigningKey {
     pub fn new(id: &str, algorithm: Algorithm) -> Self {
         let part = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
         let (private, mut public) = match algorithm {
-            Algorithm::ES256 => {
-                let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-                let point = pair.public_key_raw();
-                let public = json!({ "kty": "EC", "crv": "P-256", "x": part(&point[1..33]), "y": part(&point[33..]) });
+            Algorithm::ES256 | Algorithm::ES384 => {
+                let (curve, name, length) = match algorithm {
+                    Algorithm::ES256 => (&PKCS_ECDSA_P256_SHA256, "P-256", 32),
+                    _ => (&PKCS_ECDSA_P384_SHA384, "P-384", 48),
+                };
+                let pair = KeyPair::generate_for(curve).unwrap();
+                // One byte says that both parts follow.
+                let (x, y) = pair.public_key_raw()[1..].split_at(length);
+                let public = json!({ "kty": "EC", "crv": name, "x": part(x), "y": part(y) });
                 (EncodingKey::from_ec_der(&pair.serialize_der()), public)
             }
             Algorithm::EdDSA => {
@@ -77,11 +82,27 @@ pub fn claims(extra: Value) -> Value {
     claims
 }
 
+/// A set of these keys.
+pub fn key_set(keys: &[&SigningKey]) -> Value {
+    json!({ "keys": keys.iter().map(|key| key.public.clone()).collect::<Vec<_>>() })
+}
+
+/// A fleet that takes this issuer's tokens, whose keys are to be found as `setting` says.
+pub fn spec(setting: (&'static str, &str), subject: &str) -> Spec {
+    let quoted = |text: &str| format!("{text:?}");
+    Spec::default()
+        .setting("[[access.jwt]]", "name", &quoted("login"))
+        .setting("[[access.jwt]]", "issuer", &quoted(ISSUER))
+        .setting("[[access.jwt]]", "audiences", &format!("[{AUDIENCE:?}]"))
+        .setting("[[access.jwt]]", setting.0, &quoted(setting.1))
+        .setting("[[access.jwt]]", "subject", &quoted(subject))
+}
+
 /// Serves a key set until it is dropped.
 #[derive(Debug)]
 pub struct Issuer {
     url: String,
-    keys: Arc<Mutex<Vec<Value>>>,
+    keys: Arc<Mutex<Value>>,
     pub fetches: Arc<AtomicUsize>,
     serving: tokio::task::JoinHandle<()>,
 }
@@ -90,7 +111,7 @@ impl Issuer {
     pub async fn start(keys: &[&SigningKey]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/keys", listener.local_addr().unwrap());
-        let (published, fetches) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
+        let (published, fetches) = (Arc::new(Mutex::new(Value::Null)), Arc::new(AtomicUsize::new(0)));
         let serving = tokio::spawn(serve(listener, Arc::clone(&published), Arc::clone(&fetches)));
         let issuer = Self { url, keys: published, fetches, serving };
         issuer.publish(keys);
@@ -99,18 +120,12 @@ impl Issuer {
 
     /// From now on these keys, and no others.
     pub fn publish(&self, keys: &[&SigningKey]) {
-        *self.keys.lock().unwrap() = keys.iter().map(|key| key.public.clone()).collect();
+        *self.keys.lock().unwrap() = key_set(keys);
     }
 
     /// The fleet takes this issuer's tokens.
     pub fn spec(&self, subject: &str) -> Spec {
-        let quoted = |text: &str| format!("{text:?}");
-        Spec::default()
-            .setting("[[access.jwt]]", "name", &quoted("login"))
-            .setting("[[access.jwt]]", "issuer", &quoted(ISSUER))
-            .setting("[[access.jwt]]", "audiences", &format!("[{AUDIENCE:?}]"))
-            .setting("[[access.jwt]]", "jwks_url", &quoted(&self.url))
-            .setting("[[access.jwt]]", "subject", &quoted(subject))
+        spec(("jwks_url", &self.url), subject)
     }
 }
 
@@ -120,10 +135,10 @@ impl Drop for Issuer {
     }
 }
 
-async fn serve(listener: TcpListener, keys: Arc<Mutex<Vec<Value>>>, fetches: Arc<AtomicUsize>) {
+async fn serve(listener: TcpListener, keys: Arc<Mutex<Value>>, fetches: Arc<AtomicUsize>) {
     while let Ok((mut stream, _)) = listener.accept().await {
         fetches.fetch_add(1, Ordering::SeqCst);
-        let body = json!({ "keys": *keys.lock().unwrap() }).to_string();
+        let body = keys.lock().unwrap().to_string();
         drop(answer(&mut stream, &body).await);
     }
 }

@@ -10,7 +10,7 @@ use tenantd::proto::v1::{WhoAmIRequest, WhoAmIResponse};
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use super::issuer::{Issuer, SigningKey, claims, now};
+use super::issuer::{Issuer, SigningKey, claims, key_set, now, spec};
 use crate::harness::{Client, Daemon, Fleet, reason, until};
 
 pub async fn whoami(daemon: &Daemon, token: &str) -> Result<WhoAmIResponse, Status> {
@@ -175,5 +175,71 @@ async fn a_token_that_was_taken_back_is_refused_at_once() {
     until("the token is refused", async || whoami(&daemon, &token).await.err()).await;
     assert_eq!(refused(&daemon, &token).await, unauthenticated());
     whoami(&daemon, &key.sign(&claims(json!({ "jti": Uuid::new_v4().to_string() })))).await.unwrap();
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn every_algorithm_that_can_be_named_is_checked() {
+    use Algorithm::{ES384, PS256, PS384, PS512, RS256, RS384, RS512};
+    let (rsa, ec) = (SigningKey::new("rsa", RS256), SigningKey::new("ec", ES384));
+    let mut bound = SigningKey::new("bound", PS384);
+    bound.public["alg"] = json!("PS384");
+    let issuer = Issuer::start(&[&rsa, &ec, &bound]).await;
+    let named = r#"["RS384", "RS512", "PS256", "PS384", "PS512", "ES384"]"#;
+    let fleet = Fleet::new(issuer.spec("program").setting("[[access.jwt]]", "algorithms", named)).await;
+    let daemon = fleet.start().await;
+    let sign = |key: &SigningKey, algorithm| {
+        key.sign_with(&Header { kid: Some(key.id.clone()), ..Header::new(algorithm) }, &claims(json!({})))
+    };
+    for algorithm in [RS384, RS512, PS256, PS384, PS512, ES384] {
+        let key = if algorithm == ES384 { &ec } else { &rsa };
+        let token = sign(key, algorithm);
+        whoami(&daemon, &token).await.unwrap_or_else(|status| panic!("{algorithm:?}: {status:?}"));
+        // With another's signature, and with another algorithm in the header than it was signed with.
+        let stranger = SigningKey::new(&key.id, algorithm);
+        assert_eq!(refused(&daemon, &sign(&stranger, algorithm)).await, unauthenticated(), "{algorithm:?}");
+        let other = if algorithm == PS512 { PS256 } else { PS512 };
+        let (_, rest) = token.split_once('.').unwrap();
+        let header = json!({ "alg": other, "typ": "JWT", "kid": key.id }).to_string();
+        let swapped = format!("{}.{rest}", URL_SAFE_NO_PAD.encode(header));
+        assert_eq!(refused(&daemon, &swapped).await, unauthenticated(), "{algorithm:?} as {other:?}");
+    }
+    assert_eq!(refused(&daemon, &sign(&rsa, RS256)).await, unauthenticated(), "RS256 is not named");
+    // A key that is for one algorithm.
+    whoami(&daemon, &sign(&bound, PS384)).await.unwrap();
+    assert_eq!(refused(&daemon, &sign(&bound, PS256)).await, unauthenticated());
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn a_file_of_keys_is_read_again() {
+    let (old, new) = (SigningKey::new("old", Algorithm::ES256), SigningKey::new("new", Algorithm::ES256));
+    let spec = spec(("jwks_file", "issuer.json"), "program").setting("[[access.jwt]]", "jwks_age_max", "\"1s\"");
+    let fleet = Fleet::new(spec).await;
+    let publish = |key: &SigningKey| {
+        // As a whole: the daemon never reads half of it.
+        let (file, draft) = (fleet.dir.join("issuer.json"), fleet.dir.join("issuer.json.new"));
+        std::fs::write(&draft, key_set(&[key]).to_string()).unwrap();
+        std::fs::rename(draft, file).unwrap();
+    };
+    publish(&old);
+    let daemon = fleet.start().await;
+    let (by_old, by_new) = (old.sign(&claims(json!({}))), new.sign(&claims(json!({}))));
+    whoami(&daemon, &by_old).await.unwrap();
+    assert_eq!(refused(&daemon, &by_new).await, unauthenticated());
+    publish(&new);
+    until("the new key is known", async || whoami(&daemon, &by_new).await.ok()).await;
+    until("the old key is gone", async || whoami(&daemon, &by_old).await.err()).await;
+    assert_eq!(refused(&daemon, &by_old).await, unauthenticated());
+
+    // A file that is not there any more: who has a key that is known goes on.
+    fleet.expect_log("the issuer's keys cannot be read");
+    std::fs::remove_file(fleet.dir.join("issuer.json")).unwrap();
+    until("the file is missed", async || {
+        whoami(&daemon, &new.sign(&claims(json!({ "jti": Uuid::new_v4().to_string() })))).await.unwrap();
+        fleet.has_logged("the issuer's keys cannot be read").then_some(())
+    })
+    .await;
+    publish(&new);
     fleet.stop(daemon).await;
 }
