@@ -4,6 +4,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use deadpool::managed::{Manager, Metrics, Object, Pool, PoolConfig, QueueMode, RecycleError, RecycleResult, Timeouts};
 use deadpool_postgres::ClientWrapper;
@@ -176,9 +177,7 @@ impl Manager for TenantConnections {
         let (client, sign) = self.server.connect_raw(Some((pass, permit)), &request).await?;
         let client = ClientWrapper::new(client, sign);
         self.identity_check(&client, &access.identity).await?;
-        let lifetime = config
-            .connection_lifetime_max
-            .mul_f64(rand::rng().random_range(1.0 - LIFETIME_JITTER..=1.0 + LIFETIME_JITTER));
+        let lifetime = lifetime(config.connection_lifetime_max, rand::rng().random());
         Ok(Pooled {
             id: connection,
             client,
@@ -191,5 +190,23 @@ impl Manager for TenantConnections {
 
     async fn recycle(&self, pooled: &mut Pooled, _metrics: &Metrics) -> RecycleResult<Failure> {
         if pooled.is_clean { Ok(()) } else { Err(RecycleError::message("a caller has dropped it")) }
+    }
+}
+
+/// How long a connection may live, by a draw between 0 and 1.
+fn lifetime(max: Duration, draw: f64) -> Duration {
+    max.mul_f64(1.0 - LIFETIME_JITTER + 2.0 * LIFETIME_JITTER * draw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_that_are_made_together_do_not_end_together() {
+        let minutes = |draw| lifetime(Duration::from_mins(100), draw).as_secs_f64() / 60.0;
+        for (draw, expected) in [(0.0, 80.0), (0.5, 100.0), (1.0, 120.0)] {
+            assert!((minutes(draw) - expected).abs() < 0.01, "{draw}: {}", minutes(draw));
+        }
     }
 }

@@ -3,10 +3,12 @@
 
 mod breakers;
 mod faults;
+mod gates;
 mod hygiene;
 mod limits;
 mod overview;
 mod pressure;
+mod refusals;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};

@@ -216,6 +216,11 @@ impl Fleet {
         logs::problems(self.naming.prefix()).iter().any(|line| line.contains(part))
     }
 
+    /// The latest lines, whatever their level.
+    pub fn latest(&self) -> String {
+        logs::latest(self.naming.prefix())
+    }
+
     /// Drops the fleet's databases and fails on lines that nobody declared.
     pub async fn finish(self) {
         self.logs.check();

@@ -1,14 +1,18 @@
 //! More callers than connections: whom to evict, who is next, and who is refused.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tenantd::router::{Error, Lease, Residue};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::{Watch, one, small_budget};
-use crate::harness::{Machine, Spec, until};
+use crate::harness::{Machine, Proxy, Spec, machine, until};
 use crate::tenants::Rooms;
 
 async fn backend(lease: &Lease) -> i32 {
@@ -154,5 +158,64 @@ async fn a_pool_grows_by_several_connections_at_once() {
     let refusal = rooms.router.acquire(acme.id, Instant::now() + Duration::from_millis(50)).await.unwrap_err();
     assert!(refusal.to_string().contains("all 10 connections of its pool are in use"), "{refusal}");
     drop(leases);
+    rooms.finish().await;
+}
+
+/// A server that takes connections and says nothing; counts those who begin to log in as a tenant.
+async fn silent_server(logins: &Arc<AtomicUsize>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, logins) = (listener.local_addr().unwrap(), Arc::clone(logins));
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let logins = Arc::clone(&logins);
+            tokio::spawn(async move {
+                let mut greeting = vec![0; 1 << 10];
+                let read = stream.read(&mut greeting).await.unwrap_or_default();
+                // The router's login of a tenant is in it.
+                if greeting[..read].windows(4).any(|part| part == b"__r\0") {
+                    logins.fetch_add(1, Ordering::SeqCst);
+                }
+                // Until the other end has gone.
+                while stream.read(&mut greeting).await.is_ok_and(|read| read > 0) {}
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_cold_storm_is_no_connection_storm() {
+    let upstream: SocketAddr = format!("{}:{}", machine().host, machine().port).parse().unwrap();
+    let proxy = Proxy::start(upstream).await;
+    let spec = Spec::default()
+        .setting("[[servers]]", "port", &proxy.address.port().to_string())
+        .setting("[[servers]]", "connects_parallel_max", "2")
+        .setting("[router]", "connect_timeout", "\"100s\"")
+        .setting("[router]", "acquire_timeout", "\"3s\"")
+        .setting("[router]", "route_age_max", "\"10m\"");
+    let rooms = Rooms::new(spec).await;
+    rooms.fleet.allow_log("the server takes no connections");
+    rooms.fleet.allow_log("the shared database cannot be followed");
+    let tenants = rooms.tenants(8).await;
+    for tenant in &tenants {
+        // Known from now on: how to log in, and where.
+        until("each is reached", async || rooms.call(tenant).await.ok()).await;
+    }
+    let logins = Arc::new(AtomicUsize::new(0));
+    proxy.redirect(silent_server(&logins).await);
+    let results = futures_util::future::join_all(tenants.iter().map(async |tenant| {
+        // One that idled may have been cut off just now.
+        let lease = rooms.lease(tenant).await?;
+        drop(lease);
+        rooms.lease(tenant).await.map(drop)
+    }));
+    for result in results.await {
+        assert!(result.is_err());
+    }
+    assert_eq!(logins.load(Ordering::SeqCst), 2, "connects at the same moment");
+    proxy.redirect(upstream);
+    for tenant in &tenants {
+        until("each is reached again", async || rooms.call(tenant).await.ok()).await;
+    }
     rooms.finish().await;
 }

@@ -1,0 +1,110 @@
+//! What callers over gRPC hear when there is no connection for them, what the log says of slow statements, and that
+//! tenants who use up the budget leave the daemon's own work alone.
+
+use std::time::Duration;
+
+use tenantd::proto::v1::{ExecuteRequest, ListPoolsRequest, Value, value::Kind};
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use crate::harness::{Client, Fleet, Spec, reason, until};
+
+/// A refusal's code and reason, one of its metadata, and when to come back.
+fn told(status: &Status, name: &str) -> (Code, String, String, Option<Duration>) {
+    let details = status.get_error_details();
+    let metadata = details.error_info().unwrap().metadata.clone();
+    let retry = details.retry_info().and_then(|info| info.retry_delay);
+    (status.code(), reason(status), metadata.get(name).cloned().unwrap_or_default(), retry)
+}
+
+async fn waiting(client: &Client) -> i32 {
+    let pools = client.router().list_pools(ListPoolsRequest::default()).await.unwrap().into_inner().pools;
+    pools.iter().map(|pool| pool.waiting).sum()
+}
+
+#[tokio::test]
+async fn a_full_queue_and_a_missing_database_are_told_with_their_causes() {
+    let narrow = "{ direct_connections_max = 5, pool_connections_max = 1, queue_max = 1, users_max = 1, sites_max = 1, storage_bytes_max = 1 }";
+    let spec =
+        Spec::default().setting("[tiers]", "standard", narrow).setting("[router]", "acquire_timeout", "\"100s\"");
+    let fleet = Fleet::new(spec).await;
+    let daemon = fleet.start().await;
+    let client = &daemon.client;
+    client.tenant("acme").await;
+    let bolt = client.tenant("bolt").await;
+
+    let holds = client.transaction("acme").await;
+    let waits = tokio::spawn({
+        let client = client.clone();
+        async move { client.execute("acme", "SELECT 1").await }
+    });
+    until("one caller waits", async || (waiting(client).await == 1).then_some(())).await;
+    let refusal = client.execute("acme", "SELECT 1").await.unwrap_err();
+    let (code, reason, cause, retry) = told(&refusal, "cause");
+    assert_eq!((code, reason.as_str(), cause.as_str()), (Code::ResourceExhausted, "CONNECTION_UNAVAILABLE", "queue"));
+    assert!(retry.is_some(), "{refusal:?}");
+    drop(holds);
+    assert_eq!(waits.await.unwrap().unwrap(), [["1"]]);
+
+    fleet.expect_log("the tenant cannot be reached");
+    let judge = fleet.judge("postgres").await;
+    judge.batch_execute(&format!("ALTER DATABASE {0} RENAME TO {0}_away", bolt.database)).await.unwrap();
+    // The first is told what the server has said, and so is whoever is refused at once, with when to come back.
+    until("calls are refused at once", async || {
+        let refusal = client.execute("bolt", "SELECT 1").await.unwrap_err();
+        let (code, reason, sqlstate, retry) = told(&refusal, "sqlstate");
+        let found = (code, reason.as_str(), sqlstate.as_str());
+        assert_eq!(found, (Code::Unavailable, "CONNECTION_UNAVAILABLE", "3D000"), "{refusal:?}");
+        retry
+    })
+    .await;
+    judge.batch_execute(&format!("ALTER DATABASE {0}_away RENAME TO {0}", bolt.database)).await.unwrap();
+    until("the tenant is reached again", async || client.execute("bolt", "SELECT 1").await.ok()).await;
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn a_slow_statement_is_logged_with_its_tenant_and_without_values() {
+    let fleet = Fleet::new(Spec::default().setting("[router]", "slow_statement_threshold", "\"100ms\"")).await;
+    let daemon = fleet.start().await;
+    daemon.client.tenant("acme").await;
+    let request = ExecuteRequest {
+        tenant: "acme".to_owned(),
+        sql: "SELECT 'confidential', pg_sleep(0.25), 271828, $1::text".to_owned(),
+        parameters: vec![Value { kind: Some(Kind::TextValue("private".to_owned())) }],
+        ..ExecuteRequest::default()
+    };
+    daemon.client.rows(request).await.unwrap();
+    let said = fleet.latest();
+    let line = said.lines().find(|line| line.contains("slow statement")).unwrap_or_else(|| panic!("{said}"));
+    assert!(line.contains("tenant=acme") && line.contains("pg_sleep") && line.contains("milliseconds="), "{line}");
+    for value in ["confidential", "271828", "private"] {
+        assert!(!said.contains(value), "{said}");
+    }
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tenants_who_use_up_the_budget_leave_the_daemons_own_work_alone() {
+    let spec = super::small_budget().setting("[router]", "acquire_timeout", "\"300ms\"");
+    let fleet = Fleet::new(spec).await;
+    let daemon = fleet.start().await;
+    let client = &daemon.client;
+    client.tenant("acme").await;
+    let mut held = Vec::new();
+    for _ in 0..6 {
+        held.push(client.transaction("acme").await);
+    }
+    // Administration, migrations, the catalog, the accounts and a dump have places of their own.
+    client.tenant("bolt").await;
+    client.backup("acme").await;
+    client.key_new(&["viewer"], &[]).await;
+    let refusal = client.execute("bolt", "SELECT 1").await.unwrap_err();
+    let (code, reason, cause, retry) = told(&refusal, "cause");
+    assert_eq!((code, reason.as_str(), cause.as_str()), (Code::ResourceExhausted, "CONNECTION_UNAVAILABLE", "budget"));
+    assert!(retry.is_some(), "{refusal:?}");
+    held.truncate(5);
+    until("the place is the other tenant's", async || client.execute("bolt", "SELECT 1").await.ok()).await;
+    drop(held);
+    fleet.stop(daemon).await;
+}
