@@ -98,9 +98,9 @@ where
                 poll_fn(|context| inner.poll_ready(context)).await.map_err(never)?;
                 let answer = inner.call(request).await.map_err(never)?;
                 if let Some(caller) = caller
-                    && let Some(code) = refusal(&answer)
+                    && let Some(refusal) = refusal(&answer)
                 {
-                    guard.failed(&origin, &caller, code).await;
+                    guard.failed(&origin, &caller, refusal).await;
                 }
                 Ok(answer.map(|body| Bounded::body(body, guard.cut.clone())))
             };
@@ -116,10 +116,23 @@ where
     }
 }
 
-/// The code of a call that was answered with an error before anything else.
-fn refusal(answer: &Response<Body>) -> Option<Code> {
-    let code = Code::from_bytes(answer.headers().get("grpc-status")?.as_bytes());
-    (code != Code::Ok).then_some(code)
+/// How a call was refused before anything was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    /// For want of a right.
+    Denial,
+    Other,
+}
+
+fn refusal(answer: &Response<Body>) -> Option<Refusal> {
+    match Code::from_bytes(answer.headers().get("grpc-status")?.as_bytes()) {
+        Code::Ok => None,
+        Code::PermissionDenied => {
+            let is_denial = Status::from_header_map(answer.headers()).is_some_and(|status| status::is_denial(&status));
+            Some(if is_denial { Refusal::Denial } else { Refusal::Other })
+        }
+        _ => Some(Refusal::Other),
+    }
 }
 
 /// Where a call comes from and goes to, kept beyond the request's own life. Cheap: its parts are shared.
@@ -185,9 +198,9 @@ impl Guard {
     }
 
     /// A method has refused the call.
-    async fn failed(&self, origin: &Origin, caller: &Caller, code: Code) {
+    async fn failed(&self, origin: &Origin, caller: &Caller, refusal: Refusal) {
         self.access.count_failure(caller);
-        if code == Code::PermissionDenied {
+        if refusal == Refusal::Denial {
             self.denied(origin, Some(caller), OUT_OF_SCOPE).await;
         }
     }

@@ -32,7 +32,7 @@ struct Bounds {
 pub(super) type Answers<T> = ReceiverStream<Result<T, Status>>;
 
 impl Service {
-    /// Sends what `source` yields, until one of the three is through with it.
+    /// Sends what `source` yields, until it ends, or its caller, the caller's rights, or the daemon.
     pub(super) fn answers<T, S>(&self, name: &'static str, ongoing: Ongoing, source: S) -> Answers<T>
     where
         T: Send + 'static,

@@ -7,14 +7,14 @@ use tenantd::proto::v1::transact_request::Action;
 use tenantd::proto::v1::transact_response::Outcome;
 use tenantd::proto::v1::{
     BeginTransaction, CreateApiKeyRequest, PipelineRequest, PipelineResponse, PipelineStatement, RevokeApiKeyRequest,
-    StatementError, Target,
+    StatementError, Target, WatchOperationRequest,
 };
 use tonic::{Code, Streaming};
 use uuid::Uuid;
 
 use super::issuer::{Issuer, SigningKey, claims};
 use super::users::user;
-use crate::harness::{Fleet, Spec, last, until};
+use crate::harness::{Fleet, Point, Spec, Standstills, last, reason, until};
 
 const LONG: &str = "SELECT pg_sleep(600)";
 
@@ -162,6 +162,8 @@ async fn refusals_in_the_middle_of_a_stream_are_written_down() {
     // PostgreSQL's own refusals are the tenant's business.
     pipeline.execute(4, "acme", "SELECT pg_read_file('/etc/passwd')").await;
     assert_eq!(refusal(&mut pipeline.answers).await.sqlstate, "42501");
+    let refused = narrow.execute("acme", "SELECT pg_read_file('/etc/passwd')").await.unwrap_err();
+    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::PermissionDenied, "SQL"));
 
     for begin in [
         BeginTransaction { tenant: "bolt".to_owned(), ..BeginTransaction::default() },
@@ -179,4 +181,29 @@ async fn refusals_in_the_middle_of_a_stream_are_written_down() {
     let counts: Vec<(String, i64)> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     assert_eq!(counts, [("QueryService/Pipeline".to_owned(), 3), ("QueryService/Transact".to_owned(), 2)]);
     fleet.finish().await;
+}
+
+#[tokio::test]
+async fn who_watches_an_operation_loses_it_with_its_tenant() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    daemon.client.tenant("acme").await;
+    let viewer = daemon.client.with_key(&daemon.client.key_new(&["viewer"], &["acme", "bolt"]).await);
+    let standstills = Standstills::install(fleet.judge(fleet.naming.shared_database().as_str()).await).await;
+    let request = Uuid::new_v4();
+    let point = Point { place: "operation_steps", name: "dump".to_owned(), state: "RUNNING" };
+    let armed = standstills.arm(request, &point).await;
+    let operation = daemon.client.backup_create(request, "acme").await.unwrap();
+    standstills.reached(armed).await;
+
+    let watched = WatchOperationRequest { operation_id: operation.operation_id.clone() };
+    let mut watch = viewer.operations().watch_operation(watched).await.unwrap().into_inner();
+    watch.message().await.unwrap().unwrap();
+    let judge = fleet.judge(fleet.naming.auth_database().as_str()).await;
+    let taken = "DELETE FROM api_key_tenants WHERE tenant_code = 'acme'";
+    assert_eq!(judge.execute(taken, &[]).await.unwrap(), 1);
+    assert_eq!(last(&mut watch).await.code(), Code::PermissionDenied);
+    standstills.pass(armed).await;
+    daemon.client.succeeded(&operation).await;
+    fleet.stop(daemon).await;
 }
