@@ -19,6 +19,7 @@ pub mod proto;
 pub mod query;
 pub mod router;
 pub mod secrets;
+pub mod shares;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;

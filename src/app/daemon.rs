@@ -23,10 +23,12 @@ use crate::catalog::Catalog;
 use crate::config::{Config, Live};
 use crate::domain::tenant::Naming;
 use crate::operations::{Operations, Parts};
+use crate::postgres::admin::ServerVersion;
 use crate::postgres::{self, Server, admin, readers};
 use crate::query::Queries;
 use crate::router::Router;
 use crate::secrets::{Envelope, ManifestSigner};
+use crate::shares::{self, Anchors, Shares};
 use crate::shutdown::Tasks;
 use crate::store::Store;
 
@@ -47,6 +49,7 @@ pub struct App {
     access: Access,
     parts: Parts,
     queries: Queries,
+    shares: Option<Shares>,
 }
 
 impl App {
@@ -56,18 +59,16 @@ impl App {
         let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
         let instance = Uuid::new_v4();
-        let servers = servers(&config, &tasks, instance).await?;
+        let mut anchors = Anchors::new(&config, instance);
+        let servers = servers(&config, &tasks, instance, anchors.as_mut()).await?;
         let home = servers.get(&config.catalog_server).cloned().ok_or_else(|| {
             Error::Usage(format!("catalog_server {:?} is none of the servers", config.catalog_server))
         })?;
         let catalog = Catalog::new(&home, &config.naming.shared_database())?;
-        catalog.migrate().await?;
+        let shares = shares(anchors, &home, &catalog, &servers, &config, &tasks).await?;
         shared_readers(&home, &config.naming).await?;
         let accounts = Accounts::new(&home, &config.naming.auth_database())?;
         accounts.migrate().await?;
-        for server in &config.servers {
-            catalog.server_register(&server.name, &server.host, server.port).await?;
-        }
         let catalog_id = catalog.id().await?;
         let store = Store::new(&config.store);
         store.check().await?;
@@ -111,7 +112,7 @@ impl App {
             parts.catalog.clone(),
             &tasks,
         );
-        Ok(Self { config, tasks, listener, address, access, parts, queries })
+        Ok(Self { config, tasks, listener, address, access, parts, queries, shares })
     }
 
     /// Writes the first admin key to `file`, while no admin key exists.
@@ -133,7 +134,7 @@ impl App {
 
     /// Begins to drive operations, those included that an earlier daemon has left.
     pub fn start(self) -> Running {
-        let Self { config, tasks, listener, address, access, parts, queries } = self;
+        let Self { config, tasks, listener, address, access, parts, queries, shares } = self;
         let api = Api {
             config: Arc::clone(&config),
             live: parts.live.clone(),
@@ -145,7 +146,7 @@ impl App {
             tasks: tasks.clone(),
             operations: Operations::start(parts),
         };
-        Running { config, tasks, listener, address, api }
+        Running { config, tasks, listener, address, api, shares }
     }
 }
 
@@ -157,6 +158,7 @@ pub struct Running {
     listener: TcpListener,
     address: SocketAddr,
     api: Api,
+    shares: Option<Shares>,
 }
 
 impl Running {
@@ -173,7 +175,7 @@ impl Running {
     }
 
     async fn serve_in_span(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
-        let Self { config, tasks, listener, address, api } = self;
+        let Self { config, tasks, listener, address, api, shares } = self;
         tracing::info!(%address, prefix = config.naming.prefix(), "serving");
         let (operations, access) = (api.operations.clone(), api.access.clone());
         let served = api::serve(listener, api, shutdown).await;
@@ -182,14 +184,21 @@ impl Running {
         let stubborn = tasks.end(TASKS_END_MAX).await;
         if !stubborn.is_empty() {
             tracing::warn!(?stubborn, "tasks that did not end in time were cut off");
+        } else if let Some(shares) = shares {
+            shares.leave(&tasks).await;
         }
         tracing::info!("stopped");
         Ok(served?)
     }
 }
 
-/// Reaches every server once and learns its version.
-async fn servers(config: &Config, tasks: &Tasks, instance: Uuid) -> Result<BTreeMap<String, Server>, Error> {
+/// Reaches every server once and learns its version. From then on a daemon with a name can be seen there.
+async fn servers(
+    config: &Config,
+    tasks: &Tasks,
+    instance: Uuid,
+    mut anchors: Option<&mut Anchors>,
+) -> Result<BTreeMap<String, Server>, Error> {
     let mut servers = BTreeMap::new();
     for server in &config.servers {
         let failed = |source: postgres::Error| Error::Server {
@@ -198,8 +207,12 @@ async fn servers(config: &Config, tasks: &Tasks, instance: Uuid) -> Result<BTree
             port: server.port,
             source: Box::new(source),
         };
-        let handle = Server::new(server, tasks, instance).map_err(failed)?;
-        check(&handle).await.map_err(failed)?;
+        let handle = Server::named(server, tasks, instance, config.instance.as_ref()).map_err(failed)?;
+        let version = match &mut anchors {
+            Some(anchors) => anchors.cast(&handle).await,
+            None => version(&handle).await,
+        };
+        check(version.map_err(failed)?).map_err(failed)?;
         servers.insert(server.name.clone(), handle);
     }
     Ok(servers)
@@ -220,10 +233,42 @@ async fn shared_readers(home: &Server, naming: &Naming) -> Result<(), Error> {
     })
 }
 
-/// Logs in once, and refuses what is too old.
-async fn check(server: &Server) -> Result<(), postgres::Error> {
+/// Prepares the shared database, and gets a daemon with a name its shares of the servers' budgets.
+async fn shares(
+    anchors: Option<Anchors>,
+    home: &Server,
+    catalog: &Catalog,
+    servers: &BTreeMap<String, Server>,
+    config: &Config,
+    tasks: &Tasks,
+) -> Result<Option<Shares>, Error> {
+    let Some(anchors) = anchors else {
+        catalog_prepare(catalog, config).await?;
+        shares::named_refuse(catalog, servers).await?;
+        return Ok(None);
+    };
+    let catalog = Catalog::for_shares(home, &config.naming.shared_database())?;
+    catalog_prepare(&catalog, config).await?;
+    Ok(Some(anchors.join(home, &catalog, tasks).await?))
+}
+
+/// Brings the shared database to this version's schema, with the servers in it.
+async fn catalog_prepare(catalog: &Catalog, config: &Config) -> Result<(), Error> {
+    catalog.migrate().await?;
+    for server in &config.servers {
+        catalog.server_register(&server.name, &server.host, server.port).await?;
+    }
+    Ok(())
+}
+
+/// Logs in once.
+async fn version(server: &Server) -> Result<ServerVersion, postgres::Error> {
     let client = server.connect_admin(server.maintenance_database()).await?;
-    let version = admin::server_version(&client).await?;
+    admin::server_version(&client).await
+}
+
+/// Refuses what is too old.
+fn check(version: ServerVersion) -> Result<(), postgres::Error> {
     if version.major() < POSTGRES_MAJOR_MIN {
         return Err(postgres::Error::ServerTooOld { version: version.text, major_min: POSTGRES_MAJOR_MIN });
     }

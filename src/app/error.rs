@@ -17,6 +17,8 @@ pub enum Error {
     Server { name: String, host: String, port: u16, source: Box<postgres::Error> },
     #[error("the shared database: {0}")]
     Catalog(#[from] crate::catalog::Error),
+    #[error(transparent)]
+    Shares(#[from] crate::shares::Error),
     #[error("the auth database: {0}")]
     Accounts(#[from] crate::accounts::Error),
     #[error("the object store: {0}")]
@@ -48,7 +50,11 @@ pub enum Error {
 impl Error {
     /// Whether the one who started the daemon can put it right: a setting or an argument.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Config(_) | Self::Usage(_))
+        match self {
+            Self::Config(_) | Self::Usage(_) => true,
+            Self::Shares(error) => error.is_usage(),
+            _ => false,
+        }
     }
 
     pub(super) fn file(path: &Path, source: std::io::Error) -> Self {

@@ -70,6 +70,8 @@ impl Reload {
         };
         let differences = [
             ("prefix", old.naming.prefix() != new.naming.prefix()),
+            ("instance", old.instance != new.instance),
+            ("shares", old.shares != new.shares),
             ("listen", old.listen != new.listen),
             ("tls", old.tls != new.tls),
             ("access", old.access != new.access),

@@ -14,6 +14,7 @@ mod meta;
 mod operations;
 mod rollouts;
 mod routes;
+mod shares;
 mod steps;
 mod targets;
 mod tenant_changes;
@@ -27,17 +28,18 @@ pub use operations::{
 };
 pub use rollouts::{NewRollout, Rollout};
 pub use routes::{Follower, RouteChange, RouteChanges};
+pub use shares::Share;
 pub use steps::OperationStep;
 pub use targets::{NewTarget, RolloutTarget, TargetOutcome};
 pub use tenants::{NewLicense, NewTenant, Tenant, TenantFilter, TenantRef};
 
 pub use crate::domain::page::{Page, Paged};
 use crate::domain::tenant::DatabaseName;
-use crate::postgres::Server;
 use crate::postgres::embedded_migrations::migrate;
 pub use crate::postgres::sessions::Txn;
 use crate::postgres::sessions::{Session, Sessions};
 use crate::postgres::statement::Run as _;
+use crate::postgres::{Lane, Server};
 
 /// The channel on which each new revision is announced, as a decimal number.
 pub const CHANNEL: &str = "tenantd_catalog";
@@ -54,6 +56,7 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("V5__reference.sql", include_str!("../../shared-migrations/shared/V5__reference.sql")),
     ("V6__route_removals.sql", include_str!("../../shared-migrations/shared/V6__route_removals.sql")),
     ("V7__tenant_reads.sql", include_str!("../../shared-migrations/shared/V7__tenant_reads.sql")),
+    ("V8__budget_shares.sql", include_str!("../../shared-migrations/shared/V8__budget_shares.sql")),
 ];
 
 /// A cheap handle on the shared database.
@@ -66,6 +69,11 @@ impl Catalog {
     /// Connects when it is needed, as the daemon's role.
     pub fn new(server: &Server, database: &DatabaseName) -> Result<Self, Error> {
         Ok(Self { sessions: Sessions::new(server, database, "catalog", SESSIONS_MAX)? })
+    }
+
+    /// For what has to be read and written before there is a share of the budget: one session, outside of it.
+    pub fn for_shares(server: &Server, database: &DatabaseName) -> Result<Self, Error> {
+        Ok(Self { sessions: Sessions::in_lane(Lane::Share, server, database, "shares", 1)? })
     }
 
     /// Brings the shared database to this binary's schema, and says how many files that took.

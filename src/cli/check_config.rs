@@ -25,6 +25,7 @@ pub fn run(arguments: &Arguments, context: &Context) -> Result<(), Error> {
         let fields = record(&[
             ("Listen", config.listen.to_string()),
             ("Prefix", config.naming.prefix().to_owned()),
+            ("Instance", config.instance.as_ref().map(ToString::to_string).unwrap_or_default()),
             ("Servers", servers.join(", ")),
             ("Bucket", config.store.bucket.clone()),
             ("Migrations", config.tenant_migrations_dir.display().to_string()),
@@ -36,6 +37,7 @@ pub fn run(arguments: &Arguments, context: &Context) -> Result<(), Error> {
         "config": path.display().to_string(),
         "listen": config.listen.to_string(),
         "prefix": config.naming.prefix(),
+        "instance": config.instance.as_ref().map(ToString::to_string),
         "servers": servers,
         "bucket": config.store.bucket,
         "tenantMigrationsDir": config.tenant_migrations_dir.display().to_string(),

@@ -14,7 +14,7 @@ use super::duration::duration;
 use super::files::{Credentials, Keys};
 use super::{
     BackupConfig, CallerLimits, ClientCa, Config, Limits, MigratorConfig, OperationsConfig, QueryConfig, RouterConfig,
-    ServerConfig, ServerTls, StoreConfig, TlsFiles,
+    ServerConfig, ServerTls, SharesConfig, StoreConfig, TlsFiles,
 };
 use super::{access, mending, validate};
 use crate::domain::tenant::Naming;
@@ -69,6 +69,9 @@ pub fn load(path: &Path) -> Result<Config, Error> {
 #[expect(clippy::struct_field_names, reason = "the fields are the file's own names")]
 struct File {
     prefix: String,
+    instance: Option<String>,
+    #[serde(default)]
+    shares: SharesSection,
     #[serde(default = "listen_default")]
     listen: SocketAddr,
     tls: Option<TlsSection>,
@@ -197,6 +200,12 @@ section!(CallersSection {
     calls_per_second_max: u32 = 20_000,
 } durations {});
 
+section!(SharesSection {
+} durations {
+    interval = Duration::from_secs(1),
+    take_over_after = Duration::from_secs(15),
+});
+
 section!(OperationsSection {
     concurrency_max: usize = 8,
 } durations {
@@ -258,6 +267,10 @@ impl File {
             problems.push(format!("prefix: {error}"));
             Naming::stand_in()
         });
+        let instance = self
+            .instance
+            .as_deref()
+            .and_then(|name| name.parse().map_err(|error| problems.push(format!("instance: {error}"))).ok());
         let keys = Keys::read(&base.join(&self.keys_file)).unwrap_or_else(|error| {
             problems.push(format!("keys_file: {error}"));
             Keys::stand_in()
@@ -271,6 +284,8 @@ impl File {
         let tiers: Vec<(String, Tier)> = tier::defaults().into_iter().chain(self.tiers).collect();
         Config {
             naming,
+            instance,
+            shares: SharesConfig { interval: self.shares.interval, take_over_after: self.shares.take_over_after },
             listen: self.listen,
             tls: self.tls.map(|tls| TlsFiles {
                 certificate_file: base.join(tls.certificate_file),

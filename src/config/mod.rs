@@ -21,6 +21,7 @@ pub use files::{Credentials, Keys, RoleLogin, write_private};
 pub use live::Live;
 pub use load::{Error, load};
 
+use crate::domain::share::InstanceName;
 use crate::domain::tenant::Naming;
 use crate::domain::tier::Tiers;
 
@@ -29,6 +30,9 @@ use crate::domain::tier::Tiers;
 pub struct Config {
     /// Begins every database's and role's name.
     pub naming: Naming,
+    /// What this daemon is called among several that share the servers' budgets. Without a name it is the only one.
+    pub instance: Option<InstanceName>,
+    pub shares: SharesConfig,
     pub listen: SocketAddr,
     /// Required off the loopback addresses.
     pub tls: Option<TlsFiles>,
@@ -128,6 +132,16 @@ pub struct Limits {
     pub query: QueryConfig,
     pub tiers: Tiers,
     pub callers: CallerLimits,
+}
+
+/// How daemons share the servers' budgets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharesConfig {
+    /// How often a daemon looks at what the others have.
+    pub interval: Duration,
+    /// A daemon of which a server has seen nothing for so long is gone: its sessions there are ended, and its share is
+    /// the others'.
+    pub take_over_after: Duration,
 }
 
 /// What one caller may do, whoever it is.

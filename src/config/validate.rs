@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Config, ServerTls, TlsFiles, access};
+use crate::domain::share::{BESIDE_RESERVE, KEPT};
 use crate::domain::tier::TIER_DEFAULT;
 
 /// The smallest part that S3 takes, except for the last.
@@ -13,6 +14,7 @@ pub(super) fn check(config: &Config, problems: &mut Vec<String>) {
     let has_client_ca = config.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
     access::check(&config.access, has_client_ca, problems);
     servers(config, problems);
+    shares(config, problems);
     store(config, problems);
     numbers(config, problems);
     tiers(config, problems);
@@ -90,6 +92,32 @@ fn servers(config: &Config, problems: &mut Vec<String>) {
     }
     if !names.contains(&config.catalog_server) {
         problems.push(format!("catalog_server: {:?} is none of the servers", config.catalog_server));
+    }
+}
+
+/// What is asked of a daemon that shares the servers' budgets with others.
+fn shares(config: &Config, problems: &mut Vec<String>) {
+    if config.shares.interval.is_zero() {
+        problems.push("shares.interval: may not be zero".to_owned());
+    }
+    if config.instance.is_none() {
+        return;
+    }
+    let connect_timeout = config.limits.router.connect_timeout;
+    if config.shares.take_over_after < connect_timeout {
+        problems.push(format!(
+            "shares.take_over_after: {:?} is less than router.connect_timeout ({connect_timeout:?}); a connect that has begun must be over before a share is used again",
+            config.shares.take_over_after
+        ));
+    }
+    for server in &config.servers {
+        let least = server.connections_reserved.saturating_add(BESIDE_RESERVE + KEPT);
+        if server.connections_max < least {
+            problems.push(format!(
+                "servers.{}.connections_max: with an instance at least {least} ({} reserved, {BESIDE_RESERVE} for what stands for the share and for tenants, {KEPT} kept for daemons that start)",
+                server.name, server.connections_reserved
+            ));
+        }
     }
 }
 

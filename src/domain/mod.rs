@@ -11,5 +11,6 @@ pub mod permission;
 pub mod principal;
 pub mod privilege;
 pub mod route;
+pub mod share;
 pub mod tenant;
 pub mod tier;

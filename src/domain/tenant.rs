@@ -245,7 +245,8 @@ impl TenantRole {
         }
     }
 
-    fn suffix(self) -> &'static str {
+    /// How the names of such roles end.
+    pub fn suffix(self) -> &'static str {
         match self {
             Self::Owner => "",
             Self::Router => "__r",

@@ -15,9 +15,9 @@ use super::server::instance_prefix;
 use crate::domain::tenant::{DatabaseName, RoleName};
 
 /// How long sessions may take to go away after they were told to.
-const SESSIONS_END_MAX: Duration = Duration::from_secs(30);
+pub(super) const SESSIONS_END_MAX: Duration = Duration::from_secs(30);
 /// How often a server is asked whether they have gone.
-const SESSIONS_POLL_INTERVAL: Duration = Duration::from_millis(20);
+pub(super) const SESSIONS_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// A server's version, as `15.18 (Debian 15.18-0+deb12u1)` and as 150018.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -218,7 +218,7 @@ pub async fn instance_sessions_end(client: &Client, instance: Uuid) -> Result<()
 }
 
 /// A value with the type that it is bound as.
-type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
+pub(super) type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
 
 /// Repeats `sql`, which tells sessions to end and counts them, until there are none. Answers with how many remain.
 async fn ended(client: &Client, sql: &str, parameters: &[Parameter<'_>]) -> Result<i64, Error> {
@@ -239,6 +239,6 @@ fn sessions_gone(remaining: i64, name: &DatabaseName) -> Result<(), Error> {
     Err(Error::SessionsRemain { database: name.to_string(), count: remaining, waited: SESSIONS_END_MAX })
 }
 
-fn count(rows: Result<Vec<tokio_postgres::Row>, tokio_postgres::Error>) -> Result<i64, Error> {
+pub(super) fn count(rows: Result<Vec<tokio_postgres::Row>, tokio_postgres::Error>) -> Result<i64, Error> {
     rows?.first().map_or(Ok(0), |row| Ok(row.try_get(0)?))
 }

@@ -4,11 +4,15 @@
 //! Does not know what a connection is. Lanes nest: tenants may use all but the reserve, migrations and backups leave
 //! half of the reserve, administration leaves a quarter, and the catalog may use the whole, so that whoever waits
 //! for the catalog while holding another connection does not wait for ever.
+//!
+//! Where several daemons share a server, the smaller of the configured number and the daemon's share counts. A daemon
+//! that cannot be sure of its share any more is fenced: nothing new is opened until it is.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::Semaphore;
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use super::errors::Error;
@@ -21,6 +25,28 @@ pub struct Budget {
     /// From the narrowest to the widest; a permit holds one of each level from its lane's own upwards. Everybody
     /// takes them in this order, so nobody waits in a circle.
     levels: Arc<[Arc<Level>; 4]>,
+    terms: Arc<Mutex<Terms>>,
+    is_fenced: Arc<AtomicBool>,
+    /// Rung when less counts than is in use.
+    shrunk: Arc<Notify>,
+}
+
+/// What a budget's numbers follow from.
+#[derive(Debug, Clone, Copy)]
+struct Terms {
+    connections_max: u32,
+    connections_reserved: u32,
+    share: Option<u32>,
+}
+
+impl Terms {
+    /// How many places each level has.
+    fn sizes(self) -> [usize; 4] {
+        let max = self.share.map_or(self.connections_max, |share| share.min(self.connections_max));
+        // A daemon that has next to nothing yet still administers.
+        let reserved = self.connections_reserved.min(max);
+        [reserved, reserved / 2, reserved / 4, 0].map(|kept| (max - kept) as usize)
+    }
 }
 
 /// The right to hold one connection.
@@ -39,22 +65,85 @@ impl Permit {
 impl Budget {
     /// `connections_reserved` of `connections_max` are out of the tenants' reach.
     pub fn new(server: &str, connections_max: u32, connections_reserved: u32) -> Self {
-        let sizes = sizes(connections_max, connections_reserved);
-        Self { server: server.into(), levels: Arc::new(sizes.map(|size| Arc::new(Level::new(size)))) }
+        let terms = Terms { connections_max, connections_reserved, share: None };
+        Self {
+            server: server.into(),
+            levels: Arc::new(terms.sizes().map(|size| Arc::new(Level::new(size)))),
+            terms: Arc::new(Mutex::new(terms)),
+            is_fenced: Arc::default(),
+            shrunk: Arc::default(),
+        }
     }
 
     /// From now on other numbers count. Where more are held than the new ones allow, nothing is given out until enough
     /// have come back.
     pub fn resize(&self, connections_max: u32, connections_reserved: u32) {
-        for (level, size) in self.levels.iter().zip(sizes(connections_max, connections_reserved)) {
+        self.change(|terms| *terms = Terms { connections_max, connections_reserved, share: terms.share });
+    }
+
+    /// From now on no more than this counts, as the budget is shared with other daemons.
+    pub fn share(&self, connections: u32) {
+        self.change(|terms| terms.share = Some(connections));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Terms)) {
+        let mut terms = self.terms();
+        change(&mut terms);
+        for (level, size) in self.levels.iter().zip(terms.sizes()) {
             level.resize(size);
         }
+        drop(terms);
+        if self.surplus() > 0 {
+            self.shrunk.notify_one();
+        }
+    }
+
+    fn terms(&self) -> std::sync::MutexGuard<'_, Terms> {
+        self.terms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The configured numbers, whatever the share is: all, and of these the reserve.
+    pub fn configured(&self) -> (u32, u32) {
+        let terms = self.terms();
+        (terms.connections_max, terms.connections_reserved)
+    }
+
+    /// Whether nothing new may be opened.
+    pub fn fence(&self, yes: bool) {
+        self.is_fenced.store(yes, Ordering::SeqCst);
+    }
+
+    pub fn is_fenced(&self) -> bool {
+        self.is_fenced.load(Ordering::SeqCst)
+    }
+
+    /// How many connections are still to be closed, because less counts than is in use.
+    pub fn surplus(&self) -> usize {
+        self.levels.iter().map(|level| level.sizing().surplus()).max().unwrap_or_default()
+    }
+
+    /// Whether one that is about to be closed, or kept, belongs to the surplus. Then it must be closed, and is not
+    /// counted again while its backend goes.
+    pub fn condemn(&self) -> bool {
+        let mut is_any = false;
+        for level in self.levels.iter() {
+            let mut sizing = level.sizing();
+            let is_surplus = sizing.surplus() > 0;
+            sizing.condemned += usize::from(is_surplus);
+            is_any |= is_surplus;
+        }
+        is_any
+    }
+
+    /// Resolves when a smaller number has left a surplus.
+    pub fn shrunk(&self) -> Notified<'_> {
+        self.shrunk.notified()
     }
 
     /// Waits for a free connection, first come first served among those who wait for the same.
     ///
     /// # Errors
-    /// [`Error::BudgetExhausted`] at the deadline.
+    /// [`Error::BudgetExhausted`] at the deadline, [`Error::ShareUncertain`] while the daemon is fenced.
     pub async fn acquire(&self, lane: Lane, deadline: Instant) -> Result<Permit, Error> {
         let mut held = Vec::with_capacity(self.levels.len());
         for level in &self.levels[lane.level()..] {
@@ -63,7 +152,8 @@ impl Budget {
                 Ok(None) | Err(_) => return Err(self.exhausted(lane)),
             }
         }
-        Ok(Permit { lane, _held: held })
+        // Only now, so that whoever asks again and again waits in between.
+        if self.is_fenced() { Err(self.uncertain()) } else { Ok(Permit { lane, _held: held }) }
     }
 
     /// A free connection, if there is one at this moment.
@@ -84,15 +174,18 @@ impl Budget {
         self.levels[3].in_use.load(Ordering::SeqCst)
     }
 
+    pub(super) fn uncertain(&self) -> Error {
+        Error::ShareUncertain { server: self.server.to_string() }
+    }
+
+    /// Permits given out or promised to somebody who waits: no more than so many connections can be open.
+    pub fn held(&self) -> u32 {
+        u32::try_from(self.levels[3].held()).unwrap_or(u32::MAX)
+    }
+
     fn exhausted(&self, lane: Lane) -> Error {
         Error::BudgetExhausted { server: self.server.to_string(), lane, connections_max: self.connections_max() }
     }
-}
-
-/// How many places each level has.
-fn sizes(connections_max: u32, connections_reserved: u32) -> [usize; 4] {
-    [connections_reserved, connections_reserved / 2, connections_reserved / 4, 0]
-        .map(|kept| connections_max.saturating_sub(kept) as usize)
 }
 
 /// One of the nested limits.
@@ -108,11 +201,23 @@ struct Sizing {
     size: usize,
     /// Places that a smaller size has taken away while they were in use.
     owed: usize,
+    /// Of these, places of connections that are being closed.
+    condemned: usize,
+}
+
+impl Sizing {
+    fn surplus(&self) -> usize {
+        self.owed.saturating_sub(self.condemned)
+    }
 }
 
 impl Level {
     fn new(size: usize) -> Self {
-        Self { free: Semaphore::new(size), in_use: AtomicUsize::new(0), sizing: Mutex::new(Sizing { size, owed: 0 }) }
+        Self {
+            free: Semaphore::new(size),
+            in_use: AtomicUsize::new(0),
+            sizing: Mutex::new(Sizing { size, owed: 0, condemned: 0 }),
+        }
     }
 
     fn sizing(&self) -> std::sync::MutexGuard<'_, Sizing> {
@@ -123,11 +228,17 @@ impl Level {
         self.sizing().size
     }
 
+    fn held(&self) -> usize {
+        let sizing = self.sizing();
+        (sizing.size + sizing.owed).saturating_sub(self.free.available_permits())
+    }
+
     fn resize(&self, size: usize) {
         let mut sizing = self.sizing();
         let (more, less) = (size.saturating_sub(sizing.size), sizing.size.saturating_sub(size));
         let paid = more.min(sizing.owed);
         sizing.owed -= paid;
+        sizing.condemned = sizing.condemned.min(sizing.owed);
         self.free.add_permits(more - paid);
         sizing.owed += less - self.free.forget_permits(less);
         sizing.size = size;
@@ -163,6 +274,7 @@ impl Drop for Place {
         let mut sizing = level.sizing();
         if sizing.owed > 0 {
             sizing.owed -= 1;
+            sizing.condemned = sizing.condemned.saturating_sub(1);
         } else {
             level.free.add_permits(1);
         }
@@ -251,5 +363,45 @@ mod tests {
         assert_eq!(more.len(), 2);
         drop((held, more));
         assert_eq!(all(&budget, Lane::Tenant).len(), 8);
+    }
+
+    #[test]
+    fn the_smaller_of_share_and_configuration_counts() {
+        let budget = Budget::new("main", 10, 4);
+        budget.share(1);
+        assert_eq!(all(&budget, Lane::Tenant).len(), 0);
+        assert_eq!(all(&budget, Lane::Administration).len(), 1, "before it has a share, a daemon still administers");
+        budget.share(7);
+        assert_eq!(all(&budget, Lane::Tenant).len(), 3);
+        budget.resize(6, 4);
+        assert_eq!((budget.connections_max(), budget.configured()), (6, (6, 4)));
+        budget.resize(20, 4);
+        assert_eq!((budget.connections_max(), budget.configured()), (7, (20, 4)));
+    }
+
+    #[tokio::test]
+    async fn what_a_smaller_share_leaves_over_is_told() {
+        let budget = Budget::new("main", 10, 4);
+        let mut held = all(&budget, Lane::Tenant);
+        budget.share(7);
+        budget.shrunk().await;
+        assert_eq!((budget.surplus(), budget.held()), (3, 6));
+        assert!(budget.condemn());
+        assert_eq!((budget.surplus(), budget.held()), (2, 6), "one is on its way");
+        held.truncate(5);
+        assert_eq!((budget.surplus(), budget.held()), (2, 5));
+        held.truncate(3);
+        assert_eq!((budget.surplus(), budget.held(), budget.condemn()), (0, 3, false));
+    }
+
+    #[tokio::test]
+    async fn nobody_gets_a_permit_while_the_share_is_uncertain() {
+        let budget = Budget::new("main", 10, 4);
+        budget.fence(true);
+        let error = budget.acquire(Lane::Catalog, Instant::now()).await.unwrap_err();
+        assert!(matches!(error, Error::ShareUncertain { .. }) && error.is_transient(), "{error}");
+        assert_eq!(budget.in_use(), 0);
+        budget.fence(false);
+        assert!(budget.acquire(Lane::Catalog, Instant::now()).await.is_ok());
     }
 }

@@ -170,14 +170,23 @@ impl Server {
         };
         let permit = match permit {
             Some(permit) => permit,
-            None => self.budget().acquire(request.lane, request.deadline).await?,
+            None => self.budget_of(request.lane).acquire(request.lane, request.deadline).await?,
         };
         let opening = self.pass(self.opening(), request).await?;
+        self.fence_pass(request)?;
         let (answer, answered) = oneshot::channel();
         // The gates go with the task: a caller that gives up does not let another connect begin before its own ended.
         let order = request.order(self);
         self.tasks().spawn("postgres session", order.run(permit, (gate, opening), answer));
-        answered.await.unwrap_or_else(|_dropped| Err(self.too_slow(request)))
+        let opened = answered.await.unwrap_or_else(|_dropped| Err(self.too_slow(request)))?;
+        // Whatever has happened meanwhile: a session that may be nobody's any more is never used.
+        self.fence_pass(request)?;
+        Ok(opened)
+    }
+
+    fn fence_pass(&self, request: &ConnectRequest<'_>) -> Result<(), Error> {
+        let is_stopped = request.lane != Lane::Share && self.budget().is_fenced();
+        if is_stopped { Err(self.budget().uncertain()) } else { Ok(()) }
     }
 
     async fn pass(&self, gate: &Arc<Semaphore>, request: &ConnectRequest<'_>) -> Result<OwnedSemaphorePermit, Error> {

@@ -50,6 +50,10 @@ pub enum Error {
         "no connection to the server {server} is free for {lane}: its budget of {connections_max} is used up; try again, or raise servers.{server}.connections_max"
     )]
     BudgetExhausted { server: String, lane: Lane, connections_max: u32 },
+    #[error(
+        "no connection to the server {server} is opened: this daemon has lost the session there that stands for its share of the budget; try again when it has it back"
+    )]
+    ShareUncertain { server: String },
     #[error("the server {server} did not open a session in the database {database} in time; try again")]
     ConnectTimeout { server: String, database: String },
     #[error("the server {server} cannot be reached at {address}: {cause}; check that it runs there")]
@@ -66,6 +70,8 @@ pub enum Error {
         "the database {database} still has {count} sessions after {waited:?}, although they were ended; see pg_stat_activity"
     )]
     SessionsRemain { database: String, count: i64, waited: Duration },
+    #[error("the server {server} gave no answer within {waited:?}")]
+    Silent { server: String, waited: Duration },
     #[error("{count} sessions of the ended daemon {instance} are still there after {waited:?}; see pg_stat_activity")]
     InstanceRemains { instance: String, count: i64, waited: Duration },
     #[error(
@@ -106,7 +112,7 @@ impl Error {
         match self {
             Self::Connect { cause, .. } | Self::Sql(cause) => kind(cause),
             Self::BudgetExhausted { .. } => Kind::ServerFull,
-            Self::ConnectTimeout { .. } | Self::Unreachable { .. } => Kind::Unreachable,
+            Self::ConnectTimeout { .. } | Self::Unreachable { .. } | Self::ShareUncertain { .. } => Kind::Unreachable,
             Self::DatabaseMissing { .. } => Kind::DatabaseMissing,
             Self::SessionsRemain { .. } | Self::InstanceRemains { .. } => Kind::InUse,
             _ => Kind::Other,

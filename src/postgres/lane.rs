@@ -13,10 +13,13 @@ pub enum Lane {
     Administration,
     Migration,
     Backup,
+    /// The sessions without which a daemon has no share of the budget; they have places of their own.
+    Share,
 }
 
 impl Lane {
-    pub const ALL: [Self; 5] = [Self::Tenant, Self::Catalog, Self::Administration, Self::Migration, Self::Backup];
+    pub const ALL: [Self; 6] =
+        [Self::Tenant, Self::Catalog, Self::Administration, Self::Migration, Self::Backup, Self::Share];
 
     /// The narrowest of the nested limits that the lane is under.
     pub(super) fn level(self) -> usize {
@@ -24,7 +27,7 @@ impl Lane {
             Self::Tenant => 0,
             Self::Migration | Self::Backup => 1,
             Self::Administration => 2,
-            Self::Catalog => 3,
+            Self::Catalog | Self::Share => 3,
         }
     }
 }
@@ -37,6 +40,7 @@ impl fmt::Display for Lane {
             Self::Administration => "administration",
             Self::Migration => "migrations",
             Self::Backup => "backups",
+            Self::Share => "the share of the budget",
         })
     }
 }

@@ -5,6 +5,7 @@
 //! caller's text: names are quoted types, and everything else is a parameter.
 
 pub mod admin;
+mod anchor;
 pub mod bootstrap;
 pub mod budget;
 pub mod connect;
@@ -25,6 +26,7 @@ mod socket;
 pub mod statement;
 mod tls;
 
+pub use anchor::{Anchor, AnchorLoss, Gone, anchors_held};
 pub use budget::{Budget, Permit};
 pub use connect::{ConnectRequest, Connection, Pass, SessionOptions};
 pub use errors::{Error, Kind};

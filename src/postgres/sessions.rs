@@ -24,6 +24,9 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 /// The daemon's own statements touch single rows; one that takes longer waits for a lock that somebody has left behind.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long a transaction on the daemons' shares may stand still.
+const SHARE_IDLE_MAX: Duration = Duration::from_secs(5);
+
 /// A session that nobody has used for so long is closed: the budget's reserved part belongs to others as well.
 const IDLE_MAX: Duration = Duration::from_secs(30);
 
@@ -65,6 +68,7 @@ impl Error {
 #[derive(Debug)]
 struct Opener {
     server: Server,
+    lane: Lane,
     database: DatabaseName,
     name: String,
 }
@@ -74,12 +78,14 @@ impl Opener {
         // A backend whose daemon was killed notices within this time, even while it waits for a lock.
         let client_check = ("client_connection_check_interval", "1000".to_owned());
         let request = ConnectRequest {
-            lane: Lane::Catalog,
+            lane: self.lane,
             login: self.server.daemon(),
             database: &self.database,
             application_name: &self.name,
             options: SessionOptions {
                 statement_timeout: Some(STATEMENT_TIMEOUT),
+                // A daemon that stands still keeps nobody else from looking.
+                idle_in_transaction_session_timeout: (self.lane == Lane::Share).then_some(SHARE_IDLE_MAX),
                 settings: vec![client_check],
                 ..SessionOptions::default()
             },
@@ -106,7 +112,19 @@ impl managed::Manager for Opener {
 impl Sessions {
     /// At most `sessions_max` sessions, opened when they are needed; `purpose` is part of their name.
     pub fn new(server: &Server, database: &DatabaseName, purpose: &str, sessions_max: usize) -> Result<Self, Error> {
-        let opener = Opener { server: server.clone(), database: database.clone(), name: server.session_name(purpose) };
+        Self::in_lane(Lane::Catalog, server, database, purpose, sessions_max)
+    }
+
+    /// As [`Sessions::new`], within another part of the budget than the catalog's.
+    pub fn in_lane(
+        lane: Lane,
+        server: &Server,
+        database: &DatabaseName,
+        purpose: &str,
+        sessions_max: usize,
+    ) -> Result<Self, Error> {
+        let name = server.session_name(purpose);
+        let opener = Opener { server: server.clone(), lane, database: database.clone(), name };
         let pool = Pool::builder(opener)
             .max_size(sessions_max)
             // The newest first, so that the others can age.

@@ -176,7 +176,9 @@ enum Blame {
 fn blame(error: &postgres::Error) -> Blame {
     match (error.kind(), error) {
         (Kind::DatabaseMissing | Kind::Authentication | Kind::LimitReached, _) => Blame::Tenant,
-        (Kind::ServerFull, _) | (_, postgres::Error::Unreachable { .. }) => Blame::Server,
+        (Kind::ServerFull, _) | (_, postgres::Error::Unreachable { .. } | postgres::Error::ShareUncertain { .. }) => {
+            Blame::Server
+        }
         // Starting or going down; the other codes of this kind end one session.
         (Kind::Shutdown, error) if error.code().is_some_and(|code| code.code() == "57P03") => Blame::Server,
         (Kind::Unreachable, _) => Blame::Doubt,

@@ -115,6 +115,7 @@ impl Router {
         let servers: BTreeMap<_, _> =
             servers.into_iter().map(|(name, server)| (name, Arc::new(Place::new(server)))).collect();
         for place in servers.values() {
+            tasks.spawn("router surplus", reaper::shrink(Arc::clone(place), tasks.clone()));
             for _ in 0..place.server.config().connects_parallel_max.max(1) {
                 tasks.spawn("router connector", connector::run(Arc::clone(place), tasks.clone()));
             }

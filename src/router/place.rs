@@ -130,6 +130,16 @@ impl Place {
         true
     }
 
+    /// Closes what idles, as far as the budget has become smaller than what is in use.
+    pub(super) fn evict_surplus(&self) {
+        for _ in 0..self.server.budget().surplus() {
+            if !self.evict() {
+                return;
+            }
+            self.server.budget().condemn();
+        }
+    }
+
     /// Closes what has idled since before `then`, and what is too old.
     pub(super) fn expire(&self, then: Option<Instant>) {
         let ended: Vec<_> = self.change(|floor| {

@@ -165,7 +165,11 @@ impl Manager for TenantConnections {
             lane: Lane::Tenant,
             login: &access.login,
             database: &self.route.database,
-            application_name: &format!("{}_{}", self.shared.naming.prefix(), self.route.code),
+            application_name: &self.server.session_name_of_tenant(&format!(
+                "{}_{}",
+                self.shared.naming.prefix(),
+                self.route.code
+            )),
             options: SessionOptions {
                 statement_timeout: Some(config.statement_timeout),
                 // What decides how values are read, whatever the tenant's own settings say.

@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::Inner;
 use super::place::Place;
+use crate::shutdown::Tasks;
 
 const INTERVAL_MIN: Duration = Duration::from_millis(50);
 const INTERVAL_MAX: Duration = Duration::from_secs(5);
@@ -36,6 +37,17 @@ pub(super) async fn run(inner: Arc<Inner>) {
         inner.routes.sweep();
     }
     inner.slots.close_all();
+}
+
+/// Closes what idles on one server whenever its budget becomes smaller than what is in use. Runs until the daemon goes
+/// down.
+pub(super) async fn shrink(place: Arc<Place>, tasks: Tasks) {
+    loop {
+        tokio::select! {
+            () = tasks.token().cancelled() => return,
+            () = place.server.budget().shrunk() => place.evict_surplus(),
+        }
+    }
 }
 
 /// Says who has held a connection for too long, once.

@@ -74,7 +74,11 @@ impl Slot {
     /// The connection is fit for the next caller.
     pub(super) fn give_back(self: &Arc<Self>, object: PooledObject, seat: Seat) {
         let now = Instant::now();
-        let is_over = object.client.is_closed() || object.uses_left == 0 || object.retires_at <= now;
+        // Nobody's turn, when the budget has become smaller than what is in use.
+        let is_over = object.client.is_closed()
+            || object.uses_left == 0
+            || object.retires_at <= now
+            || self.place.server.budget().condemn();
         let ended = self.place.change(|floor| {
             let given = if is_over {
                 floor.lose(self.id, seat.connection);

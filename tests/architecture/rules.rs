@@ -11,7 +11,7 @@ const RANKS: &[&[&str]] = &[
     &["config", "telemetry", "shutdown", "proto", "secrets"],
     &["postgres", "store"],
     &["catalog", "accounts"],
-    &["router", "access"],
+    &["router", "access", "shares"],
     &["query", "migrator", "backup"],
     &["operations"],
     &["scheduler"],

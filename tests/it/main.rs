@@ -22,6 +22,7 @@ mod query;
 mod reload;
 mod router;
 mod routes;
+mod shares;
 mod store;
 mod tenants;
 mod the_harness;

@@ -143,6 +143,16 @@ impl Process {
         signal("HUP", self.child.id());
     }
 
+    /// SIGSTOP: it stands still, with everything that it has.
+    pub fn pause(&self) {
+        signal("STOP", self.child.id());
+    }
+
+    /// SIGCONT: it goes on as if nothing had been.
+    pub fn resume(&self) {
+        signal("CONT", self.child.id());
+    }
+
     /// SIGKILL: nothing in the process hears of it.
     pub fn kill(mut self) {
         self.child.kill().unwrap();

@@ -59,7 +59,7 @@ async fn a_budget_that_shrinks_is_kept_as_connections_come_back() {
     for lease in leases {
         lease.unwrap().release(Residue::Nothing);
     }
-    // Nobody takes away what idles until somebody else needs a place.
+    rooms.sessions_become(3).await;
     let beta = rooms.tenant("beta").await;
     assert_eq!(rooms.call(&beta).await.unwrap(), beta.database);
     rooms.server.budget().resize(40, 20);

@@ -1,0 +1,216 @@
+//! Several daemons on one fleet, none of which may open more connections than its share of each server's budget, so
+//! that the server never sees more than the budget. Who has how much is in the catalog; who is alive, each server says
+//! itself. How it is divided is [`crate::domain::share`]'s.
+//!
+//! **No clock decides.** On each server a daemon has one session, its anchor, which holds an advisory lock there. The
+//! server ends it when the daemon is killed or cannot be reached any more, and nobody else can take it away; a daemon
+//! that stands still keeps its anchor, and with it its share, because it may go on at any instruction. So:
+//!
+//! - *A share in force stays in force while its anchor lives*, whatever becomes of the catalog. While the catalog is
+//!   away nobody can give or take, and everybody works with what it has: tenants go on.
+//! - *A daemon without its anchor is fenced:* it begins no connect until it has a new anchor and has written that into
+//!   its row. What it has open, it may use: that counts against its share, and ends before the share is another's.
+//! - *Taking over* is: find a lock free for `take_over_after`, by when every connect that had begun before its daemon was
+//!   fenced is over; seize the lock, so that only one does the following; end the daemon's sessions on the server until
+//!   it has none; and only then remove the row, provided that it still names the anchor that was seized. A daemon that
+//!   came back before that has written another anchor, and keeps its row; one that comes back later finds none, and
+//!   begins as a newcomer. There is no moment in which both may open connections.
+//! - *Shares move through rows*, under the lock of the server's row: a daemon first opens nothing beyond its new, smaller
+//!   share, and then writes what it still has; another takes only what is free by the rows of all.
+//!
+//! A daemon that comes needs a connection before it has a share. For this [`crate::domain::share::KEPT`] connections of
+//! each server are in nobody's share. A daemon without a name is taken to be the only one: it needs no anchor and has
+//! the whole budget, and is refused beside daemons with names, as they are beside it.
+
+mod keeper;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use uuid::Uuid;
+
+use crate::catalog::{self, Catalog};
+use crate::config::{Config, ServerConfig, SharesConfig};
+use crate::domain::share::{InstanceName, TooSmall};
+use crate::domain::tenant::Naming;
+use crate::postgres::admin::ServerVersion;
+use crate::postgres::{self, Anchor, AnchorLoss, Server, anchors_held};
+use crate::shutdown::Tasks;
+use keeper::Keeper;
+
+/// How long it waits for sessions to go that nobody stands for any more.
+const STRANGERS_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How long the sessions may take to end in which a share is given back.
+const LEAVE_MAX: Duration = Duration::from_secs(5);
+
+/// Why a daemon gets no share.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(
+        "the budget of the server {server} is too small for {} daemons: a share has {} connections, and one of them needs {}; raise servers.{server}.connections_max to {} for all of them, or lower connections_reserved",
+        .too_small.daemons, .too_small.share, .too_small.needed, .too_small.connections_max
+    )]
+    TooSmall { server: String, too_small: TooSmall },
+    #[error(
+        "another daemon named {instance} has a share of the server {server} and is running; give each daemon a name of its own (instance)"
+    )]
+    NameTaken { server: String, instance: InstanceName },
+    #[error(
+        "a daemon without a name works on this fleet, and has the whole budget of each server for itself; give it a name too (instance), or stop it"
+    )]
+    Unnamed,
+    #[error(
+        "the daemons {instances} share the budget of the server {server}; give this one a name too (instance), or stop them"
+    )]
+    Named { server: String, instances: String },
+    #[error(
+        "the other daemons have left this one no room on the server {server} within {waited:?}: it has {held} connections and needs {needed}; end what holds theirs, or start it again later"
+    )]
+    NoRoom { server: String, held: u32, needed: u32, waited: Duration },
+    #[error("the sessions of the daemon {instance}, which is gone, do not end on the server {server}: {source}")]
+    Remains { server: String, instance: InstanceName, source: Box<postgres::Error> },
+    #[error(transparent)]
+    Catalog(#[from] catalog::Error),
+    #[error("the server {server}: {source}")]
+    Server { server: String, source: Box<postgres::Error> },
+}
+
+impl Error {
+    fn on(server: &Server, source: postgres::Error) -> Self {
+        Self::Server { server: server.name().to_owned(), source: Box::new(source) }
+    }
+
+    /// Whether the one who started the daemon can put it right: a setting, or another daemon.
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::TooSmall { .. } | Self::NameTaken { .. } | Self::Unnamed | Self::Named { .. })
+    }
+}
+
+/// This daemon, as the others know it.
+#[derive(Debug, Clone)]
+struct Member {
+    instance: InstanceName,
+    daemon: Uuid,
+    naming: Naming,
+    config: SharesConfig,
+}
+
+/// The sessions that stand for a daemon which has no shares yet.
+#[derive(Debug)]
+pub struct Anchors {
+    member: Member,
+    cast: Vec<(Server, Anchor, AnchorLoss)>,
+}
+
+/// The shares of a running daemon.
+#[derive(Debug)]
+pub struct Shares {
+    member: Member,
+    home: ServerConfig,
+}
+
+impl Anchors {
+    /// For a daemon with a name. To be called before it connects to anything else.
+    pub fn new(config: &Config, daemon: Uuid) -> Option<Self> {
+        let instance = config.instance.clone()?;
+        let member = Member { instance, daemon, naming: config.naming.clone(), config: config.shares.clone() };
+        Some(Self { member, cast: Vec::new() })
+    }
+
+    /// Opens the session that stands for the daemon on a server, and says what the server is.
+    pub async fn cast(&mut self, server: &Server) -> Result<ServerVersion, postgres::Error> {
+        let (anchor, loss) = Anchor::cast(server).await?;
+        let version = anchor.server_version().await?;
+        self.cast.push((server.clone(), anchor, loss));
+        Ok(version)
+    }
+
+    /// Gets a share of each server that leaves room for more than the reserve, and keeps it until the daemon goes down.
+    /// `catalog` is [`Catalog::for_shares`], and has the servers.
+    pub async fn join(self, home: &Server, catalog: &Catalog, tasks: &Tasks) -> Result<Shares, Error> {
+        let shares = Shares { member: self.member.clone(), home: home.config().clone() };
+        match self.join_all(home, catalog, tasks).await {
+            Ok(()) => Ok(shares),
+            Err(error) => {
+                // It may have some of them by now. If this fails too, the others take them.
+                drop(catalog.shares_leave(shares.member.daemon).await);
+                Err(error)
+            }
+        }
+    }
+
+    async fn join_all(self, home: &Server, catalog: &Catalog, tasks: &Tasks) -> Result<(), Error> {
+        let Self { member, cast } = self;
+        let mut keepers = Vec::new();
+        for (server, anchor, loss) in cast {
+            let is_home = server.name() == home.name();
+            let mut keeper = Keeper::new(member.clone(), server, catalog.clone(), is_home);
+            keeper.join(&anchor).await?;
+            if is_home {
+                strangers_refuse(&member, home, catalog, &anchor).await?;
+            }
+            keepers.push((keeper, anchor, loss));
+        }
+        for (keeper, anchor, loss) in keepers {
+            tasks.spawn("share of a budget", keeper.run(anchor, loss, tasks.clone()));
+        }
+        Ok(())
+    }
+}
+
+/// A daemon without a name that starts now is refused by our row; one that has started before is seen here.
+async fn strangers_refuse(member: &Member, home: &Server, catalog: &Catalog, anchor: &Anchor) -> Result<(), Error> {
+    let deadline = Instant::now() + STRANGERS_WAIT_MAX;
+    let database = member.naming.shared_database();
+    loop {
+        let known: Vec<Uuid> = catalog.shares(home.name()).await?.iter().map(|share| share.daemon).collect();
+        if anchor.strangers(&database, &known).await.map_err(|source| Error::on(home, source))? == 0 {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::Unnamed);
+        }
+        sleep(member.config.interval).await;
+    }
+}
+
+/// Refuses to start a daemon without a name beside others that have one.
+pub async fn named_refuse(catalog: &Catalog, servers: &BTreeMap<String, Server>) -> Result<(), Error> {
+    for server in servers.values() {
+        let shares = catalog.shares(server.name()).await?;
+        if shares.is_empty() {
+            continue;
+        }
+        let keys: Vec<Uuid> = shares.iter().map(|share| share.anchor).collect();
+        let held = anchors_held(server, &keys).await.map_err(|source| Error::on(server, source))?;
+        let alive: Vec<_> = shares.iter().filter(|share| held.contains(&share.anchor)).collect();
+        if !alive.is_empty() {
+            let names: Vec<&str> = alive.iter().map(|share| share.instance.as_str()).collect();
+            return Err(Error::Named { server: server.name().to_owned(), instances: names.join(", ") });
+        }
+    }
+    Ok(())
+}
+
+impl Shares {
+    /// Gives everything back, so that the others grow at once. To be called when no session of the daemon is left.
+    pub async fn leave(self, tasks: &Tasks) {
+        // The daemon's own tasks are over, and with them its sessions.
+        let tasks = Tasks::new(tasks.span().clone());
+        if let Err(error) = self.rows_remove(&tasks).await {
+            tracing::info!(%error, "the shares of the servers' budgets could not be given back; the other daemons take them");
+        }
+        drop(tasks.end(LEAVE_MAX).await);
+    }
+
+    async fn rows_remove(&self, tasks: &Tasks) -> Result<(), Error> {
+        let Member { instance, daemon, naming, .. } = &self.member;
+        let server = |source| Error::Server { server: self.home.name.clone(), source: Box::new(source) };
+        let home = Server::named(&self.home, tasks, *daemon, Some(instance)).map_err(server)?;
+        let catalog = Catalog::for_shares(&home, &naming.shared_database())?;
+        let left = catalog.shares_leave(*daemon).await;
+        catalog.close();
+        Ok(left?)
+    }
+}
