@@ -128,8 +128,7 @@ fn refusal(answer: &Response<Body>) -> Option<Refusal> {
     match Code::from_bytes(answer.headers().get("grpc-status")?.as_bytes()) {
         Code::Ok => None,
         Code::PermissionDenied => {
-            let is_denial = Status::from_header_map(answer.headers()).is_some_and(|status| status::is_denial(&status));
-            Some(if is_denial { Refusal::Denial } else { Refusal::Other })
+            Some(if status::denials::is_answered(answer.headers()) { Refusal::Denial } else { Refusal::Other })
         }
         _ => Some(Refusal::Other),
     }

@@ -148,7 +148,7 @@ impl Ongoing {
 
     /// Writes down a refusal in the middle of the stream, if it was one for want of a right.
     pub(super) async fn refused(&self, status: Status) -> Status {
-        if status::is_denial(&status) {
+        if status::denials::is_denial(&status) {
             self.denied(auth::OUT_OF_SCOPE).await;
         }
         status

@@ -2,6 +2,7 @@
 //! details that fit. What nobody expected becomes a neutral INTERNAL with an id; its causes go to the log under that
 //! id. A caller never sees a password, a key, or another tenant's name.
 
+pub(super) mod denials;
 pub(super) mod queries;
 
 use std::collections::HashMap;
@@ -43,12 +44,6 @@ pub(super) fn invalid(fields: Vec<BadField>) -> Status {
 /// The caller may not do this.
 pub(super) fn denied(message: impl Display) -> Status {
     Refusal::new(Code::PermissionDenied, Reason::PermissionDenied, message).status()
-}
-
-/// Whether the caller was refused for want of a right of its own, and not by PostgreSQL.
-pub(super) fn is_denial(status: &Status) -> bool {
-    status.code() == Code::PermissionDenied
-        && status.get_error_details().error_info().is_some_and(|info| info.reason == name(Reason::PermissionDenied))
 }
 
 /// The same answer for a tenant that does not exist and for one that is not the caller's.
@@ -111,12 +106,6 @@ fn not_found(reason: Reason, kind: &str, name: impl Display, message: impl Displ
     Refusal::new(Code::NotFound, reason, message).resource(kind, name)
 }
 
-/// A reason as `ErrorInfo` has it.
-fn name(reason: Reason) -> &'static str {
-    let name = reason.as_str_name();
-    name.strip_prefix("ERROR_REASON_").unwrap_or(name)
-}
-
 /// A status in the making.
 struct Refusal {
     code: Code,
@@ -164,7 +153,9 @@ impl Refusal {
     }
 
     fn status(mut self) -> Status {
-        self.details.set_error_info(name(self.reason), DOMAIN, self.metadata);
+        let reason = self.reason.as_str_name();
+        let reason = reason.strip_prefix("ERROR_REASON_").unwrap_or(reason);
+        self.details.set_error_info(reason, DOMAIN, self.metadata);
         Status::with_error_details(self.code, self.message, self.details)
     }
 }
