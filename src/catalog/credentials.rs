@@ -79,18 +79,23 @@ impl Catalog {
         Ok(())
     }
 
-    /// The newest version of a secret.
-    pub async fn tenant_secret_get(&self, tenant: TenantId, field: &str) -> Result<Secret, Error> {
+    /// The newest version of a secret, and the tenant's data key as it was stored: wrapped.
+    pub async fn tenant_secret_get(&self, tenant: TenantId, field: &str) -> Result<(Secret, Vec<u8>), Error> {
+        let of_same_tenant = Expr::col(("tenant_data_keys", "tenant_id")).equals(("tenant_secrets", "tenant_id"));
         let select = Query::select()
-            .columns(["version", "ciphertext"])
+            .columns(["version", "ciphertext", "wrapped_key"])
             .from("tenant_secrets")
-            .and_where(Expr::col("tenant_id").eq(tenant.0))
+            .inner_join("tenant_data_keys", of_same_tenant)
+            .and_where(Expr::col(("tenant_secrets", "tenant_id")).eq(tenant.0))
             .and_where(Expr::col("field").eq(field))
             .order_by("version", Order::Desc)
             .limit(1)
             .take();
         match statement::row(&self.session().await?, &select).await? {
-            Some(row) => Ok(Secret { version: row.try_get("version")?, ciphertext: row.try_get("ciphertext")? }),
+            Some(row) => {
+                let secret = Secret { version: row.try_get("version")?, ciphertext: row.try_get("ciphertext")? };
+                Ok((secret, row.try_get("wrapped_key")?))
+            }
             None => Err(unknown(tenant, field)),
         }
     }

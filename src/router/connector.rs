@@ -49,9 +49,8 @@ async fn order(place: &Place) -> ((Pass, Permit), PartyId, Arc<Slot>) {
             place.wanted.notify_one();
         }
         let pass = place.server.gate_pass(Lane::Tenant).await;
-        let free = place.server.budget().try_acquire(Lane::Tenant);
-        let is_free = free.is_some();
-        let permit = match free {
+        let is_free = place.has_room();
+        let permit = match place.server.budget().try_acquire(Lane::Tenant) {
             Some(permit) => permit,
             None => match place_of_another(place).await {
                 Some(permit) => permit,
@@ -59,6 +58,7 @@ async fn order(place: &Place) -> ((Pass, Permit), PartyId, Arc<Slot>) {
             },
         };
         if let Next::Connect(id, slot) = place.change(|floor| floor.next(Instant::now(), is_free)) {
+            place.keep_spare();
             return ((pass, permit), id, slot);
         }
     }
@@ -68,8 +68,7 @@ async fn order(place: &Place) -> ((Pass, Permit), PartyId, Arc<Slot>) {
 async fn wait_for_work(place: &Place) {
     loop {
         let wanted = place.wanted.notified();
-        let is_free = place.server.budget().try_acquire(Lane::Tenant).is_some();
-        match place.is_due(is_free) {
+        match place.is_due(place.has_room()) {
             Next::Connect(..) => return,
             Next::At(at) => tokio::select! {
                 () = wanted => {}

@@ -135,8 +135,8 @@ impl Shared {
 }
 
 async fn read(catalog: &Catalog, tenant: TenantId, field: &str) -> Result<Sealed, catalog::Error> {
-    let wrapped_key = catalog.tenant_data_key_get(tenant).await?;
-    Ok(Sealed { wrapped_key, secret: catalog.tenant_secret_get(tenant, field).await? })
+    let (secret, wrapped_key) = catalog.tenant_secret_get(tenant, field).await?;
+    Ok(Sealed { wrapped_key, secret })
 }
 
 fn open(envelope: &Envelope, tenant: TenantId, field: &str, sealed: &Sealed) -> Result<SecretString, Error> {

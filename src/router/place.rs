@@ -20,7 +20,10 @@ use super::seats::{Next, Seats, Why};
 use super::stats::Account;
 use crate::domain::route::Route;
 use crate::domain::tenant::TenantId;
-use crate::postgres::Server;
+use crate::postgres::{Lane, Server};
+
+/// One of so many of the tenants' places is kept free, for tenants without a connection.
+const SPARE_PART: usize = 50;
 
 /// A caller that waits.
 pub(super) type Caller = oneshot::Sender<Result<Offer, Failure>>;
@@ -116,6 +119,21 @@ impl Place {
     /// What a caller of the pool waits for.
     pub(super) fn why(&self, id: PartyId) -> Why {
         self.floor().why(id)
+    }
+
+    /// Whether there are more places than those that are kept for tenants without a connection.
+    pub(super) fn has_room(&self) -> bool {
+        let budget = self.server.budget();
+        budget.free(Lane::Tenant) > budget.size(Lane::Tenant) / SPARE_PART
+    }
+
+    /// Lets idle connections go before their places are wanted: a backend takes its time to end, and the next tenant
+    /// without a connection need not wait for that.
+    pub(super) fn keep_spare(&self) {
+        let size = self.server.budget().size(Lane::Tenant);
+        let kept_max = size - size / SPARE_PART;
+        // What has been closed is no longer on the floor, though its backend may still be there.
+        while self.floor().connection_count() > kept_max && self.evict() {}
     }
 
     /// Closes the idle connection that is worth least, if one idles.

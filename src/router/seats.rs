@@ -13,6 +13,8 @@
 //! - **What a second connection is worth** is how often a caller came while the first was taken for long
 //!   ([`super::party::LEASE_LONG`]): one that only waits for microseconds needs no second one. So a surplus connection of a busy
 //!   tenant goes before the only one of a quiet one, and one that a long report needs beside it stays.
+//! - **Spare places.** A few places of a large budget are kept free, so that a tenant without a connection need not wait
+//!   for another's backend to end.
 //! - **Growing.** While the budget has free places, every caller that waits may be worth a connection. When somebody
 //!   else has to give one up for it, a tenant gets a first one at once and another only when a caller of its has waited
 //!   for [`super::party::GROW_WAIT`], which the handing-on of its connections would have ended otherwise.
@@ -355,6 +357,11 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
     /// Whether more tenants wait than one connector and the starving ones will serve.
     pub(super) fn has_work_for_more(&self) -> bool {
         self.turns.len() > self.starving + 1
+    }
+
+    /// Connections that there are, and those being made.
+    pub(super) fn connection_count(&self) -> usize {
+        self.parties.values().map(|party| party.connections.len() + party.connecting).sum()
     }
 
     /// Whether connectors wait for a connection that idles.

@@ -76,7 +76,8 @@ async fn documents_bytes_fractions_and_times_are_stored_as_they_are() {
     let id = catalog.operation_create_in_txn(&txn, &new).await.unwrap().into_operation().id;
     txn.commit().await.unwrap();
 
-    assert_eq!(catalog.tenant_secret_get(acme, "password").await.unwrap(), Secret { version: 2, ciphertext: bytes });
+    let (secret, key) = catalog.tenant_secret_get(acme, "password").await.unwrap();
+    assert_eq!((secret, key.as_slice()), (Secret { version: 2, ciphertext: bytes }, b"first".as_slice()));
     assert_eq!(catalog.tenant_data_key_get(acme).await.unwrap(), b"first");
     assert!(matches!(catalog.tenant_secret_get(acme, "other").await, Err(Error::SecretUnknown { .. })));
     let all_bytes = "SELECT ciphertext = decode(string_agg(lpad(to_hex(n), 2, '0'), '' ORDER BY n), 'hex') FROM generate_series(0, 255) AS n, tenant_secrets WHERE version = 2 GROUP BY ciphertext";
