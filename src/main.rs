@@ -2,7 +2,12 @@
 
 use std::process::ExitCode;
 
+use mimalloc::MiMalloc;
 use tenantd::cli;
+
+/// A call is some dozens of small allocations, most of them freed by another thread's next call.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     let command_line = match cli::parse(std::env::args_os()) {

@@ -3,7 +3,7 @@
 
 use std::io::IsTerminal as _;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
@@ -24,7 +24,7 @@ pub const FILTER_DEFAULT: &str =
 /// # Errors
 /// When `filter` is no filter directive, or a subscriber is set already.
 pub fn init(filter: &str, format: LogFormat) -> Result<(), Error> {
-    let filter = EnvFilter::try_new(filter).map_err(|source| Error::Filter { filter: filter.to_owned(), source })?;
+    let filter: Targets = filter.parse().map_err(|source| Error::Filter { filter: filter.to_owned(), source })?;
     let registry = tracing_subscriber::registry().with(filter);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     match format {

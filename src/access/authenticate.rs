@@ -238,6 +238,17 @@ impl Inner {
         if let Some(caller) = self.known.get(&hash, AGE_MAX, now) {
             return Ok(caller);
         }
+        // Rare, and large: not part of each call's future.
+        Box::pin(self.bearer_unknown(text, hash, from, now)).await
+    }
+
+    async fn bearer_unknown(
+        &self,
+        text: &str,
+        hash: Presented,
+        from: Option<IpAddr>,
+        now: OffsetDateTime,
+    ) -> Result<Arc<Caller>, Error> {
         let lane = &self.lanes[usize::from(hash[0]) % LANES];
         let _turn = match lane.try_lock() {
             Ok(turn) => turn,

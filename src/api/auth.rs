@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::body::Body;
@@ -34,13 +34,14 @@ pub(super) const OUT_OF_SCOPE: &str = "the tenant or the fleet is not in scope";
 /// For calls that name no deadline.
 const DEADLINE_DEFAULT: Duration = Duration::from_hours(1);
 
-/// The call's deadline, in the request's extensions.
-#[derive(Debug, Clone, Copy)]
-pub struct Deadline(pub Instant);
-
-/// The host that was called, in the request's extensions.
+/// What is known of a call before its method runs, in the request's extensions.
 #[derive(Debug, Clone)]
-struct CalledHost(http::uri::Authority);
+struct Call {
+    /// Nobody in particular asks for health.
+    principal: Option<Arc<Principal>>,
+    deadline: Instant,
+    host: Option<http::uri::Authority>,
+}
 
 /// Puts the guard around every method.
 #[derive(Debug, Clone)]
@@ -49,22 +50,23 @@ pub struct Guard {
     pub tasks: Tasks,
     /// Cancelled when the drain begins: what is still called on connections that are open is refused.
     pub draining: CancellationToken,
-    /// Cancelled when the drain has taken too long: running calls are cut off.
-    pub cut: CancellationToken,
+    /// Cancelled when the drain has taken too long: running calls are cut off. (Shared, because each clone of a token
+    /// takes a lock that all calls have in common.)
+    pub cut: Arc<CancellationToken>,
 }
 
 impl<S> Layer<S> for Guard {
     type Service = Guarded<S>;
 
     fn layer(&self, inner: S) -> Guarded<S> {
-        Guarded { guard: self.clone(), inner }
+        Guarded { guard: Arc::new(self.clone()), inner }
     }
 }
 
 /// A service behind the guard.
 #[derive(Debug, Clone)]
 pub struct Guarded<S> {
-    guard: Guard,
+    guard: Arc<Guard>,
     inner: S,
 }
 
@@ -84,17 +86,16 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         // The clone is not the one that was ready.
         let mut inner = self.inner.clone();
-        let guard = self.guard.clone();
+        let guard = Arc::clone(&self.guard);
         let span = tracing::info_span!(parent: guard.tasks.span(), "call", method = request.uri().path());
         let call = async move {
             let deadline = deadline(&request);
-            request.extensions_mut().insert(Deadline(deadline));
-            if let Some(host) = request.uri().authority().cloned() {
-                request.extensions_mut().insert(CalledHost(host));
-            }
             let run = async {
                 let origin = Origin::of(&request);
-                let caller = guard.admit(&mut request, &origin).await?;
+                let caller = guard.admit(request.headers(), &origin).await?;
+                let principal = caller.as_ref().map(|caller| Arc::clone(&caller.principal));
+                let host = request.uri().authority().cloned();
+                request.extensions_mut().insert(Call { principal, deadline, host });
                 poll_fn(|context| inner.poll_ready(context)).await.map_err(never)?;
                 let answer = inner.call(request).await.map_err(never)?;
                 if let Some(caller) = caller
@@ -102,9 +103,11 @@ where
                 {
                     guard.failed(&origin, &caller, refusal).await;
                 }
-                Ok(answer.map(|body| Bounded::body(body, guard.cut.clone())))
+                Ok(answer.map(|body| Bounded::body(body, Arc::clone(&guard.cut))))
             };
             let answer = tokio::select! {
+                // Most calls are over before there is anything to wait for.
+                biased;
                 answer = tokio::time::timeout_at(deadline, run) => {
                     answer.unwrap_or_else(|_elapsed| Err(status::deadline_exceeded()))
                 }
@@ -158,7 +161,7 @@ fn never(error: Infallible) -> Status {
 
 impl Guard {
     /// Who calls, and whether that may be. Nobody in particular asks for health.
-    async fn admit(&self, request: &mut Request<Body>, origin: &Origin) -> Result<Option<Arc<Caller>>, Status> {
+    async fn admit(&self, headers: &HeaderMap, origin: &Origin) -> Result<Option<Arc<Caller>>, Status> {
         let path = origin.path.path();
         if path.starts_with(HEALTH) {
             return Ok(None);
@@ -166,7 +169,7 @@ impl Guard {
         if self.draining.is_cancelled() {
             return Err(status::draining());
         }
-        let header = request.headers().get(http::header::AUTHORIZATION).map(http::HeaderValue::to_str);
+        let header = headers.get(http::header::AUTHORIZATION).map(http::HeaderValue::to_str);
         let credentials = Credentials {
             header: header.map(Result::unwrap_or_default),
             certificate: origin.peer.certificate(),
@@ -192,7 +195,6 @@ impl Guard {
             }
             return Err(error.into());
         }
-        request.extensions_mut().insert(Arc::clone(&caller.principal));
         Ok(Some(caller))
     }
 
@@ -214,7 +216,8 @@ impl Guard {
             address: origin.peer.address,
             user_agent: origin.user_agent.as_ref().and_then(|agent| agent.to_str().ok()),
         };
-        self.access.denied(&denial).await;
+        // What most calls do not need is not part of each call's future.
+        Box::pin(self.access.denied(&denial)).await;
     }
 }
 
@@ -243,17 +246,18 @@ fn timeout(header: &str) -> Option<Duration> {
 
 /// Who made the call.
 pub fn caller<T>(request: &tonic::Request<T>) -> Result<Arc<Principal>, Status> {
-    request.extensions().get::<Arc<Principal>>().cloned().ok_or_else(|| status::denied("the call has no principal"))
+    let principal = request.extensions().get::<Call>().and_then(|call| call.principal.clone());
+    principal.ok_or_else(|| status::denied("the call has no principal"))
 }
 
 /// When the call must have ended.
 pub fn call_deadline<T>(request: &tonic::Request<T>) -> Instant {
-    request.extensions().get::<Deadline>().map_or_else(|| Instant::now() + DEADLINE_DEFAULT, |deadline| deadline.0)
+    request.extensions().get::<Call>().map_or_else(|| Instant::now() + DEADLINE_DEFAULT, |call| call.deadline)
 }
 
 /// The host that was called, with its port if it was given.
 pub fn called_host<T>(request: &tonic::Request<T>) -> Option<&str> {
-    request.extensions().get::<CalledHost>().map(|host| host.0.as_str())
+    request.extensions().get::<Call>()?.host.as_ref().map(http::uri::Authority::as_str)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! dropped, and with it whatever the stream holds on the servers.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -17,13 +18,13 @@ use super::status;
 pub(super) struct Bounded {
     /// `None` when it was cut off.
     inner: Option<Body>,
-    cut: CancellationToken,
+    cut: Arc<CancellationToken>,
     /// Made when there is something to wait for, which most answers never have.
     waiting: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
 impl Bounded {
-    pub(super) fn body(inner: Body, cut: CancellationToken) -> Body {
+    pub(super) fn body(inner: Body, cut: Arc<CancellationToken>) -> Body {
         Body::new(Self { inner: Some(inner), cut, waiting: None })
     }
 }
@@ -38,7 +39,8 @@ impl http_body::Body for Bounded {
         if let Poll::Ready(frame) = Pin::new(inner).poll_frame(context) {
             return Poll::Ready(frame);
         }
-        let waiting = this.waiting.get_or_insert_with(|| Box::pin(this.cut.clone().cancelled_owned()));
+        let waiting =
+            this.waiting.get_or_insert_with(|| Box::pin(CancellationToken::clone(&this.cut).cancelled_owned()));
         if waiting.as_mut().poll(context).is_pending() {
             return Poll::Pending;
         }
@@ -66,8 +68,8 @@ mod tests {
     async fn a_stream_that_does_not_end_is_ended_with_a_status() {
         let (sender, receiver) = tokio::sync::mpsc::channel::<Result<Frame<Bytes>, Status>>(1);
         let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
-        let cut = CancellationToken::new();
-        let mut body = Bounded::body(Body::new(http_body_util::StreamBody::new(stream)), cut.clone());
+        let cut = Arc::new(CancellationToken::new());
+        let mut body = Bounded::body(Body::new(http_body_util::StreamBody::new(stream)), Arc::clone(&cut));
         sender.send(Ok(Frame::data(Bytes::from_static(b"one")))).await.unwrap();
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "one");
         cut.cancel();

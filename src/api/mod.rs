@@ -104,12 +104,12 @@ struct Service {
 pub async fn serve(listener: TcpListener, api: Api, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
     let address = listener.local_addr().map_err(Error::Address)?;
     let (drain_timeout, tls) = (api.config.drain_timeout, api.config.tls.clone());
-    let (draining, cut) = (CancellationToken::new(), CancellationToken::new());
+    let (draining, cut) = (CancellationToken::new(), Arc::new(CancellationToken::new()));
     let guard = auth::Guard {
         access: api.access.clone(),
         tasks: api.tasks.clone(),
         draining: draining.clone(),
-        cut: cut.clone(),
+        cut: Arc::clone(&cut),
     };
     let (mut reporter, health) = health_reporter();
     let routes = routes(&Service { api, draining: draining.clone() }, health, address)?;

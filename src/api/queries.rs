@@ -60,8 +60,8 @@ impl Service {
         let queries = &self.api.queries;
         Ok(match place {
             Place::Tenant(route) => queries.session(holder, route.tenant, deadline).await?,
-            Place::TenantShared(route) => queries.session_shared(route, deadline).await?,
-            Place::Whole(whole) => queries.session_whole(*whole, deadline).await?,
+            Place::TenantShared(route) => Box::pin(queries.session_shared(route, deadline)).await?,
+            Place::Whole(whole) => Box::pin(queries.session_whole(*whole, deadline)).await?,
         })
     }
 

@@ -100,6 +100,22 @@ impl Service {
         })
     }
 
+    /// The password to the route. That it is shown is written down first.
+    async fn disclosed<T>(&self, request: &Request<T>, route: &Route) -> Result<SecretString, Status> {
+        let role = self.api.router.route_role(route, TenantRole::DirectA)?;
+        let password = self.api.router.route_login_kept(route, TenantRole::DirectA).await?.password;
+        let deed = Deed {
+            action: "RouterService/ResolveTenant",
+            tenant: route.tenant,
+            resource_type: "role",
+            resource_id: role.to_string(),
+            request_id: None,
+            details: json!({ "tenant": route.code }),
+        };
+        self.api.access.record(Author::of(request)?.event(deed, Outcome::Disclosed)).await?;
+        Ok(password)
+    }
+
     /// One message of a watch.
     fn event(&self, event: RouteEvent) -> Result<WatchRoutesResponse, Status> {
         use v1::RouteEvent as Kind;
@@ -162,21 +178,10 @@ impl RouterService for Service {
         let server = self.api.config.server(&route.server).ok_or_else(|| {
             status::internal(&router::Error::ServerUnknown { tenant: route.code.clone(), server: route.server.clone() })
         })?;
-        let role = self.api.router.route_role(&route, TenantRole::DirectA)?;
-        let password = if include_credentials {
-            let password = self.api.router.route_login_kept(&route, TenantRole::DirectA).await?.password;
-            let deed = Deed {
-                action: "RouterService/ResolveTenant",
-                tenant: route.tenant,
-                resource_type: "role",
-                resource_id: role.to_string(),
-                request_id: None,
-                details: json!({ "tenant": route.code }),
-            };
-            self.api.access.record(Author::of(&request)?.event(deed, Outcome::Disclosed)).await?;
-            Some(password)
-        } else {
-            None
+        let password = match include_credentials {
+            // Rare, and large: not part of each call's future.
+            true => Some(Box::pin(self.disclosed(&request, &route)).await?),
+            false => None,
         };
         Ok(Response::new(ResolveTenantResponse {
             route: Some(self.message(&route, Some(server), password.as_ref())?),

@@ -181,13 +181,13 @@ async fn attempt(session: &mut Session, input: &Execute<'_>, way: Way, bounds: B
     let result = match way {
         Way::AsIs => query(client, &statement, &parameters, bounds).await.map_err(Failure::of_query)?,
         Way::Guarded { user } => {
-            guarded(client, &statement, &parameters, bounds, user).await.map_err(Failure::of_query)?
+            Box::pin(guarded(client, &statement, &parameters, bounds, user)).await.map_err(Failure::of_query)?
         }
         Way::Change if columns.is_empty() => {
             query(client, &statement, &parameters, bounds).await.map_err(Failure::of_query)?
         }
-        Way::Change => in_transaction(client, &statement, &parameters, bounds, None).await?,
-        Way::Transaction { user } => in_transaction(client, &statement, &parameters, bounds, user).await?,
+        Way::Change => Box::pin(in_transaction(client, &statement, &parameters, bounds, None)).await?,
+        Way::Transaction { user } => Box::pin(in_transaction(client, &statement, &parameters, bounds, user)).await?,
     };
     Ok(Output { columns, rows: result.rows, row_count: result.count })
 }

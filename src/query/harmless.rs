@@ -132,6 +132,15 @@ impl Statements {
         if !is_due {
             return Ok(Reading::Guarded);
         }
+        Box::pin(self.reading_asked(session, key, known)).await
+    }
+
+    async fn reading_asked(
+        &self,
+        session: &mut Session,
+        key: (TenantId, u64),
+        known: &Known,
+    ) -> Result<Reading, Error> {
         let asked = Instant::now();
         let question = session.prepare(CHECK).await?;
         let is_harmful: bool = session.client().query_one(&question, &[&known.analysis.names]).await?.try_get(0)?;

@@ -51,7 +51,7 @@ impl Session {
     pub(super) async fn prepare(&mut self, sql: &str) -> Result<Statement, tokio_postgres::Error> {
         match self {
             Self::Tenant(lease) => lease.prepare(sql).await,
-            Self::Own(seat) => seat.client().prepare(sql).await,
+            Self::Own(seat) => Box::pin(seat.client().prepare(sql)).await,
         }
     }
 

@@ -37,7 +37,8 @@ impl Slot {
         deadline: Instant,
     ) -> Result<(PooledObject, Seat), Error> {
         let result = match self.look(holder, false) {
-            Ok(Found::Nothing { held }) => self.wait(holder, held, deadline).await,
+            // Rare, and large: not part of each call's future.
+            Ok(Found::Nothing { held }) => Box::pin(self.wait(holder, held, deadline)).await,
             Ok(Found::Idle(object, seat)) => Ok((object, seat)),
             Ok(Found::Waits { .. }) => Err(Error::PoolClosed),
             Err(error) => Err(error),

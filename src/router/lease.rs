@@ -61,7 +61,7 @@ impl Lease {
         if let Some(statement) = pooled.statements.get(sql) {
             return Ok(statement.clone());
         }
-        let statement = pooled.client.prepare(sql).await?;
+        let statement = Box::pin(pooled.client.prepare(sql)).await?;
         pooled.statements.put(sql.to_owned(), statement.clone());
         Ok(statement)
     }

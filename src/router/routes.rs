@@ -105,6 +105,11 @@ impl Routes {
         if let ControlFlow::Break(answer) = self.at_once(selector)? {
             return Ok(answer);
         }
+        // Rare, and large: not part of each call's future.
+        Box::pin(self.find_in_catalog(catalog, selector)).await
+    }
+
+    async fn find_in_catalog(&self, catalog: &Catalog, selector: &Selector) -> Result<Option<Fresh>, Error> {
         let lane = usize::try_from(self.hasher.hash_one(selector)).unwrap_or_default() % LANES;
         let _turn = self.lanes[lane].lock().await;
         loop {
