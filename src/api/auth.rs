@@ -18,6 +18,7 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::Instrument as _;
 
+use super::called::calling;
 use super::cut::Bounded;
 use super::peer::Peer;
 use super::status;
@@ -87,7 +88,10 @@ where
         // The clone is not the one that was ready.
         let mut inner = self.inner.clone();
         let guard = Arc::clone(&self.guard);
-        let span = tracing::info_span!(parent: guard.tasks.span(), "call", method = request.uri().path());
+        let root = guard.tasks.span();
+        let span = tracing::debug_span!(parent: root, "call", method = request.uri().path());
+        let span = if span.is_disabled() { root.clone() } else { span };
+        let method = path(&request);
         let call = async move {
             let deadline = deadline(&request);
             let run = async {
@@ -115,7 +119,7 @@ where
             };
             Ok(answer.unwrap_or_else(status::answer))
         };
-        Box::pin(call.instrument(span))
+        Box::pin(calling(method, call).instrument(span))
     }
 }
 
@@ -146,13 +150,16 @@ struct Origin {
 
 impl Origin {
     fn of(request: &Request<Body>) -> Self {
-        let path = request.uri().path_and_query().cloned();
         Self {
             peer: Peer::of(request.extensions()),
-            path: path.unwrap_or_else(|| PathAndQuery::from_static("/")),
+            path: path(request),
             user_agent: request.headers().get(http::header::USER_AGENT).cloned(),
         }
     }
+}
+
+fn path(request: &Request<Body>) -> PathAndQuery {
+    request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"))
 }
 
 fn never(error: Infallible) -> Status {

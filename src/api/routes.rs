@@ -178,11 +178,8 @@ impl RouterService for Service {
         let server = self.api.config.server(&route.server).ok_or_else(|| {
             status::internal(&router::Error::ServerUnknown { tenant: route.code.clone(), server: route.server.clone() })
         })?;
-        let password = match include_credentials {
-            // Rare, and large: not part of each call's future.
-            true => Some(Box::pin(self.disclosed(&request, &route)).await?),
-            false => None,
-        };
+        // Rare, and large: not part of each call's future.
+        let password = if include_credentials { Some(Box::pin(self.disclosed(&request, &route)).await?) } else { None };
         Ok(Response::new(ResolveTenantResponse {
             route: Some(self.message(&route, Some(server), password.as_ref())?),
             stale: stale.is_some(),

@@ -16,6 +16,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, QuotaViolation, StatusExt as _};
 use uuid::Uuid;
 
+use super::called::method;
 use crate::domain::lifecycle::{IllegalTransition, TenantState};
 use crate::domain::route::SelectError;
 use crate::proto::v1::ErrorReason as Reason;
@@ -87,7 +88,7 @@ pub(super) fn internal(error: &(dyn StdError + 'static)) -> Status {
         }
         source = cause.source();
     }
-    tracing::error!(%error_id, error = causes, "a call failed for a reason that nobody expected");
+    tracing::error!(method = method(), %error_id, error = causes, "a call failed for a reason that nobody expected");
     Refusal::new(
         Code::Internal,
         Reason::Internal,
@@ -278,7 +279,7 @@ impl From<catalog::Error> for Status {
 
 /// Something that the daemon needs does not answer; nothing was done.
 fn away(what: &str, error: &(dyn StdError + 'static)) -> Status {
-    tracing::warn!(error = %error, "{what} does not answer");
+    tracing::warn!(method = method(), error = %error, "{what} does not answer");
     let message = format!("{what} does not answer; try again");
     Refusal::new(Code::Unavailable, Reason::ConnectionUnavailable, message).retry_after(RETRY_AFTER).status()
 }
@@ -333,7 +334,7 @@ impl From<router::Error> for Status {
             }
             E::CatalogSlow | E::PoolClosed => unavailable("", &error),
             E::IdentityMismatch { .. } => {
-                tracing::error!(error = %error, "a database is not the tenant's");
+                tracing::error!(method = method(), error = %error, "a database is not the tenant's");
                 Refusal::new(Code::FailedPrecondition, Reason::IdentityMismatch, &error).status()
             }
             E::Connect { .. }
