@@ -101,6 +101,10 @@ async fn a_watch_that_begins_again_and_again_misses_nothing() {
     let (last, told) = tokio::sync::watch::channel(None);
     let reader = async {
         for stay in (1..=4).cycle() {
+            if mark.is_none() {
+                // What a snapshot showed that was left in its middle may be gone by the next one.
+                seen.clear();
+            }
             let mut watch = rooms.router.routes_watch(&Scope::All, mark).await.unwrap();
             for _ in 0..stay {
                 let heard = hear(&mut watch, &mut seen).await;
