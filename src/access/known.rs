@@ -64,7 +64,8 @@ pub(super) struct Known(Mutex<Callers>);
 
 #[derive(Debug)]
 struct Callers {
-    by_hash: LruCache<Presented, Arc<Caller>>,
+    /// `None` for who was let in, and has to be read anew.
+    by_hash: LruCache<Presented, Option<Arc<Caller>>>,
     /// Grows with each change.
     changes: u64,
 }
@@ -81,7 +82,7 @@ impl Known {
     /// A caller that was read within `age_max`, and is right at `now`.
     pub(super) fn get(&self, hash: &Presented, age_max: Duration, now: OffsetDateTime) -> Option<Arc<Caller>> {
         let mut callers = self.callers();
-        let caller = callers.by_hash.get(hash)?;
+        let caller = callers.by_hash.get(hash)?.as_ref()?;
         (caller.read_at.elapsed() <= age_max && caller.is_right_at(now)).then(|| Arc::clone(caller))
     }
 
@@ -92,7 +93,7 @@ impl Known {
         age_max: Duration,
         now: OffsetDateTime,
     ) -> Option<Result<Arc<Caller>, Error>> {
-        let caller = self.callers().by_hash.get(hash).filter(|caller| caller.read_at.elapsed() <= age_max).cloned()?;
+        let caller = self.callers().by_hash.get(hash)?.clone().filter(|caller| caller.read_at.elapsed() <= age_max)?;
         if caller.is_right_at(now) {
             return Some(Ok(caller));
         }
@@ -117,10 +118,11 @@ impl Known {
     pub(super) fn put(&self, hash: Presented, caller: &Arc<Caller>, before: Before) {
         let mut callers = self.callers();
         if callers.changes == before.changes {
-            callers.by_hash.put(hash, Arc::clone(caller));
+            callers.by_hash.put(hash, Some(Arc::clone(caller)));
         }
     }
 
+    /// Whether who presents this was let in, and not refused since.
     pub(super) fn contains(&self, hash: &Presented) -> bool {
         self.callers().by_hash.contains(hash)
     }
@@ -132,10 +134,10 @@ impl Known {
     pub(super) fn forget(&self, change: Change) {
         let mut callers = self.callers();
         callers.changes += 1;
-        let hashes: Vec<Presented> =
-            callers.by_hash.iter().filter(|(_, caller)| caller.concerns(change)).map(|(hash, _)| *hash).collect();
-        for hash in hashes {
-            callers.by_hash.pop(&hash);
+        for (_, known) in &mut callers.by_hash {
+            if known.as_ref().is_some_and(|caller| caller.concerns(change)) {
+                *known = None;
+            }
         }
     }
 }
