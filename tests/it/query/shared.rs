@@ -111,13 +111,13 @@ async fn only_the_routers_login_gets_in() {
     let judge = fleet.judge("postgres").await;
     let shared = fleet.naming.shared_database().to_string();
     let sql = "SELECT rolname::text FROM pg_roles WHERE starts_with(rolname, $1 || '_') AND rolcanlogin
-        AND has_database_privilege(rolname, $2, 'CONNECT') ORDER BY 1";
+        AND has_database_privilege(oid, $2, 'CONNECT') ORDER BY 1";
     let rows = judge.query(sql, &[&fleet.naming.prefix(), &shared]).await.unwrap();
     let names: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
     // The other tenant's has not been needed yet.
     assert_eq!(names, [format!("{}_acme__r", fleet.naming.prefix())]);
     let auth = "SELECT count(*) FROM pg_roles WHERE starts_with(rolname, $1 || '_')
-        AND has_database_privilege(rolname, $2, 'CONNECT')";
+        AND has_database_privilege(oid, $2, 'CONNECT')";
     let auth_database = fleet.naming.auth_database().to_string();
     assert_eq!(judge.query_one(auth, &[&fleet.naming.prefix(), &auth_database]).await.unwrap().get::<_, i64>(0), 0);
 

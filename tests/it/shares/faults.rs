@@ -154,7 +154,9 @@ async fn shares_stay_as_they_are_while_the_catalog_is_away() {
         }
         b.client.execute("acme", "SELECT 1").await.unwrap();
     }
-    assert_eq!(sessions(&fleet, "a").await, 6);
+    // One that is still being cleaned is no help to who comes next, who then gets another.
+    let open = sessions(&fleet, "a").await;
+    assert!((6..=i64::from(WHOLE / 2)).contains(&open), "{open} sessions");
     catalog_give_back(&fleet).await;
     assert_eq!(shares(&fleet).await, [("a".to_owned(), WHOLE / 2), ("b".to_owned(), WHOLE / 2)]);
     a.stop().await;
