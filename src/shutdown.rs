@@ -1,5 +1,6 @@
 //! Tasks with names, and the way down. Every task of a daemon is spawned through one [`Tasks`], inside the daemon's
-//! root span (so that each log line is charged to its daemon), hears the one token, and is joined at the end.
+//! root span (so that where several share a process, each log line is charged to its daemon), hears the one token, and
+//! is joined at the end. A task's own span is there at the level DEBUG: entering it costs every poll of every session.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -31,6 +32,12 @@ impl Tasks {
         &self.span
     }
 
+    /// A span under the daemon's, or that one itself while nobody wants to know more.
+    pub fn span_of(&self, span: impl FnOnce(&Span) -> Span) -> Span {
+        let span = span(&self.span);
+        if span.is_disabled() { self.span.clone() } else { span }
+    }
+
     /// Cancelled when the daemon goes down; tasks end soon after.
     pub fn token(&self) -> &CancellationToken {
         &self.token
@@ -43,7 +50,7 @@ impl Tasks {
         F::Output: Send + 'static,
     {
         let guard = Alive::new(name, Arc::clone(&self.alive));
-        let span = tracing::info_span!(parent: &self.span, "task", name);
+        let span = self.span_of(|root| tracing::debug_span!(parent: root, "task", name));
         #[expect(clippy::disallowed_methods, reason = "the one place where tasks are spawned")]
         let handle = tokio::spawn(
             self.tracker.track_future(
@@ -64,7 +71,7 @@ impl Tasks {
         T: Send + 'static,
     {
         let guard = Alive::new(name, Arc::clone(&self.alive));
-        let span = tracing::info_span!(parent: &self.span, "blocking", name);
+        let span = self.span_of(|root| tracing::debug_span!(parent: root, "blocking", name));
         #[expect(clippy::disallowed_methods, reason = "the one place where blocking work is spawned")]
         self.tracker.spawn_blocking(move || {
             let _guard = guard;

@@ -3,7 +3,7 @@
 //! the daemon serves. Every call but health needs credentials.
 
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+use std::future::{Future, pending, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -11,15 +11,14 @@ use std::time::Duration;
 
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Response};
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, sleep_until};
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::Instrument as _;
 
 use super::called::calling;
-use super::cut::Bounded;
+use super::cut::{Bounded, Cut};
 use super::peer::Peer;
 use super::status;
 use crate::access::{Access, Caller, Credentials, Denial};
@@ -49,11 +48,10 @@ struct Call {
 pub struct Guard {
     pub access: Access,
     pub tasks: Tasks,
-    /// Cancelled when the drain begins: what is still called on connections that are open is refused.
-    pub draining: CancellationToken,
-    /// Cancelled when the drain has taken too long: running calls are cut off. (Shared, because each clone of a token
-    /// takes a lock that all calls have in common.)
-    pub cut: Arc<CancellationToken>,
+    /// Made when the drain begins: what is still called on connections that are open is refused.
+    pub draining: Arc<Cut>,
+    /// Made when the drain has taken too long: running calls are cut off.
+    pub cut: Arc<Cut>,
 }
 
 impl<S> Layer<S> for Guard {
@@ -88,12 +86,12 @@ where
         // The clone is not the one that was ready.
         let mut inner = self.inner.clone();
         let guard = Arc::clone(&self.guard);
-        let root = guard.tasks.span();
-        let span = tracing::debug_span!(parent: root, "call", method = request.uri().path());
-        let span = if span.is_disabled() { root.clone() } else { span };
+        let span =
+            guard.tasks.span_of(|root| tracing::debug_span!(parent: root, "call", method = request.uri().path()));
         let method = path(&request);
         let call = async move {
-            let deadline = deadline(&request);
+            let named = named_timeout(&request);
+            let deadline = Instant::now() + named.unwrap_or(DEADLINE_DEFAULT);
             let run = async {
                 let origin = Origin::of(&request);
                 let caller = guard.admit(request.headers(), &origin).await?;
@@ -109,13 +107,19 @@ where
                 }
                 Ok(answer.map(|body| Bounded::body(body, Arc::clone(&guard.cut))))
             };
+            // What ends a call that names no deadline is part of its method.
+            let over = async {
+                match named {
+                    Some(_) => Box::pin(sleep_until(deadline)).await,
+                    None => pending().await,
+                }
+            };
             let answer = tokio::select! {
                 // Most calls are over before there is anything to wait for.
                 biased;
-                answer = tokio::time::timeout_at(deadline, run) => {
-                    answer.unwrap_or_else(|_elapsed| Err(status::deadline_exceeded()))
-                }
-                () = guard.cut.cancelled() => Err(status::draining()),
+                answer = run => answer,
+                () = guard.cut.made() => Err(status::draining()),
+                () = over => Err(status::deadline_exceeded()),
             };
             Ok(answer.unwrap_or_else(status::answer))
         };
@@ -173,7 +177,7 @@ impl Guard {
         if path.starts_with(HEALTH) {
             return Ok(None);
         }
-        if self.draining.is_cancelled() {
+        if self.draining.is_made() {
             return Err(status::draining());
         }
         let header = headers.get(http::header::AUTHORIZATION).map(http::HeaderValue::to_str);
@@ -229,9 +233,9 @@ impl Guard {
 }
 
 /// From `grpc-timeout`: at most eight digits and a unit.
-fn deadline(request: &Request<Body>) -> Instant {
-    let header = request.headers().get("grpc-timeout").and_then(|header| header.to_str().ok());
-    Instant::now() + header.and_then(timeout).unwrap_or(DEADLINE_DEFAULT).min(DEADLINE_DEFAULT)
+fn named_timeout(request: &Request<Body>) -> Option<Duration> {
+    let header = request.headers().get("grpc-timeout")?.to_str().ok()?;
+    timeout(header).map(|named| named.min(DEADLINE_DEFAULT))
 }
 
 fn timeout(header: &str) -> Option<Duration> {

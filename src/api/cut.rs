@@ -1,9 +1,11 @@
 //! Streams of answers that the drain can end: when it has taken too long, the caller gets a status and the stream is
 //! dropped, and with it whatever the stream holds on the servers.
 
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -14,17 +16,54 @@ use tonic::body::Body;
 
 use super::status;
 
-/// An answer's body, until `cut` is cancelled.
+/// A moment that comes once. Every call asks for it, several times over: a token alone takes a lock that all calls have
+/// in common each time.
+#[derive(Debug, Default)]
+pub(super) struct Cut {
+    is_made: AtomicBool,
+    token: CancellationToken,
+}
+
+impl Cut {
+    pub(super) fn make(&self) {
+        self.is_made.store(true, Ordering::Release);
+        self.token.cancel();
+    }
+
+    pub(super) fn is_made(&self) -> bool {
+        self.is_made.load(Ordering::Acquire)
+    }
+
+    /// Resolves when it has come.
+    pub(super) async fn made(&self) {
+        let mut waiting = pin!(self.token.cancelled());
+        let mut told: Option<Waker> = None;
+        poll_fn(|context| {
+            if self.is_made() {
+                return Poll::Ready(());
+            }
+            // Whoever is going to be woken need not ask again.
+            if told.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+                return Poll::Pending;
+            }
+            told = Some(context.waker().clone());
+            waiting.as_mut().poll(context)
+        })
+        .await;
+    }
+}
+
+/// An answer's body, until the cut is made.
 pub(super) struct Bounded {
     /// `None` when it was cut off.
     inner: Option<Body>,
-    cut: Arc<CancellationToken>,
+    cut: Arc<Cut>,
     /// Made when there is something to wait for, which most answers never have.
     waiting: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
 
 impl Bounded {
-    pub(super) fn body(inner: Body, cut: Arc<CancellationToken>) -> Body {
+    pub(super) fn body(inner: Body, cut: Arc<Cut>) -> Body {
         Body::new(Self { inner: Some(inner), cut, waiting: None })
     }
 }
@@ -39,8 +78,7 @@ impl http_body::Body for Bounded {
         if let Poll::Ready(frame) = Pin::new(inner).poll_frame(context) {
             return Poll::Ready(frame);
         }
-        let waiting =
-            this.waiting.get_or_insert_with(|| Box::pin(CancellationToken::clone(&this.cut).cancelled_owned()));
+        let waiting = this.waiting.get_or_insert_with(|| Box::pin(this.cut.token.clone().cancelled_owned()));
         if waiting.as_mut().poll(context).is_pending() {
             return Poll::Pending;
         }
@@ -65,14 +103,26 @@ mod tests {
     use super::*;
 
     #[tokio::test]
+    async fn who_waits_for_the_cut_hears_of_it_once_it_is_made() {
+        let cut = Cut::default();
+        let mut waiting = pin!(cut.made());
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        cut.make();
+        waiting.await;
+        cut.made().await;
+        assert!(cut.is_made());
+    }
+
+    #[tokio::test]
     async fn a_stream_that_does_not_end_is_ended_with_a_status() {
         let (sender, receiver) = tokio::sync::mpsc::channel::<Result<Frame<Bytes>, Status>>(1);
         let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
-        let cut = Arc::new(CancellationToken::new());
+        let cut = Arc::new(Cut::default());
         let mut body = Bounded::body(Body::new(http_body_util::StreamBody::new(stream)), Arc::clone(&cut));
         sender.send(Ok(Frame::data(Bytes::from_static(b"one")))).await.unwrap();
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "one");
-        cut.cancel();
+        cut.make();
         let trailers = body.frame().await.unwrap().unwrap().into_trailers().unwrap();
         assert_eq!(trailers.get("grpc-status").unwrap(), "14");
         assert!(body.frame().await.is_none());

@@ -52,6 +52,7 @@ use crate::proto::v1::tenant_service_server::TenantServiceServer;
 use crate::query::Queries;
 use crate::router::Router;
 use crate::shutdown::Tasks;
+use cut::Cut;
 
 /// A request with more is refused.
 const REQUEST_BYTES_MAX: usize = 4 << 20;
@@ -105,11 +106,12 @@ struct Service {
 pub async fn serve(listener: TcpListener, api: Api, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
     let address = listener.local_addr().map_err(Error::Address)?;
     let (drain_timeout, tls) = (api.config.drain_timeout, api.config.tls.clone());
-    let (draining, cut) = (CancellationToken::new(), Arc::new(CancellationToken::new()));
+    let draining = CancellationToken::new();
+    let (refusing, cut) = (Arc::new(Cut::default()), Arc::new(Cut::default()));
     let guard = auth::Guard {
         access: api.access.clone(),
         tasks: api.tasks.clone(),
-        draining: draining.clone(),
+        draining: Arc::clone(&refusing),
         cut: Arc::clone(&cut),
     };
     let (mut reporter, health) = health_reporter();
@@ -133,12 +135,13 @@ pub async fn serve(listener: TcpListener, api: Api, shutdown: impl Future<Output
     }
     health_set(&reporter, ServingStatus::NotServing).await;
     health_end(&mut reporter).await;
+    refusing.make();
     draining.cancel();
     if let Ok(ended) = tokio::time::timeout(drain_timeout, &mut serving).await {
         return ended.map_err(Error::Serve);
     }
     tracing::warn!(?drain_timeout, "calls that did not end in time are cut off");
-    cut.cancel();
+    cut.make();
     // Connections that are still open then belong to clients that do not listen.
     match tokio::time::timeout(CUT_TIMEOUT, &mut serving).await {
         Ok(ended) => ended.map_err(Error::Serve),

@@ -33,7 +33,7 @@ pub async fn run(arguments: Arguments, context: &Context) -> Result<(), Error> {
         listen: arguments.listen,
         tenant_migrations_dir: arguments.tenant_migrations,
     };
-    let tasks = Tasks::new(tracing::info_span!("daemon"));
+    let tasks = Tasks::new(tracing::Span::none());
     let progress = |text: &str| context.output.note(&format!("{text} …"));
     let mut printed = Ok(());
     let ready = |ready: &DevReady| printed = context.output.local(&value(ready), || banner(ready));

@@ -21,7 +21,7 @@ pub struct Arguments {
 
 pub async fn run(arguments: Arguments) -> Result<(), Error> {
     arguments.logs.init()?;
-    let tasks = Tasks::new(tracing::info_span!("daemon"));
+    let tasks = Tasks::new(tracing::Span::none());
     let served = app::serve(&arguments.config, arguments.init_admin_key_file.as_deref(), tasks).await;
     served.map_err(|error| Error::daemon(error.is_usage(), error))
 }

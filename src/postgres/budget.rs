@@ -27,6 +27,8 @@ pub struct Budget {
     levels: Arc<[Arc<Level>; 4]>,
     terms: Arc<Mutex<Terms>>,
     is_fenced: Arc<AtomicBool>,
+    /// Whether a smaller number has taken places away that are still in use: looked at whenever a connection comes back.
+    is_owed: Arc<AtomicBool>,
     /// Rung when less counts than is in use.
     shrunk: Arc<Notify>,
 }
@@ -71,6 +73,7 @@ impl Budget {
             levels: Arc::new(terms.sizes().map(|size| Arc::new(Level::new(size)))),
             terms: Arc::new(Mutex::new(terms)),
             is_fenced: Arc::default(),
+            is_owed: Arc::default(),
             shrunk: Arc::default(),
         }
     }
@@ -92,10 +95,16 @@ impl Budget {
         for (level, size) in self.levels.iter().zip(terms.sizes()) {
             level.resize(size);
         }
+        self.look_for_owed(&terms);
         drop(terms);
         if self.surplus() > 0 {
             self.shrunk.notify_one();
         }
+    }
+
+    /// Under the lock of the terms, which alone can take more places away.
+    fn look_for_owed(&self, _terms: &Terms) {
+        self.is_owed.store(self.levels.iter().any(|level| level.sizing().owed > 0), Ordering::SeqCst);
     }
 
     fn terms(&self) -> std::sync::MutexGuard<'_, Terms> {
@@ -125,12 +134,18 @@ impl Budget {
     /// Whether one that is about to be closed, or kept, belongs to the surplus. Then it must be closed, and is not
     /// counted again while its backend goes.
     pub fn condemn(&self) -> bool {
+        if !self.is_owed.load(Ordering::SeqCst) {
+            return false;
+        }
         let mut is_any = false;
         for level in self.levels.iter() {
             let mut sizing = level.sizing();
             let is_surplus = sizing.surplus() > 0;
             sizing.condemned += usize::from(is_surplus);
             is_any |= is_surplus;
+        }
+        if !is_any {
+            self.look_for_owed(&self.terms());
         }
         is_any
     }
