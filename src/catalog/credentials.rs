@@ -1,12 +1,12 @@
 //! What is sealed: a tenant's wrapped data key, and its passwords and identities as ciphertext. Nothing here can be
 //! opened without the key-encryption key, which the catalog never sees.
 
-use sea_query::{Expr, ExprTrait as _, OnConflict, Order, Query};
+use sea_query::{Expr, ExprTrait as _, OnConflict, Order, Query, SelectStatement};
 
 use super::errors::Error;
 use super::{Catalog, Txn};
 use crate::domain::tenant::TenantId;
-use crate::postgres::statement;
+use crate::postgres::statement::{self, Run};
 
 /// One sealed value. `version` is part of what it is sealed with.
 #[derive(Clone, PartialEq, Eq)]
@@ -81,11 +81,7 @@ impl Catalog {
 
     /// The newest version of a secret, and the tenant's data key as it was stored: wrapped.
     pub async fn tenant_secret_get(&self, tenant: TenantId, field: &str) -> Result<(Secret, Vec<u8>), Error> {
-        let of_same_tenant = Expr::col(("tenant_data_keys", "tenant_id")).equals(("tenant_secrets", "tenant_id"));
-        let select = Query::select()
-            .columns(["version", "ciphertext", "wrapped_key"])
-            .from("tenant_secrets")
-            .inner_join("tenant_data_keys", of_same_tenant)
+        let select = sealed(&["version", "ciphertext", "wrapped_key"])
             .and_where(Expr::col(("tenant_secrets", "tenant_id")).eq(tenant.0))
             .and_where(Expr::col("field").eq(field))
             .order_by("version", Order::Desc)
@@ -99,6 +95,44 @@ impl Catalog {
             None => Err(unknown(tenant, field)),
         }
     }
+}
+
+/// Secrets beside the keys that they are sealed under.
+fn sealed(columns: &[&'static str]) -> SelectStatement {
+    let of_same_tenant = Expr::col(("tenant_data_keys", "tenant_id")).equals(("tenant_secrets", "tenant_id"));
+    Query::select()
+        .columns(columns.iter().copied())
+        .from("tenant_secrets")
+        .inner_join("tenant_data_keys", of_same_tenant)
+        .take()
+}
+
+/// One of a tenant's secrets, with the key that it is sealed under.
+#[derive(Debug)]
+pub struct TenantSecret {
+    pub tenant: TenantId,
+    pub field: String,
+    pub secret: Secret,
+    pub wrapped_key: Vec<u8>,
+}
+
+/// The newest version of each of these secrets, as far as they are there.
+pub(super) async fn tenant_secrets(on: &impl Run, fields: &[(TenantId, String)]) -> Result<Vec<TenantSecret>, Error> {
+    let select = sealed(&["field", "version", "ciphertext", "wrapped_key"])
+        .column(("tenant_secrets", "tenant_id"))
+        .and_where(Expr::col(("tenant_secrets", "tenant_id")).is_in(fields.iter().map(|(tenant, _)| tenant.0)))
+        .and_where(Expr::col("field").is_in(fields.iter().map(|(_, field)| field.as_str())))
+        .order_by("version", Order::Asc)
+        .take();
+    let read = |row: &tokio_postgres::Row| {
+        Ok(TenantSecret {
+            tenant: TenantId(row.try_get("tenant_id")?),
+            field: row.try_get("field")?,
+            secret: Secret { version: row.try_get("version")?, ciphertext: row.try_get("ciphertext")? },
+            wrapped_key: row.try_get("wrapped_key")?,
+        })
+    };
+    statement::rows(on, &select).await?.iter().map(read).collect()
 }
 
 fn unknown(tenant: TenantId, field: &str) -> Error {

@@ -21,7 +21,7 @@ mod tenant_changes;
 mod tenants;
 
 pub use backups::{Backup, NewBackup, RetiredDatabase};
-pub use credentials::Secret;
+pub use credentials::{Secret, TenantSecret};
 pub use errors::Error;
 pub use operations::{
     ClaimedOperation, Created, NewOperation, OPERATIONS_CHANNEL, Operation, OperationEnd, OperationFilter,

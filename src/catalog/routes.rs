@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_postgres::Notification;
 
+use super::credentials::{TenantSecret, tenant_secrets};
 use super::errors::Error;
 use super::tenants::{read, select};
 use super::{CHANNEL, Catalog, Txn};
@@ -134,6 +135,11 @@ impl Follower {
             .take();
         let rows = in_time(async { Ok(statement::rows(&self.session, &of).await?) }).await?;
         rows.iter().map(|row| Ok(read(row)?.into_route())).collect()
+    }
+
+    /// These secrets, an older version before a newer one; without those that are not there.
+    pub async fn tenant_secrets(&self, fields: &[(TenantId, String)]) -> Result<Vec<TenantSecret>, Error> {
+        in_time(tenant_secrets(&self.session, fields)).await
     }
 
     /// As [`Catalog::routes_since`].

@@ -1,9 +1,11 @@
 //! A tenant's secrets, opened: sealed in the catalog under the tenant's own data key, in clear only here and with
 //! whoever logs in.
 //!
-//! What a pool logs in with is kept sealed, so that it can connect while the shared database is away. It counts for the
-//! epoch in which it was read: a rotation begins another one. Operations always ask the catalog.
+//! What pools log in with is kept sealed, for every tenant that the catalog's feed brings: so a tenant's first caller
+//! waits for no question to the catalog, and can be served while that is away. It counts for the epoch in which it was
+//! read: a rotation begins another one. Operations always ask the catalog.
 
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,21 +16,21 @@ use uuid::Uuid;
 use super::error::Error;
 use super::routes::is_away;
 use super::{Router, Shared};
-use crate::catalog::{self, Catalog, Secret};
+use crate::catalog::{self, Catalog, Follower, Secret};
 use crate::config::RoleLogin;
 use crate::domain::route::Route;
 use crate::domain::tenant::{RoleName, TenantId, TenantRole};
 use crate::secrets::{Aad, Envelope};
 
 /// Secrets that are kept, sealed; the least recently used make room.
-const KEPT_MAX: NonZeroUsize = NonZeroUsize::new(1 << 14).unwrap();
+const KEPT_MAX: NonZeroUsize = NonZeroUsize::new(1 << 16).unwrap();
 
 /// Under which field the catalog keeps a login role's password.
 pub fn role_field(role: &RoleName) -> String {
     format!("role:{role}")
 }
 
-/// The passwords that pools have asked for, sealed.
+/// The passwords that pools log in with, sealed.
 #[derive(Debug)]
 pub(super) struct Kept(Mutex<LruCache<(TenantId, RoleName), Entry>>);
 
@@ -87,6 +89,42 @@ impl Router {
 }
 
 impl Shared {
+    /// Reads the logins of these routes' pools, as far as those that are kept are of another epoch.
+    pub(super) async fn logins_keep(
+        &self,
+        follower: &Follower,
+        routes: impl Iterator<Item = &Route>,
+    ) -> Result<(), catalog::Error> {
+        let mut wanted = HashMap::new();
+        {
+            let entries = self.kept.entries();
+            for route in routes {
+                // A code that no role can be named after has no pool either.
+                let Ok(role) = self.role(route, TenantRole::Router) else { continue };
+                let kept = entries.peek(&(route.tenant, role.clone()));
+                if kept.is_none_or(|kept| kept.epoch < route.epoch) {
+                    wanted.insert((route.tenant, role_field(&role)), (role, route.epoch));
+                }
+            }
+        }
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let fields: Vec<_> = wanted.keys().cloned().collect();
+        let secrets = follower.tenant_secrets(&fields).await?;
+        let mut entries = self.kept.entries();
+        for found in secrets {
+            let Some((role, epoch)) = wanted.get(&(found.tenant, found.field)) else { continue };
+            let key = (found.tenant, role.clone());
+            // A pool may have asked since, for a newer one.
+            if entries.peek(&key).is_none_or(|kept| kept.epoch <= *epoch) {
+                let sealed = Arc::new(Sealed { wrapped_key: found.wrapped_key, secret: found.secret });
+                entries.put(key, Entry { epoch: *epoch, sealed });
+            }
+        }
+        Ok(())
+    }
+
     pub(super) async fn route_login(&self, route: &Route, role: TenantRole) -> Result<RoleLogin, Error> {
         let role = self.role(route, role)?;
         let field = role_field(&role);

@@ -105,6 +105,7 @@ impl Feed {
             let page = follower.routes_page(after).await?;
             let Some(last) = page.last() else { break };
             after = Some(last.tenant);
+            self.inner.shared.logins_keep(&follower, page.iter()).await?;
             for route in page {
                 table.put(route, read_at);
             }
@@ -144,12 +145,19 @@ impl Feed {
             let (wanted, forgets) = routes.wanted();
             let read_at = Instant::now();
             if !wanted.is_empty() {
-                for route in follower.routes_of(&wanted).await? {
+                let found = follower.routes_of(&wanted).await?;
+                self.inner.shared.logins_keep(follower, found.iter()).await?;
+                for route in found {
                     routes.table.put(route, read_at);
                 }
             }
             let read_at = Instant::now();
             let found = follower.routes_since(*revision).await?;
+            let set = found.changes.iter().filter_map(|change| match change {
+                RouteChange::Set(route) => Some(route.as_ref()),
+                RouteChange::Removed { .. } => None,
+            });
+            self.inner.shared.logins_keep(follower, set).await?;
             for change in &found.changes {
                 match change {
                     RouteChange::Set(route) => drop(routes.table.put(route.as_ref().clone(), read_at)),

@@ -149,6 +149,7 @@ async fn tenants_keep_working_while_the_shared_database_is_away() {
     // A tenant that nobody has asked for is known all the same; one that there is not, is told apart from one that
     // this daemon cannot know.
     assert_eq!(locate(&rooms.router, "beta").await.unwrap().route.tenant, beta.id);
+    assert_eq!(rooms.call(&beta).await.unwrap(), beta.database);
     let refusal = locate(&rooms.router, "nobody").await.unwrap_err();
     assert!(matches!(&refusal, Error::CatalogAway { cause } if cause.contains("3D000")), "{refusal}");
     assert!(refusal.is_transient());
