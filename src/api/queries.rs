@@ -20,7 +20,7 @@ use crate::proto::v1::{
     Target, TransactRequest, TransactResponse,
 };
 use crate::query::{BYTES_MAX, Execute, Session, StreamQuery, Whole};
-use crate::router::Holder;
+use crate::router::{Fresh, Holder};
 use user::user;
 
 /// A streaming call's answers.
@@ -28,7 +28,7 @@ type Answers<T> = ReceiverStream<Result<T, Status>>;
 
 /// Where a call's statements run.
 enum Place {
-    Tenant(Arc<Route>),
+    Tenant(Fresh),
     TenantShared(Arc<Route>),
     Whole(Whole),
 }
@@ -38,10 +38,10 @@ impl Service {
     async fn place<T>(&self, request: &Request<T>, target: Target, tenant: &str) -> Result<Place, Status> {
         let whole = match target {
             Target::Unspecified => {
-                return Ok(Place::Tenant(self.route(request, super::routes::reference(tenant)?).await?));
+                return Ok(Place::Tenant(self.located(request, super::routes::reference(tenant)?).await?));
             }
             Target::TenantShared => {
-                return Ok(Place::TenantShared(self.route(request, super::routes::reference(tenant)?).await?));
+                return Ok(Place::TenantShared(self.located(request, super::routes::reference(tenant)?).await?.route));
             }
             Target::Shared => Whole::Shared,
             Target::Auth => Whole::Auth,
@@ -59,7 +59,7 @@ impl Service {
     async fn session(&self, holder: &Holder, place: &Place, deadline: Instant) -> Result<Session, Status> {
         let queries = &self.api.queries;
         Ok(match place {
-            Place::Tenant(route) => queries.session(holder, route.tenant, deadline).await?,
+            Place::Tenant(located) => queries.session_at(holder, located, deadline).await?,
             Place::TenantShared(route) => Box::pin(queries.session_shared(route, deadline)).await?,
             Place::Whole(whole) => Box::pin(queries.session_whole(*whole, deadline)).await?,
         })
@@ -76,7 +76,7 @@ impl Service {
     ) -> Result<Session, Status> {
         let place = self.place(request, target, tenant).await?;
         match &place {
-            Place::Tenant(route) | Place::TenantShared(route) => ongoing.reached(&route.code),
+            Place::Tenant(Fresh { route, .. }) | Place::TenantShared(route) => ongoing.reached(&route.code),
             Place::Whole(_) => ongoing.used(Permission::Administrate),
         }
         self.session(&ongoing.holder(), &place, deadline).await
@@ -95,7 +95,6 @@ impl QueryService for Service {
         let holder = Holder { principal: Some(principal), method: "Execute" };
         let deadline = auth::call_deadline(&request);
         let place = self.place(&request, message.target(), &message.tenant).await?;
-        let session = self.session(&holder, &place, deadline).await?;
         let statement = Execute {
             sql: &message.sql,
             parameters: &message.parameters,
@@ -103,7 +102,14 @@ impl QueryService for Service {
             bytes_max: BYTES_MAX,
             user,
         };
-        let output = self.api.queries.execute(session, statement).await?;
+        let queries = &self.api.queries;
+        let output = match &place {
+            Place::Tenant(located) => queries.execute_at(&holder, located, statement, deadline).await?,
+            _own => {
+                let session = Box::pin(self.session(&holder, &place, deadline)).await?;
+                queries.execute(session, statement).await?
+            }
+        };
         Ok(Response::new(ExecuteResponse {
             columns: output.columns,
             rows: output.rows,

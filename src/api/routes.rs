@@ -32,31 +32,27 @@ const TENANT_METADATA: &str = "x-tenant-id";
 
 impl Service {
     /// The route of the tenant that the call means, if the caller may reach it.
-    pub(super) async fn route<T>(
+    pub(super) async fn located<T>(
         &self,
         request: &Request<T>,
         explicit: Option<Selector>,
-    ) -> Result<Arc<Route>, Status> {
-        Ok(self.fresh(request, explicit).await?.route)
+    ) -> Result<router::Fresh, Status> {
+        self.located_for(&*auth::caller(request)?, request, explicit).await
     }
 
-    /// As [`Service::route`], for the caller of a stream as it is by now.
+    /// The same route for the caller of a stream as it is by now.
     pub(super) async fn route_of<T>(
         &self,
         ongoing: &Ongoing,
         request: &Request<T>,
         explicit: Option<Selector>,
     ) -> Result<Arc<Route>, Status> {
-        let route = self.fresh_for(&ongoing.principal(), request, explicit).await?.route;
+        let route = self.located_for(&ongoing.principal(), request, explicit).await?.route;
         ongoing.reached(&route.code);
         Ok(route)
     }
 
-    async fn fresh<T>(&self, request: &Request<T>, explicit: Option<Selector>) -> Result<router::Fresh, Status> {
-        self.fresh_for(&*auth::caller(request)?, request, explicit).await
-    }
-
-    async fn fresh_for<T>(
+    async fn located_for<T>(
         &self,
         principal: &Principal,
         request: &Request<T>,
@@ -174,7 +170,7 @@ impl RouterService for Service {
         if include_credentials && !auth::caller(&request)?.may(Permission::SeeCredentials) {
             return Err(status::denied("this caller may not see credentials"));
         }
-        let router::Fresh { route, stale, .. } = self.fresh(&request, explicit).await?;
+        let router::Fresh { route, stale, .. } = self.located(&request, explicit).await?;
         let server = self.api.config.server(&route.server).ok_or_else(|| {
             status::internal(&router::Error::ServerUnknown { tenant: route.code.clone(), server: route.server.clone() })
         })?;

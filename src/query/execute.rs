@@ -2,10 +2,10 @@
 //!
 //! Most statements take one round trip: plain reads, guarded or not ([`super::harmless`]), and changes that return no
 //! rows, which PostgreSQL's implicit transaction covers. Everything else runs between BEGIN and COMMIT, so that a result
-//! that is too large changes nothing; BEGIN travels together with the statement.
+//! that is too large changes nothing; BEGIN travels together with the statement. A plain read that is a connection's
+//! first statement needs no guard: the connection is cleaned behind it, unless it is closed before anybody wants it.
 
 use std::borrow::Cow;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,14 +14,15 @@ use tokio_postgres::{Client, Statement};
 use uuid::Uuid;
 
 use super::Queries;
+use super::convoy::Passenger;
 use super::error::Error;
-use super::harmless::{Known, Reading};
-use super::parameter::{Parameter, parameters};
-use super::rows::{Bounds, Fetched, collect, columns};
+use super::harmless::{Known, QUICK_MAX, Reading};
+use super::parameter::{Parameter, parameters, untyped};
+use super::rows::{Bounds, Fetched, Output, columns, query, query_at_once};
 use super::session::Session;
 use super::statement;
 use crate::proto::v1;
-use crate::router::Residue;
+use crate::router::{Fresh, Holder, Residue};
 
 /// Rows of a result when the caller does not say.
 pub const ROWS_DEFAULT: usize = 1_000;
@@ -43,19 +44,47 @@ pub struct Execute<'a> {
     pub user: Option<Uuid>,
 }
 
-/// Its result.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Output {
-    pub columns: Vec<v1::Column>,
-    pub rows: Vec<v1::Row>,
-    /// Rows returned or changed.
-    pub row_count: u64,
-}
-
 impl Queries {
+    /// Runs the statement in a tenant's own database, at the end of a route that was located for this call.
+    pub async fn execute_at(
+        &self,
+        holder: &Holder,
+        located: &Fresh,
+        input: Execute<'_>,
+        deadline: tokio::time::Instant,
+    ) -> Result<Output, Error> {
+        if let Some(result) = self.execute_quick(holder, located, &input).await {
+            return result;
+        }
+        let session = Box::pin(self.session_at(holder, located, deadline)).await?;
+        Box::pin(self.execute(session, input)).await
+    }
+
+    /// A quick read, on a connection that idles or together with others; `None` when it is none, and when neither is to
+    /// be had.
+    async fn execute_quick(
+        &self,
+        holder: &Holder,
+        located: &Fresh,
+        input: &Execute<'_>,
+    ) -> Option<Result<Output, Error>> {
+        let tenant = located.route.tenant;
+        // Whatever it is refused for, the ordinary way tells.
+        let (known, bounds) = self.admit(input).ok().filter(|_| input.user.is_none())?;
+        if !self.0.statements.is_quick(tenant, &known) {
+            return None;
+        }
+        if !self.0.convoys.is_under_way(tenant)
+            && let Some(lease) = self.0.router.acquire_idle(holder, located).await
+        {
+            return Some(self.run(lease.into(), input, &known, bounds, (Way::AsIs, Residue::Nothing)).await);
+        }
+        let passenger = Passenger { tenant, known: &known, values: input.parameters, bounds, holder };
+        self.0.convoys.read(self, &passenger).await
+    }
+
     /// Runs the statement and gives the session back.
     pub async fn execute(&self, mut session: Session, input: Execute<'_>) -> Result<Output, Error> {
-        let started = Instant::now();
         let (known, bounds) = match self.admit(&input) {
             Ok(admitted) => admitted,
             Err(error) => {
@@ -63,40 +92,61 @@ impl Queries {
                 return Err(error);
             }
         };
-        let way = match self.way(&mut session, &known, input.user).await {
-            Ok(way) => way,
-            // The session ends: it did not answer a question of our own.
-            Err(error) => return Err(error),
-        };
-        let mut result = attempt(&mut session, &input, way, bounds).await;
+        // When it fails, the session ends: it did not answer a question of our own.
+        let way = self.way(&mut session, &known, input.user).await?;
+        self.run(session, &input, &known, bounds, way).await
+    }
+
+    /// Runs the statement in this way, with what that may leave in the session.
+    async fn run(
+        &self,
+        mut session: Session,
+        input: &Execute<'_>,
+        known: &Known,
+        bounds: Bounds,
+        (way, residue): (Way, Residue),
+    ) -> Result<Output, Error> {
+        let started = Instant::now();
+        let mut result = attempt(&mut session, input, way, bounds).await;
         if let Err(failure) = &result
             && failure.is_stale_statement()
         {
             // The tables changed under a statement that this session had prepared. Nothing ran yet.
             session.statements_forget();
-            result = attempt(&mut session, &input, way, bounds).await;
+            result = attempt(&mut session, input, way, bounds).await;
         }
-        self.tell_if_slow(&session, input.sql, started.elapsed());
+        let elapsed = started.elapsed();
+        if let (Way::AsIs, Some(tenant)) = (way, session.tenant())
+            && (elapsed <= QUICK_MAX) != self.0.statements.is_quick(tenant, known)
+        {
+            self.0.statements.took(tenant, known, elapsed);
+        }
+        self.tell_if_slow(&session, input.sql, elapsed);
         let (result, state) = match result {
             Ok(output) => (Ok(output), SessionState::Idle),
             Err(Failure { error, state }) => (Err(error), state),
         };
         match state {
-            SessionState::Idle => session.release(known.analysis.residue),
+            SessionState::Idle => session.release(residue),
             SessionState::Unknown => drop(session),
         }
         result
     }
 
-    async fn way(&self, session: &mut Session, known: &Known, user: Option<Uuid>) -> Result<Way, Error> {
-        Ok(match known.analysis.residue {
-            Residue::Nothing if user.is_some() => Way::Guarded { user },
-            Residue::Nothing => match self.0.statements.reading(session, known).await? {
-                Reading::AsIs => Way::AsIs,
-                Reading::Guarded => Way::Guarded { user: None },
-            },
-            _ if user.is_none() && known.analysis.is_change => Way::Change,
-            Residue::Session | Residue::Anything => Way::Transaction { user },
+    /// How the statement is sent, and what it may leave in the session then.
+    async fn way(&self, session: &mut Session, known: &Known, user: Option<Uuid>) -> Result<(Way, Residue), Error> {
+        let residue = known.analysis.residue;
+        if residue != Residue::Nothing {
+            let is_change = user.is_none() && known.analysis.is_change;
+            return Ok((if is_change { Way::Change } else { Way::Transaction { user } }, residue));
+        }
+        if user.is_some() {
+            return Ok((Way::Guarded { user }, Residue::Nothing));
+        }
+        Ok(match self.0.statements.reading(session, known).await? {
+            Reading::AsIs => (Way::AsIs, Residue::Nothing),
+            Reading::Guarded if session.is_new() => (Way::AsIs, Residue::Perhaps),
+            Reading::Guarded => (Way::Guarded { user: None }, Residue::Nothing),
         })
     }
 
@@ -174,8 +224,14 @@ impl Failure {
 }
 
 async fn attempt(session: &mut Session, input: &Execute<'_>, way: Way, bounds: Bounds) -> Result<Output, Failure> {
+    if way == Way::AsIs
+        && session.is_new()
+        && let Some(output) = Box::pin(at_once(session, input, bounds)).await?
+    {
+        return Ok(output);
+    }
     let statement = session.prepare(input.sql).await.map_err(Failure::idle)?;
-    let columns = columns(&statement).map_err(Failure::idle)?;
+    let columns = columns(statement.columns()).map_err(Failure::idle)?;
     let parameters = parameters(statement.params(), input.parameters).map_err(Failure::idle)?;
     let client = session.client();
     let result = match way {
@@ -192,14 +248,23 @@ async fn attempt(session: &mut Session, input: &Execute<'_>, way: Way, bounds: B
     Ok(Output { columns, rows: result.rows, row_count: result.count })
 }
 
-pub(super) async fn query(
-    client: &Client,
-    statement: &Statement,
-    parameters: &[Parameter],
-    bounds: Bounds,
-) -> Result<Fetched, Error> {
-    let mut stream = pin!(client.query_raw(statement, parameters).await?);
-    collect(stream.as_mut(), statement, bounds).await
+/// A plain read that is a connection's first statement, in one round trip and without being prepared: most such
+/// connections have nothing to do but this. `None` when it has to be prepared after all, as when it is refused: then
+/// that is said of it as of any.
+async fn at_once(session: &mut Session, input: &Execute<'_>, bounds: Bounds) -> Result<Option<Output>, Failure> {
+    let Some(parameters) = untyped(input.parameters) else { return Ok(None) };
+    let (columns, result) = match query_at_once(session.client(), input.sql, &parameters, bounds).await {
+        Ok(answered) => answered,
+        Err(Error::Sql(_) | Error::Unsupported { .. }) => return Ok(None),
+        Err(error) => return Err(Failure::of_query(error)),
+    };
+    let columns = if let Some(columns) = columns {
+        columns
+    } else {
+        let statement = session.prepare(input.sql).await.map_err(Failure::idle)?;
+        super::rows::columns(statement.columns()).map_err(Failure::idle)?
+    };
+    Ok(Some(Output { columns, rows: result.rows, row_count: result.count }))
 }
 
 /// A plain read of which nothing stays in the session. All of it is sent before any of it is awaited.

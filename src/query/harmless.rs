@@ -19,6 +19,7 @@ use super::error::Error;
 use super::session::Session;
 use super::statement::{Analysis, analysis};
 use crate::domain::tenant::TenantId;
+use crate::router::Residue;
 
 /// Statements whose words are remembered, and up to which length.
 const STATEMENTS_MAX: NonZeroUsize = NonZeroUsize::new(4_096).unwrap();
@@ -27,6 +28,8 @@ const STATEMENT_BYTES_MAX: usize = 8 << 10;
 const CHECKS_MAX: NonZeroUsize = NonZeroUsize::new(1 << 15).unwrap();
 /// Uses before a database is asked: the question costs as much as some hundred guards.
 const USES_BEFORE_CHECK: u32 = 100;
+/// A read that takes no longer is quick.
+pub(super) const QUICK_MAX: Duration = Duration::from_millis(10);
 /// How long an answer counts.
 const CHECK_AGE_MAX: Duration = Duration::from_mins(1);
 
@@ -70,6 +73,8 @@ struct Check {
     answer: Option<(bool, Instant)>,
     /// Since it was asked.
     uses: u32,
+    /// Whether the statement was quick when it ran last without a guard.
+    is_quick: bool,
 }
 
 /// How a plain read is sent.
@@ -84,7 +89,8 @@ pub(super) enum Reading {
 /// A statement's analysis under a number of its own.
 #[derive(Debug)]
 pub(super) struct Known {
-    number: u64,
+    pub(super) number: u64,
+    pub(super) sql: Box<str>,
     pub(super) analysis: Analysis,
 }
 
@@ -107,11 +113,32 @@ impl Statements {
         if let Some(known) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(sql) {
             return Ok(Arc::clone(known));
         }
-        let known = Arc::new(Known { number: self.next.fetch_add(1, Ordering::Relaxed), analysis: analysis(sql)? });
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let known = Arc::new(Known { number, sql: sql.into(), analysis: analysis(sql)? });
         if sql.len() <= STATEMENT_BYTES_MAX {
             self.known.lock().unwrap_or_else(PoisonError::into_inner).put(sql.into(), Arc::clone(&known));
         }
         Ok(known)
+    }
+
+    /// Whether a statement is a plain read that needs no guard in the tenant's database, and was quick the last time.
+    pub(super) fn is_quick(&self, tenant: TenantId, known: &Known) -> bool {
+        if known.analysis.residue != Residue::Nothing {
+            return false;
+        }
+        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        checks.get(&(tenant, known.number)).is_some_and(|check| {
+            let is_as_is = check.answer.is_some_and(|(harmless, asked)| harmless && asked.elapsed() <= CHECK_AGE_MAX);
+            is_as_is && check.is_quick
+        })
+    }
+
+    /// How long a read without a guard took.
+    pub(super) fn took(&self, tenant: TenantId, known: &Known, time: Duration) {
+        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(check) = checks.get_mut(&(tenant, known.number)) {
+            check.is_quick = time <= QUICK_MAX;
+        }
     }
 
     /// How a plain read is sent on this session, which runs nothing; asks its database when that pays.
@@ -145,7 +172,10 @@ impl Statements {
         let question = session.prepare(CHECK).await?;
         let is_harmful: bool = session.client().query_one(&question, &[&known.analysis.names]).await?.try_get(0)?;
         let answer = Some((!is_harmful, asked));
-        self.checks.lock().unwrap_or_else(PoisonError::into_inner).put(key, Check { answer, uses: 0 });
+        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        let check = checks.get_or_insert_mut(key, Check::default);
+        (check.answer, check.uses) = (answer, 0);
+        drop(checks);
         Ok(if is_harmful { Reading::Guarded } else { Reading::AsIs })
     }
 }

@@ -6,6 +6,8 @@
 //! transaction (`VACUUM`, `CREATE DATABASE`, `CREATE INDEX CONCURRENTLY`) are refused with SQLSTATE 25001 and belong
 //! into a migration or a direct client. A call that is dropped leaves no statement running.
 
+mod calls;
+mod convoy;
 mod decode;
 mod error;
 mod execute;
@@ -24,9 +26,11 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+pub use calls::{HARMLESS_FUNCTIONS, HARMLESS_VOLATILE};
 pub use error::{Error, SqlError};
-pub use execute::{BYTES_MAX, Execute, Output, ROWS_DEFAULT, ROWS_MAX};
+pub use execute::{BYTES_MAX, Execute, ROWS_DEFAULT, ROWS_MAX};
 pub use pipeline::Caller;
+pub use rows::Output;
 pub use session::Session;
 pub use stream::StreamQuery;
 pub use targets::Whole;
@@ -37,8 +41,9 @@ use crate::config::Live;
 use crate::domain::route::Route;
 use crate::domain::tenant::{Naming, TenantId};
 use crate::postgres::Server;
-use crate::router::{Holder, Router};
+use crate::router::{Fresh, Holder, Router};
 use crate::shutdown::Tasks;
+use convoy::Convoys;
 use harmless::Statements;
 use targets::Targets;
 
@@ -51,6 +56,7 @@ struct Inner {
     router: Router,
     targets: Targets,
     statements: Statements,
+    convoys: Convoys,
     live: Live,
     tasks: Tasks,
 }
@@ -59,12 +65,24 @@ impl Queries {
     /// `home` is the server of the shared and the auth database.
     pub fn new(live: Live, naming: Naming, home: Server, router: Router, catalog: Catalog, tasks: &Tasks) -> Self {
         let targets = Targets::new(live.clone(), naming, home, catalog, router.clone());
-        Self(Arc::new(Inner { router, targets, statements: Statements::default(), live, tasks: tasks.clone() }))
+        Self(Arc::new(Inner {
+            router,
+            targets,
+            statements: Statements::default(),
+            convoys: Convoys::default(),
+            live,
+            tasks: tasks.clone(),
+        }))
     }
 
     /// A session in the tenant's own database, for somebody whom the log names when it is held for long.
     pub async fn session(&self, holder: &Holder, tenant: TenantId, deadline: Instant) -> Result<Session, Error> {
         Ok(Session::Tenant(self.0.router.acquire_as(holder, tenant, deadline).await?))
+    }
+
+    /// As [`Queries::session`], at the end of a route that was located for this call.
+    pub async fn session_at(&self, holder: &Holder, located: &Fresh, deadline: Instant) -> Result<Session, Error> {
+        Ok(Session::Tenant(self.0.router.acquire_at(holder, located, deadline).await?))
     }
 
     /// A session in the shared database that sees the tenant's rows.

@@ -56,6 +56,15 @@ fn parameter(ty: &Type, value: &v1::Value) -> Result<Parameter, &'static str> {
     })
 }
 
+/// Values that are the same text whatever type the statement wants; `None` when one of them is not.
+pub(super) fn untyped(values: &[v1::Value]) -> Option<Vec<Parameter>> {
+    let untyped = |value: &v1::Value| match value.kind.as_ref()? {
+        Value::NullValue(_) => Some(Parameter::Null),
+        scalar => scalar_text(scalar).ok().map(Parameter::Text),
+    };
+    values.iter().map(untyped).collect()
+}
+
 /// What a domain is made from.
 fn base(ty: &Type) -> &Type {
     match ty.kind() {

@@ -1,13 +1,14 @@
 //! Rows as the server sends them to rows of the API, bounded in number and bytes.
 
-use std::pin::Pin;
+use std::pin::pin;
 
 use futures_util::TryStreamExt as _;
 use postgres_types::{FromSql, Type};
-use tokio_postgres::{Row, RowStream, Statement};
+use tokio_postgres::{Client, Column, Row, Statement};
 
 use super::decode;
 use super::error::Error;
+use super::parameter::Parameter;
 use crate::proto::v1;
 
 /// How much of a result is taken.
@@ -21,8 +22,8 @@ pub(super) struct Bounds {
 ///
 /// # Errors
 /// When one has a type whose values have no form here.
-pub(super) fn columns(statement: &Statement) -> Result<Vec<v1::Column>, Error> {
-    let column = |column: &tokio_postgres::Column| match decode::unsupported(column.type_()) {
+pub(super) fn columns(columns: &[Column]) -> Result<Vec<v1::Column>, Error> {
+    let column = |column: &Column| match decode::unsupported(column.type_()) {
         Some(type_name) => Err(Error::Unsupported { column: column.name().to_owned(), type_name }),
         None => Ok(v1::Column {
             name: column.name().to_owned(),
@@ -30,7 +31,7 @@ pub(super) fn columns(statement: &Statement) -> Result<Vec<v1::Column>, Error> {
             type_oid: column.type_().oid(),
         }),
     };
-    statement.columns().iter().map(column).collect()
+    columns.iter().map(column).collect()
 }
 
 /// A result.
@@ -43,39 +44,89 @@ pub(super) struct Fetched {
     pub(super) bytes: usize,
 }
 
-/// Every row.
-pub(super) async fn collect(
-    mut stream: Pin<&mut RowStream>,
+/// A statement's result.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Output {
+    pub columns: Vec<v1::Column>,
+    pub rows: Vec<v1::Row>,
+    /// Rows returned or changed.
+    pub row_count: u64,
+}
+
+/// Runs a prepared statement.
+pub(super) async fn query(
+    client: &Client,
     statement: &Statement,
+    parameters: &[Parameter],
     bounds: Bounds,
 ) -> Result<Fetched, Error> {
-    let mut rows = Vec::new();
-    let mut bytes = 0;
-    while let Some(row) = stream.try_next().await? {
-        if rows.len() == bounds.rows_max {
-            return Err(Error::TooManyRows { rows_max: bounds.rows_max });
-        }
-        rows.push(decoded(&row, statement, &mut bytes)?);
-        if bytes > bounds.bytes_max {
-            return Err(Error::TooManyBytes { bytes_max: bounds.bytes_max });
-        }
+    let mut stream = pin!(client.query_raw(statement, parameters).await?);
+    let mut gathered = Gathered::new(bounds);
+    while let Some(row) = stream.as_mut().try_next().await? {
+        gathered.add(&row)?;
     }
-    let returned = u64::try_from(rows.len()).unwrap_or(u64::MAX);
-    Ok(Fetched { rows, count: stream.rows_affected().unwrap_or(returned), bytes })
+    Ok(gathered.end(stream.rows_affected()))
+}
+
+/// Runs a statement that is not prepared, with parameters of which only PostgreSQL knows the types. The columns are
+/// known only with a row.
+pub(super) async fn query_at_once(
+    client: &Client,
+    sql: &str,
+    parameters: &[Parameter],
+    bounds: Bounds,
+) -> Result<(Option<Vec<v1::Column>>, Fetched), Error> {
+    let parameters = parameters.iter().map(|parameter| (parameter, Type::UNKNOWN));
+    let mut stream = pin!(client.query_typed_raw(sql, parameters).await?);
+    let (mut known, mut gathered) = (None, Gathered::new(bounds));
+    while let Some(row) = stream.as_mut().try_next().await? {
+        if known.is_none() {
+            known = Some(columns(row.columns())?);
+        }
+        gathered.add(&row)?;
+    }
+    Ok((known, gathered.end(stream.rows_affected())))
+}
+
+/// The rows so far.
+struct Gathered {
+    rows: Vec<v1::Row>,
+    bytes: usize,
+    bounds: Bounds,
+}
+
+impl Gathered {
+    fn new(bounds: Bounds) -> Self {
+        Self { rows: Vec::new(), bytes: 0, bounds }
+    }
+
+    fn add(&mut self, row: &Row) -> Result<(), Error> {
+        let Bounds { rows_max, bytes_max } = self.bounds;
+        if self.rows.len() == rows_max {
+            return Err(Error::TooManyRows { rows_max });
+        }
+        self.rows.push(decoded(row, &mut self.bytes)?);
+        if self.bytes > bytes_max { Err(Error::TooManyBytes { bytes_max }) } else { Ok(()) }
+    }
+
+    fn end(self, affected: Option<u64>) -> Fetched {
+        let returned = u64::try_from(self.rows.len()).unwrap_or(u64::MAX);
+        Fetched { rows: self.rows, count: affected.unwrap_or(returned), bytes: self.bytes }
+    }
 }
 
 /// One row. Adds what it takes to `bytes`.
-pub(super) fn decoded(row: &Row, statement: &Statement, bytes: &mut usize) -> Result<v1::Row, Error> {
+pub(super) fn decoded(row: &Row, bytes: &mut usize) -> Result<v1::Row, Error> {
     /// What a value takes beside its bytes.
     const VALUE_BYTES: usize = 8;
-    let decode = |(index, column): (usize, &tokio_postgres::Column)| {
+    let decode = |(index, column): (usize, &Column)| {
         let malformed =
             || Error::Malformed { column: column.name().to_owned(), type_name: column.type_().name().to_owned() };
         let Raw(raw) = row.try_get(index)?;
         *bytes += VALUE_BYTES + raw.map_or(0, <[u8]>::len);
         decode::value(column.type_(), raw).map_err(|_undecodable| malformed())
     };
-    let values = statement.columns().iter().enumerate().map(decode).collect::<Result<_, Error>>()?;
+    let values = row.columns().iter().enumerate().map(decode).collect::<Result<_, Error>>()?;
     Ok(v1::Row { values })
 }
 

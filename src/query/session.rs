@@ -25,6 +25,14 @@ impl Session {
         }
     }
 
+    /// Whether nobody has had it before.
+    pub(super) fn is_new(&self) -> bool {
+        match self {
+            Self::Tenant(lease) => lease.is_new(),
+            Self::Own(_) => true,
+        }
+    }
+
     /// For the log.
     pub(super) fn place(&self) -> &str {
         match self {

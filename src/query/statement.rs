@@ -5,6 +5,7 @@
 //! separation does not rest on it. That a name stands for something that runs a tenant's own code only the database
 //! can tell: [`super::harmless`].
 
+use super::calls::is_harmless;
 use super::error::Error;
 use super::lexer::{Token, Tokens};
 use crate::domain::tenant::IDENTIFIER_BYTES_MAX;
@@ -46,87 +47,6 @@ const CHANGING: &[&str] = &["INSERT", "UPDATE", "DELETE", "MERGE"];
 
 /// Words that make more of a query than a reader.
 const WRITING: &[&str] = &["INSERT", "UPDATE", "DELETE", "MERGE", "INTO", "EXPLAIN"];
-
-/// Words that stand before a parenthesis in queries that leave nothing in the session: SQL's own, and functions of
-/// PostgreSQL's without side effects.
-const HARMLESS_CALLS: &[&str] = &[
-    "ABS",
-    "ALL",
-    "AND",
-    "ANY",
-    "ARRAY_AGG",
-    "ARRAY_LENGTH",
-    "AS",
-    "AVG",
-    "BETWEEN",
-    "BOOL_AND",
-    "BOOL_OR",
-    "BY",
-    "CAST",
-    "CEIL",
-    "CHAR",
-    "COALESCE",
-    "CONCAT",
-    "COUNT",
-    "DATE",
-    "DATE_TRUNC",
-    "DISTINCT",
-    "ELSE",
-    "EXCEPT",
-    "EXISTS",
-    "EXTRACT",
-    "FILTER",
-    "FLOOR",
-    "FROM",
-    "GENERATE_SERIES",
-    "GREATEST",
-    "IN",
-    "INTERSECT",
-    "INTERVAL",
-    "JOIN",
-    "JSONB_AGG",
-    "JSONB_BUILD_OBJECT",
-    "LATERAL",
-    "LEAST",
-    "LEFT",
-    "LENGTH",
-    "LIKE",
-    "LIMIT",
-    "LOWER",
-    "MATERIALIZED",
-    "MAX",
-    "MIN",
-    "NOT",
-    "NOW",
-    "NULLIF",
-    "NUMERIC",
-    "OFFSET",
-    "ON",
-    "OR",
-    "OVER",
-    "PARTITION",
-    "POSITION",
-    "RIGHT",
-    "ROUND",
-    "ROW",
-    "ROW_NUMBER",
-    "SELECT",
-    "SOME",
-    "STRING_AGG",
-    "SUBSTRING",
-    "SUM",
-    "THEN",
-    "TO_CHAR",
-    "TRIM",
-    "UNION",
-    "UNNEST",
-    "UPPER",
-    "USING",
-    "VALUES",
-    "VARCHAR",
-    "WHEN",
-    "WHERE",
-];
 
 /// What is known of a statement from its words.
 #[derive(Debug, PartialEq, Eq)]
@@ -184,7 +104,7 @@ fn is_plain(tokens: &[Token<'_>]) -> bool {
         Token::Quoted(_) | Token::Symbol(_) => false,
     };
     let calls = tokens.windows(2).any(|pair| match pair {
-        [Token::Word(word), Token::Symbol('(')] => !any_of(HARMLESS_CALLS, word),
+        [Token::Word(word), Token::Symbol('(')] => !is_harmless(word),
         // A call by a quoted name, and a name that is written in escapes.
         [Token::Quoted(_), Token::Symbol('(')] | [Token::Symbol('&'), Token::Quoted(_)] => true,
         _other => false,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::TryStreamExt as _;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tokio_postgres::{RowStream, Statement, Transaction};
+use tokio_postgres::{RowStream, Transaction};
 use uuid::Uuid;
 
 use super::Queries;
@@ -139,7 +139,7 @@ async fn attempt<E: Send>(
     reader: &Reader<'_, E>,
 ) -> Result<(), End> {
     let statement = session.prepare(&input.sql).await?;
-    let columns = columns(&statement).map_err(End::Refused)?;
+    let columns = columns(statement.columns()).map_err(End::Refused)?;
     let values = parameters(statement.params(), &input.parameters).map_err(End::Refused)?;
     let transaction = session.client_mut().transaction().await?;
     let result = async {
@@ -154,7 +154,7 @@ async fn attempt<E: Send>(
         reader.send(Part::Header(v1::StreamQueryHeader { columns })).await?;
         let (mut rows_sent, mut stream) = (0, Box::pin(first));
         loop {
-            rows_sent += batches(stream.as_mut(), &statement, reader).await?;
+            rows_sent += batches(stream.as_mut(), reader).await?;
             if let Some(affected) = stream.rows_affected() {
                 return Ok(if has_columns { rows_sent } else { affected });
             }
@@ -193,11 +193,7 @@ async fn first_fetch(
 }
 
 /// Sends the rows of one fetch, and counts them. A row is read from the server only when there is room for its batch.
-async fn batches<E: Send>(
-    mut stream: Pin<&mut RowStream>,
-    statement: &Statement,
-    reader: &Reader<'_, E>,
-) -> Result<u64, Error> {
+async fn batches<E: Send>(mut stream: Pin<&mut RowStream>, reader: &Reader<'_, E>) -> Result<u64, Error> {
     let mut count = 0;
     loop {
         let room = reader.room().await?;
@@ -215,7 +211,7 @@ async fn batches<E: Send>(
                 is_over = true;
                 break;
             };
-            rows.push(decoded(&row, statement, &mut bytes)?);
+            rows.push(decoded(&row, &mut bytes)?);
         }
         count += u64::try_from(rows.len()).unwrap_or(u64::MAX);
         if !rows.is_empty() {

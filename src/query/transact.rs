@@ -11,9 +11,9 @@ use uuid::Uuid;
 
 use super::Queries;
 use super::error::Error;
-use super::execute::{BYTES_MAX, query, rows_max, user_set};
+use super::execute::{BYTES_MAX, rows_max, user_set};
 use super::parameter::parameters;
-use super::rows::{Bounds, columns};
+use super::rows::{Bounds, columns, query};
 use super::session::Session;
 use crate::proto::v1::transact_request::Action;
 use crate::proto::v1::transact_response::Outcome;
@@ -254,7 +254,7 @@ impl Transaction<'_> {
         bounds: Bounds,
     ) -> Result<v1::ExecuteResponse, Error> {
         let statement: Statement = self.session.prepare(&input.sql).await?;
-        let columns = columns(&statement)?;
+        let columns = columns(statement.columns())?;
         let values = parameters(statement.params(), &input.parameters)?;
         let result = query(self.session.client(), &statement, &values, bounds).await?;
         let row_count = i64::try_from(result.count).unwrap_or(i64::MAX);

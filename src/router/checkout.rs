@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::breaker::{Blocked, Probe};
+use super::clean::clean;
 use super::error::{Error, Failure, TimeoutCause};
 use super::holder::Holder;
 use super::place::{Offer, Seat, Slot};
@@ -19,14 +20,25 @@ type Answer = oneshot::Receiver<Result<Offer, Failure>>;
 #[expect(clippy::large_enum_variant, reason = "it is on the stack for a moment, and a box would cost every call one")]
 enum Found {
     Idle(PooledObject, Seat),
-    /// Nothing; so many connections may come back.
+    /// Nothing, and the caller has not joined the queue. So many connections may come back.
     Nothing {
         held: usize,
     },
+    /// It has.
     Waits {
         waiter: u64,
         answer: Answer,
     },
+}
+
+/// Who joins the queue when nothing idles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Joins {
+    /// Only who can wait for a connection that comes back, while it is known how to make another.
+    IfSomeComeBack,
+    Always,
+    /// Nobody; and who gets nothing has not come either.
+    Never,
 }
 
 impl Slot {
@@ -36,20 +48,16 @@ impl Slot {
         holder: &Holder,
         deadline: Instant,
     ) -> Result<(PooledObject, Seat), Error> {
-        let result = match self.look(holder, false) {
-            // Rare, and large: not part of each call's future.
-            Ok(Found::Nothing { held }) => Box::pin(self.wait(holder, held, deadline)).await,
+        let begun = Instant::now();
+        let result = match self.look(holder, Joins::IfSomeComeBack, begun) {
             Ok(Found::Idle(object, seat)) => Ok((object, seat)),
-            Ok(Found::Waits { .. }) => Err(Error::PoolClosed),
+            Ok(Found::Waits { waiter, answer }) => self.answered(waiter, answer, begun, deadline).await,
+            // Rare, and large: not part of each call's future.
+            Ok(Found::Nothing { held }) => Box::pin(self.make_ready(holder, held, begun, deadline)).await,
             Err(error) => Err(error),
         };
         match result {
-            Ok((mut object, seat)) => {
-                self.account.acquired();
-                object.is_clean = false;
-                object.uses_left = object.uses_left.saturating_sub(1);
-                Ok((object, seat))
-            }
+            Ok((object, seat)) => self.taken(object, seat).await,
             Err(error) => {
                 self.account.refused(&error);
                 Err(error)
@@ -57,22 +65,53 @@ impl Slot {
         }
     }
 
-    /// Takes an idle connection. Without one, the caller joins the queue if it `waits`.
-    fn look(self: &Arc<Self>, holder: &Holder, waits: bool) -> Result<Found, Error> {
-        let now = Instant::now();
+    /// A connection that idles, if there is one.
+    pub(super) async fn checkout_idle(self: &Arc<Self>, holder: &Holder) -> Option<(PooledObject, Seat)> {
+        match self.look(holder, Joins::Never, Instant::now()) {
+            Ok(Found::Idle(object, seat)) => self.taken(object, seat).await.ok(),
+            _none => None,
+        }
+    }
+
+    /// What every connection goes through on its way into a caller's hands.
+    async fn taken(self: &Arc<Self>, mut object: PooledObject, seat: Seat) -> Result<(PooledObject, Seat), Error> {
+        object.is_clean = false;
+        if object.residue_perhaps {
+            // Rare, and large: not part of each call's future.
+            if !Box::pin(clean(&object.client)).await {
+                self.end(object, seat);
+                return Err(Error::PoolClosed);
+            }
+            object.residue_perhaps = false;
+        }
+        self.account.acquired();
+        object.uses_left = object.uses_left.saturating_sub(1);
+        Ok((object, seat))
+    }
+
+    /// Takes an idle connection. Without one, the caller joins the queue if it may.
+    fn look(self: &Arc<Self>, holder: &Holder, joins: Joins, now: Instant) -> Result<Found, Error> {
         let mut ended = Vec::new();
+        let is_sure = |held: usize| match joins {
+            Joins::IfSomeComeBack => held > 0 && self.pool.manager().is_prepared(),
+            Joins::Always => true,
+            Joins::Never => false,
+        };
         let found = self.place.change(|floor| {
-            if !waits {
+            if joins == Joins::IfSomeComeBack {
                 floor.came(self.id, now);
             }
             loop {
                 match floor.ask(self.id) {
                     Ask::Idle => {
                         if let Some((object, seat)) = self.pop(floor, holder, now, &mut ended) {
+                            if joins == Joins::Never {
+                                floor.came(self.id, now);
+                            }
                             return Ok(Found::Idle(object, seat));
                         }
                     }
-                    Ask::Wait { held } if !waits => return Ok(Found::Nothing { held }),
+                    Ask::Wait { held } if !is_sure(held) => return Ok(Found::Nothing { held }),
                     Ask::Wait { .. } => {
                         let (caller, answer) = oneshot::channel();
                         let waiter = floor.wait(self.id, caller, holder.clone(), now);
@@ -91,22 +130,33 @@ impl Slot {
         found
     }
 
-    async fn wait(
+    /// Joins the queue once it is known how a connection is made, unless it is known that none can be.
+    async fn make_ready(
         self: &Arc<Self>,
         holder: &Holder,
         held: usize,
+        begun: Instant,
         deadline: Instant,
     ) -> Result<(PooledObject, Seat), Error> {
-        let begun = Instant::now();
         let prepared = timeout_at(deadline, self.pool.manager().prepare()).await;
         prepared.unwrap_or_else(|_elapsed| Err(Error::CatalogSlow))?;
         // One that may come back can be waited for, whatever has happened to new ones.
         let _probes = if held == 0 { self.check_breakers(begun)? } else { [None, None] };
-        let (waiter, answer) = match self.look(holder, true)? {
-            Found::Idle(object, seat) => return Ok((object, seat)),
-            Found::Waits { waiter, answer } => (waiter, answer),
-            Found::Nothing { .. } => return Err(Error::PoolClosed),
-        };
+        match self.look(holder, Joins::Always, Instant::now())? {
+            Found::Idle(object, seat) => Ok((object, seat)),
+            Found::Waits { waiter, answer } => self.answered(waiter, answer, begun, deadline).await,
+            Found::Nothing { .. } => Err(Error::PoolClosed),
+        }
+    }
+
+    /// Waits in the queue.
+    async fn answered(
+        self: &Arc<Self>,
+        waiter: u64,
+        answer: Answer,
+        begun: Instant,
+        deadline: Instant,
+    ) -> Result<(PooledObject, Seat), Error> {
         let mut waiting = Waiting { slot: self, waiter, is_over: false };
         let answer = timeout_at(deadline, answer).await;
         waiting.is_over = answer.is_ok();

@@ -58,7 +58,7 @@ async fn order(place: &Place) -> ((Pass, Permit), PartyId, Arc<Slot>) {
             },
         };
         if let Next::Connect(id, slot) = place.change(|floor| floor.next(Instant::now(), is_free)) {
-            place.keep_spare();
+            place.spare.notify_one();
             return ((pass, permit), id, slot);
         }
     }

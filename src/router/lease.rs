@@ -4,11 +4,11 @@
 //! has gone.
 
 use std::ops::{Deref, DerefMut};
-use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::Instant;
 use tokio_postgres::{Client, Statement};
 
+use super::clean::clean;
 use super::place::Seat;
 use super::pool::PooledObject;
 use super::slot::Ticket;
@@ -19,18 +19,14 @@ use crate::domain::tenant::{TenantCode, TenantId};
 pub enum Residue {
     /// Nothing: the next caller gets it as it is.
     Nothing,
+    /// As [`Residue::Session`], and most likely nothing: it is cleaned when somebody comes for it, or after a while, and
+    /// not at all if it is closed before that.
+    Perhaps,
     /// Settings, advisory locks, cursors, temporary tables: it is cleaned first.
     Session,
     /// Anything: the session ends.
     Anything,
 }
-
-/// Everything that a session keeps, but for the statements that the daemon itself has prepared (`DISCARD ALL` would
-/// drop those behind the driver's back). The `role` setting comes back last, to the one that the database prescribes.
-const CLEAN: &str = "CLOSE ALL; RESET SESSION AUTHORIZATION; RESET ALL; RESET ROLE; UNLISTEN *; \
-                     SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES";
-/// How long the cleaning may take.
-const CLEAN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// One connection to a tenant's database.
 // Dropped in this order: the connection is back in its pool, marked as not to be used, before the seat ends it, and it
@@ -71,10 +67,25 @@ impl Lease {
         self.object.statements.clear();
     }
 
+    /// Whether nobody has had it before.
+    pub fn is_new(&self) -> bool {
+        self.object.is_new
+    }
+
+    /// So many callers were served by this one lease: it counts when it is decided whose connections are kept.
+    pub fn came_with(&self, callers: u32) {
+        let slot = self.ticket.slot();
+        slot.place.change(|floor| floor.came_together(slot.id, callers, Instant::now()));
+    }
+
     /// Gives the connection back. Its session is outside a transaction and runs nothing.
-    pub fn release(self, residue: Residue) {
+    pub fn release(mut self, residue: Residue) {
         match residue {
             Residue::Nothing => self.put_back(),
+            Residue::Perhaps => {
+                self.object.residue_perhaps = true;
+                self.put_back();
+            }
             Residue::Anything => {
                 let Self { object, seat, ticket } = self;
                 ticket.slot().end(object, seat);
@@ -82,7 +93,7 @@ impl Lease {
             Residue::Session => {
                 let tasks = self.ticket.slot().place.server.tasks().clone();
                 tasks.spawn("lease cleaning", async move {
-                    if let Ok(Ok(())) = timeout(CLEAN_TIMEOUT, self.batch_execute(CLEAN)).await {
+                    if clean(&self).await {
                         self.put_back();
                     }
                 });
@@ -91,7 +102,8 @@ impl Lease {
     }
 
     fn put_back(self) {
-        let Self { object, seat, ticket } = self;
+        let Self { mut object, seat, ticket } = self;
+        object.is_new = false;
         ticket.slot().give_back(object, seat);
     }
 }

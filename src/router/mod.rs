@@ -8,6 +8,7 @@
 
 mod breaker;
 mod checkout;
+mod clean;
 mod connector;
 pub mod credentials;
 mod drain;
@@ -115,6 +116,7 @@ impl Router {
         let servers: BTreeMap<_, _> =
             servers.into_iter().map(|(name, server)| (name, Arc::new(Place::new(server)))).collect();
         for place in servers.values() {
+            tasks.spawn("router spare", reaper::spare(Arc::clone(place), tasks.clone()));
             tasks.spawn("router surplus", reaper::shrink(Arc::clone(place), tasks.clone()));
             for _ in 0..place.server.config().connects_parallel_max.max(1) {
                 tasks.spawn("router connector", connector::run(Arc::clone(place), tasks.clone()));
@@ -150,10 +152,41 @@ impl Router {
 
     /// As [`Router::acquire`], for somebody whom the log names when the lease is held for long.
     pub async fn acquire_as(&self, holder: &Holder, tenant: TenantId, deadline: Instant) -> Result<Lease, Error> {
+        self.lease(holder, tenant, None, deadline).await
+    }
+
+    /// As [`Router::acquire_as`], in the database at the end of a route that was located for this call.
+    pub async fn acquire_at(&self, holder: &Holder, located: &Fresh, deadline: Instant) -> Result<Lease, Error> {
+        self.lease(holder, located.route.tenant, Some(located), deadline).await
+    }
+
+    /// A connection that idles, if the route's tenant has one and its gate is open.
+    pub async fn acquire_idle(&self, holder: &Holder, located: &Fresh) -> Option<Lease> {
+        if !matches!(gate::check(&located.route), Ok(Gate::Open)) {
+            return None;
+        }
+        let inner = &self.0;
+        let ticket = inner.slots.ticket(&inner.shared, &inner.routes, located).ok()?;
+        let taken = ticket.slot().checkout_idle(holder).await?;
+        Some(Lease::new(taken, ticket))
+    }
+
+    async fn lease(
+        &self,
+        holder: &Holder,
+        tenant: TenantId,
+        located: Option<&Fresh>,
+        deadline: Instant,
+    ) -> Result<Lease, Error> {
         let inner = &self.0;
         let mut was_mismatched = false;
+        let mut located = located.filter(|fresh| matches!(gate::check(&fresh.route), Ok(Gate::Open)));
         loop {
-            let fresh = self.pass_gate(tenant, deadline).await?;
+            let fresh = match located.take() {
+                Some(fresh) => fresh.clone(),
+                // Rare, and large: not part of each call's future.
+                None => Box::pin(self.pass_gate(tenant, deadline)).await?,
+            };
             let told = inner.gates.notified();
             let ticket = match inner.slots.ticket(&inner.shared, &inner.routes, &fresh) {
                 Ok(ticket) => ticket,
@@ -164,7 +197,7 @@ impl Router {
                 }
                 Err(Refused::Forgotten) => continue,
                 Err(Refused::Draining) => {
-                    self.wait_at_gate(&fresh.route, deadline, told).await?;
+                    Box::pin(self.wait_at_gate(&fresh.route, deadline, told)).await?;
                     continue;
                 }
                 Err(Refused::Server(error)) => return Err(error),

@@ -34,6 +34,8 @@ pub(super) struct Place {
     floor: Mutex<Floor>,
     /// Rung when a tenant begins to want a connection.
     pub(super) wanted: Notify,
+    /// Rung when a place was taken, so that another may have to come free.
+    pub(super) spare: Notify,
     /// Rung when a connection idles while connectors wait for one.
     pub(super) idled: Notify,
     pub(super) breaker: Breaker<Failure>,
@@ -79,6 +81,7 @@ impl Place {
             server,
             floor: Mutex::new(Seats::new(Instant::now())),
             wanted: Notify::new(),
+            spare: Notify::new(),
             idled: Notify::new(),
             breaker: Breaker::default(),
             doubts: AtomicU32::new(0),
@@ -109,6 +112,11 @@ impl Place {
     /// Whether somebody is to be connected for; if nobody is, when to look again.
     pub(super) fn is_due(&self, free: bool) -> Next<()> {
         self.floor().is_due(Instant::now(), free)
+    }
+
+    /// Whether tenants wait for a connection of their own.
+    pub(super) fn has_callers_without(&self) -> bool {
+        self.floor().has_turns()
     }
 
     /// Whether more tenants want a connection than this and the starving connectors will serve.
@@ -166,6 +174,14 @@ impl Place {
         });
         // Sessions end without the lock.
         drop(ended);
+    }
+
+    /// Has the connections cleaned that idle and were not cleaned when they came back.
+    pub(super) fn clean(&self) {
+        let unclean = self.floor().take_unclean();
+        for slot in unclean {
+            slot.clean_idle();
+        }
     }
 
     /// What would cancel the statements that run for one tenant.

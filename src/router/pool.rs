@@ -65,6 +65,10 @@ pub(super) struct Pooled {
     /// Whether it came back in order. It is not while it is in a caller's hands, so that one which is dropped there is
     /// never given out again.
     pub(super) is_clean: bool,
+    /// Nobody but the daemon itself has used it.
+    pub(super) is_new: bool,
+    /// It is clean in the sense above, and its session may hold something of its last user.
+    pub(super) residue_perhaps: bool,
 }
 
 pub(super) type TenantPool = Pool<TenantConnections>;
@@ -103,6 +107,11 @@ pub(super) fn pool(
 }
 
 impl TenantConnections {
+    /// Whether it is known what a connection is made with.
+    pub(super) fn is_prepared(&self) -> bool {
+        self.access.try_lock().is_ok_and(|access| access.is_some())
+    }
+
     /// Reads what a connection is made with, if that is not known.
     pub(super) async fn prepare(&self) -> Result<(), Error> {
         self.access().await.map(drop)
@@ -189,6 +198,8 @@ impl Manager for TenantConnections {
             retires_at: Instant::now() + lifetime,
             uses_left: config.connection_uses_max,
             is_clean: true,
+            is_new: true,
+            residue_perhaps: false,
         })
     }
 

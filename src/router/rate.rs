@@ -18,9 +18,12 @@ impl Rate {
     /// Of what never happened.
     pub(super) const NONE: Self = Self(f64::NEG_INFINITY);
 
-    /// One more event, `at` after a beginning that is the same for all rates that are compared.
-    pub(super) fn hit(&mut self, at: Duration) {
-        let event = at.as_secs_f64() * std::f64::consts::LN_2 / HALF_LIFE.as_secs_f64();
+    /// So many more events, `at` after a beginning that is the same for all rates that are compared.
+    pub(super) fn hit(&mut self, at: Duration, count: u32) {
+        if count == 0 {
+            return;
+        }
+        let event = at.as_secs_f64() * std::f64::consts::LN_2 / HALF_LIFE.as_secs_f64() + f64::from(count).ln();
         let (greater, smaller) = if self.0 > event { (self.0, event) } else { (event, self.0) };
         let distance = greater - smaller;
         self.0 = if distance > NEGLIGIBLE { greater } else { greater + (-distance).exp().ln_1p() };
@@ -54,7 +57,7 @@ mod tests {
     fn rate(seconds: impl IntoIterator<Item = f64>) -> Rate {
         let mut rate = Rate::NONE;
         for at in seconds {
-            rate.hit(Duration::from_secs_f64(at));
+            rate.hit(Duration::from_secs_f64(at), 1);
         }
         rate
     }
@@ -64,6 +67,20 @@ mod tests {
         let seldom = rate((0..10).map(|n| f64::from(n) * 10.0));
         let often = rate((0..100).map(f64::from));
         assert!(often > seldom && seldom > Rate::NONE);
+    }
+
+    #[test]
+    fn many_at_once_count_as_much_as_one_by_one() {
+        let (mut together, mut apart) = (rate([1.0]), rate([1.0]));
+        together.hit(Duration::from_secs(2), 3);
+        (0..3).for_each(|_| apart.hit(Duration::from_secs(2), 1));
+        assert!((together.0 - apart.0).abs() < 1e-9);
+        let before = together;
+        together.hit(Duration::from_secs(3), 0);
+        assert_eq!(together, before);
+        let mut never = Rate::NONE;
+        never.hit(Duration::from_secs(3), 0);
+        assert_eq!(never, Rate::NONE);
     }
 
     #[test]
@@ -79,7 +96,7 @@ mod tests {
         let ten_years = 10.0 * 365.0 * 86_400.0;
         let mut once = rate([ten_years]);
         let before = once;
-        once.hit(Duration::from_secs_f64(ten_years));
+        once.hit(Duration::from_secs_f64(ten_years), 1);
         assert!(once > before);
     }
 }

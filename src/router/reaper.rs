@@ -11,6 +11,8 @@ use super::place::Place;
 use crate::shutdown::Tasks;
 
 const INTERVAL_MIN: Duration = Duration::from_millis(50);
+/// What a new connection takes until its first statement is answered, with some room.
+const SPARE_DELAY: Duration = Duration::from_millis(20);
 const INTERVAL_MAX: Duration = Duration::from_secs(5);
 
 /// Runs until the daemon goes down, and closes every pool then.
@@ -27,6 +29,7 @@ pub(super) async fn run(inner: Arc<Inner>) {
         let now = Instant::now();
         for place in shared.servers.values() {
             place.expire(now.checked_sub(config.connection_idle_timeout));
+            place.clean();
             if let Some(then) = now.checked_sub(config.lease_warn_after) {
                 warn_of_leases(place, then, now);
             }
@@ -47,6 +50,21 @@ pub(super) async fn shrink(place: Arc<Place>, tasks: Tasks) {
             () = tasks.token().cancelled() => return,
             () = place.server.budget().shrunk() => place.evict_surplus(),
         }
+    }
+}
+
+/// Keeps a few places of one server free. Not at once: a backend that ends takes its time from one that begins, unless
+/// others wait for it already. Runs until the daemon goes down.
+pub(super) async fn spare(place: Arc<Place>, tasks: Tasks) {
+    loop {
+        tokio::select! {
+            () = tasks.token().cancelled() => return,
+            () = place.spare.notified() => {}
+        }
+        if !place.has_callers_without() {
+            sleep(SPARE_DELAY).await;
+        }
+        place.keep_spare();
     }
 }
 

@@ -30,7 +30,7 @@ mod simulation;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
 
 use lru::LruCache;
@@ -98,6 +98,8 @@ pub(super) struct Seats<S, W, H, T> {
     last_id: u64,
     /// Connectors that have somebody to connect for and no place.
     starving: usize,
+    /// Tenants of whose idle connections some are to be cleaned.
+    unclean: BTreeSet<PartyId>,
     blocked_until: Option<Instant>,
     has_news: bool,
 }
@@ -112,6 +114,7 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
             rates: LruCache::unbounded(),
             last_id: 0,
             starving: 0,
+            unclean: BTreeSet::new(),
             blocked_until: None,
             has_news: false,
         }
@@ -130,10 +133,15 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
 
     /// A caller came, and needs a connection.
     pub(super) fn came(&mut self, id: PartyId, now: Instant) {
+        self.came_together(id, 1, now);
+    }
+
+    /// So many callers came, for whom one connection is enough.
+    pub(super) fn came_together(&mut self, id: PartyId, count: u32, now: Instant) {
         let at = now.duration_since(self.begun);
         if let Some(party) = self.parties.get_mut(&id) {
             let rank = party.rank(now);
-            party.rates[rank.min(RANKS - 1)].hit(at);
+            party.rates[rank.min(RANKS - 1)].hit(at, count);
         }
     }
 
@@ -219,6 +227,17 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
             self.idle.remove(&key);
         }
         self.requeue(id);
+    }
+
+    /// A connection of the tenant's idles that is to be cleaned.
+    pub(super) fn unclean(&mut self, id: PartyId) {
+        self.unclean.insert(id);
+    }
+
+    /// The pools of which that was said since the last call.
+    pub(super) fn take_unclean(&mut self) -> Vec<S> {
+        let unclean = std::mem::take(&mut self.unclean);
+        unclean.iter().filter_map(|id| self.parties.get(id)).map(|party| party.handle.clone()).collect()
     }
 
     /// Whom to connect for, whose turn it is then. `free` says that nobody has to give up a connection for it.
@@ -342,6 +361,7 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
         if party.is_over()
             && let Some(party) = self.parties.remove(&id)
         {
+            self.unclean.remove(&id);
             self.rates.put(party.tenant, party.rates);
             if self.rates.len() > RATES_MAX {
                 self.rates.pop_lru();
@@ -352,6 +372,11 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
     /// Whether a tenant has begun to want a place since this was asked last.
     pub(super) fn take_news(&mut self) -> bool {
         std::mem::take(&mut self.has_news)
+    }
+
+    /// Whether tenants wait for a place.
+    pub(super) fn has_turns(&self) -> bool {
+        !self.turns.is_empty()
     }
 
     /// Whether more tenants wait than one connector and the starving ones will serve.

@@ -7,6 +7,7 @@ use deadpool::managed::Object;
 use futures_util::FutureExt as _;
 use tokio::time::Instant;
 
+use super::clean::clean;
 use super::error::Failure;
 use super::holder::Holder;
 use super::party::{ConnectionId, Share};
@@ -92,6 +93,33 @@ impl Slot {
         drop(ended);
     }
 
+    /// Cleans what idles and may hold something of its last user.
+    pub(super) fn clean_idle(self: &Arc<Self>) {
+        let (now, mut ended) = (Instant::now(), Vec::new());
+        let holder = Holder { principal: None, method: "cleaning" };
+        let idle: Vec<_> =
+            self.place.change(|floor| std::iter::from_fn(|| self.pop(floor, &holder, now, &mut ended)).collect());
+        // Without the lock: what has ended is closed.
+        drop(ended);
+        // The newest last, as it was.
+        for (mut object, seat) in idle.into_iter().rev() {
+            if !object.residue_perhaps {
+                self.give_back(object, seat);
+                continue;
+            }
+            let (slot, ticket) = (Arc::clone(self), Ticket::new(Arc::clone(self)));
+            self.place.server.tasks().spawn("lease cleaning", async move {
+                let _ticket = ticket;
+                if clean(&object.client).await {
+                    object.residue_perhaps = false;
+                    slot.give_back(object, seat);
+                } else {
+                    slot.end(object, seat);
+                }
+            });
+        }
+    }
+
     /// Does what was decided. Answers with a connection that is to be dropped without the lock.
     pub(super) fn settle(
         self: &Arc<Self>,
@@ -110,6 +138,9 @@ impl Slot {
                     given = floor.give(self.id, seat.connection, now);
                 }
                 Give::Idle => {
+                    if object.residue_perhaps {
+                        floor.unclean(self.id);
+                    }
                     seat.is_over = true;
                     object.is_clean = true;
                     drop(object);

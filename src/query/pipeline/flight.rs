@@ -10,10 +10,10 @@ use tokio_postgres::{Client, Statement};
 use super::job::{BYTES_MAX, Job};
 use crate::proto::v1;
 use crate::query::error::Error;
-use crate::query::execute::{guarded, query, rows_max};
+use crate::query::execute::{guarded, rows_max};
 use crate::query::harmless::Reading;
 use crate::query::parameter::{Parameter, parameters};
-use crate::query::rows::{Bounds, Fetched};
+use crate::query::rows::{Bounds, Fetched, query};
 
 /// A plain read that is prepared on the lease's connection.
 pub(super) struct Plain {

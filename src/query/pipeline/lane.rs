@@ -211,7 +211,7 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
         }
         let reading = statements.reading(session, &known).await?;
         let statement = session.prepare(&job.statement.sql).await?;
-        let columns = columns(&statement)?;
+        let columns = columns(statement.columns())?;
         Ok(Ready::Plain(Arc::new(Plain { statement, columns, reading })))
     }
 
