@@ -118,6 +118,11 @@ impl<S, W, H, T> Party<S, W, H, T> {
         self.rates.get(rank).copied().unwrap_or(Rate::NONE)
     }
 
+    /// Whether it takes up any places.
+    pub(super) fn holds(&self) -> bool {
+        !self.connections.is_empty() || self.connecting > 0
+    }
+
     pub(super) fn wants_more(&self) -> bool {
         !self.is_closed
             && self.waiting.len() > self.connecting

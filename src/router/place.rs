@@ -198,7 +198,7 @@ impl Place {
     /// Leases that have been held since before `then`, each told once: whose tenant's, by whom, since when.
     pub(super) fn overdue(&self, then: Instant) -> Vec<(Arc<Slot>, Holder, Instant)> {
         let mut overdue = Vec::new();
-        for party in self.floor().parties_mut() {
+        self.floor().each_holding(|party| {
             for connection in &mut party.connections {
                 if let State::Leased { since, holder, is_warned } = &mut connection.state
                     && *since < then
@@ -208,7 +208,7 @@ impl Place {
                     overdue.push((Arc::clone(&party.handle), holder.clone().unwrap_or_default(), *since));
                 }
             }
-        }
+        });
         overdue
     }
 }

@@ -91,6 +91,9 @@ pub(super) enum Why {
 pub(super) struct Seats<S, W, H, T> {
     begun: Instant,
     parties: HashMap<PartyId, Party<S, W, H, T>>,
+    /// Those of them that have connections, or for whom some are being made: no more than the budget, however many
+    /// tenants have a pool.
+    holding: BTreeSet<PartyId>,
     /// From the one that is worth least; of equals, the one that idles longest.
     idle: BTreeMap<(Rate, u64), (PartyId, ConnectionId)>,
     turns: Turns<PartyId>,
@@ -109,6 +112,7 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
         Self {
             begun: now,
             parties: HashMap::new(),
+            holding: BTreeSet::new(),
             idle: BTreeMap::new(),
             turns: Turns::default(),
             rates: LruCache::unbounded(),
@@ -248,6 +252,7 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
         };
         if let Some(party) = self.parties.get_mut(&id) {
             party.connecting += 1;
+            self.holding.insert(id);
             self.turns.take(id, &mut party.turn);
             let handle = party.handle.clone();
             self.requeue(id);
@@ -358,6 +363,9 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
         } else {
             self.turns.leave(id, &mut party.turn);
         }
+        if !party.holds() {
+            self.holding.remove(&id);
+        }
         if party.is_over()
             && let Some(party) = self.parties.remove(&id)
         {
@@ -386,7 +394,7 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
 
     /// Connections that there are, and those being made.
     pub(super) fn connection_count(&self) -> usize {
-        self.parties.values().map(|party| party.connections.len() + party.connecting).sum()
+        self.holding().map(|party| party.connections.len() + party.connecting).sum()
     }
 
     /// Whether connectors wait for a connection that idles.
@@ -416,8 +424,18 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
         self.parties.values()
     }
 
-    pub(super) fn parties_mut(&mut self) -> impl Iterator<Item = &mut Party<S, W, H, T>> {
-        self.parties.values_mut()
+    /// The tenants that hold connections; what idles without any costs nothing to look at.
+    fn holding(&self) -> impl Iterator<Item = &Party<S, W, H, T>> {
+        self.holding.iter().filter_map(|id| self.parties.get(id))
+    }
+
+    /// Looks at each of them.
+    pub(super) fn each_holding(&mut self, mut look: impl FnMut(&mut Party<S, W, H, T>)) {
+        for id in &self.holding {
+            if let Some(party) = self.parties.get_mut(id) {
+                look(party);
+            }
+        }
     }
 
     pub(super) fn party(&self, id: PartyId) -> Option<&Party<S, W, H, T>> {

@@ -65,6 +65,9 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
         let (_, (id, connection)) = self.idle.pop_first()?;
         let party = self.parties.get_mut(&id)?;
         party.connections.retain(|found| found.id != connection);
+        if !party.holds() {
+            self.holding.remove(&id);
+        }
         Some((party.handle.clone(), connection))
     }
 
@@ -83,6 +86,9 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
             self.idle.remove(key);
             if let Some(party) = self.parties.get_mut(id) {
                 party.connections.retain(|found| found.id != *connection);
+                if !party.holds() {
+                    self.holding.remove(id);
+                }
             }
         }
         expired.into_iter().map(|(handle, _, connection, _)| (handle, connection)).collect()

@@ -91,6 +91,30 @@ fn the_least_frequent_tenant_goes_first_however_fresh_it_is() {
 }
 
 #[test]
+fn tenants_without_connections_cost_nothing_to_look_at() {
+    let mut scene = Scene::new();
+    let all: Vec<PartyId> = (0..10_000).map(|_| scene.tenant("idle", SHARE)).collect();
+    let (held, idled) = (scene.connected(all[5]), scene.idle(all[7]));
+    scene.floor.wait(all[9], 1, 1, scene.now);
+    scene.begin(all[9]);
+    let looked_at = |scene: &mut Scene| {
+        let mut ids = Vec::new();
+        scene.floor.each_holding(|party| ids.push((party.connections.len(), party.connecting)));
+        ids
+    };
+    assert_eq!(looked_at(&mut scene), [(1, 0), (1, 0), (0, 1)]);
+    assert_eq!(scene.floor.connection_count(), 3);
+    scene.pass(Duration::from_secs(1));
+    assert_eq!(scene.floor.expire(Some(scene.now), scene.now), [("idle", idled)]);
+    scene.floor.lose(all[5], held);
+    scene.floor.failed(all[9], false, None);
+    assert_eq!(looked_at(&mut scene), []);
+    let again = scene.idle(all[7]);
+    assert_eq!(scene.evicted(), [again]);
+    assert_eq!((looked_at(&mut scene), scene.floor.connection_count()), (Vec::new(), 0));
+}
+
+#[test]
 fn a_tenant_that_was_hot_long_ago_goes_before_one_that_is_lukewarm() {
     let mut scene = Scene::new();
     let (once, now) = (scene.tenant("once", SHARE), scene.tenant("now", SHARE));
