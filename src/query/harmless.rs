@@ -1,7 +1,8 @@
 //! How plain reads run. A statement whose words only read may still run a tenant's own code: a view may call
 //! `set_config`, and so may a policy, a domain's check, an operator, a cast, a function in the place of a column. So a
 //! plain read is guarded: BEGIN travels before it and a ROLLBACK behind it, in one flight, and nothing of a session
-//! survives that but advisory locks, which are let go of there too.
+//! survives that but advisory locks, which are let go of there too. Only a connection's first statement goes without: the
+//! session is cleaned behind it, which most such sessions never need.
 //!
 //! What is read often goes without the guard once the database has said that none of the statement's names stands for
 //! such a thing. The answer counts for [`CHECK_AGE_MAX`]; what remains is within one tenant: for so long, a table that
