@@ -98,6 +98,7 @@ fn stats(tenant_id: String, tenant_code: String, stats: &TenantStats) -> v1::Ten
         tenant_id,
         tenant_code,
         acquires: long(stats.acquires),
+        shared: long(stats.shared),
         waits: long(stats.waits),
         wait_time: Some(duration(stats.wait_time)),
         connects: long(stats.connects),

@@ -130,6 +130,7 @@ fn stats_text(answer: &GetTenantStatsResponse) -> String {
         ("Tenant", stats.tenant_code.clone()),
         ("Connections", answer.pool.as_ref().map(connections).unwrap_or_default()),
         ("Leases", human::count(stats.acquires)),
+        ("Shared", human::count(stats.shared)),
         ("Waited for", counted(stats.waits, stats.wait_time.as_ref())),
         ("Connects", counted(stats.connects, stats.connect_time.as_ref())),
         ("Evictions", human::count(stats.evictions)),
@@ -148,6 +149,7 @@ mod tests {
         let stats = TenantStats {
             tenant_code: "acme".to_owned(),
             acquires: 12_000,
+            shared: 3_400,
             waits: 10,
             wait_time: Some(prost_types::Duration { seconds: 0, nanos: 50_000_000 }),
             errors: vec![ErrorCount { cause: "budget".to_owned(), count: 2 }],
@@ -156,6 +158,7 @@ mod tests {
         insta::assert_snapshot!(stats_text(&GetTenantStatsResponse { stats: Some(stats), pool: None }), @r"
           Tenant      acme
           Leases      12,000
+          Shared      3,400
           Waited for  10 (on average 5 ms)
           Connects    0
           Evictions   0

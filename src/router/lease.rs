@@ -72,9 +72,11 @@ impl Lease {
         self.object.is_new
     }
 
-    /// So many callers were served by this one lease: it counts when it is decided whose connections are kept.
+    /// So many callers were served by this one lease: it counts when it is decided whose connections are kept, and in
+    /// the tenant's numbers.
     pub fn came_with(&self, callers: u32) {
         let slot = self.ticket.slot();
+        slot.account.served(callers);
         slot.place.change(|floor| floor.came_together(slot.id, callers, Instant::now()));
     }
 

@@ -19,6 +19,8 @@ const TENANTS_MAX: usize = 1 << 14;
 pub struct TenantStats {
     /// Leases given out.
     pub acquires: u64,
+    /// Callers without a lease of their own: they were served together with the one that had it.
+    pub shared: u64,
     /// Of these, those that had to wait for a connection, and how long all of them waited.
     pub waits: u64,
     pub wait_time: Duration,
@@ -37,6 +39,7 @@ pub struct TenantStats {
 #[derive(Debug, Default)]
 pub(super) struct Account {
     acquires: AtomicU64,
+    shared: AtomicU64,
     waits: AtomicU64,
     wait_micros: AtomicU64,
     connects: AtomicU64,
@@ -54,6 +57,11 @@ fn micros(time: Duration) -> u64 {
 impl Account {
     pub(super) fn acquired(&self) {
         self.acquires.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// So many callers were served by one lease.
+    pub(super) fn served(&self, callers: u32) {
+        self.shared.fetch_add(u64::from(callers.saturating_sub(1)), Ordering::Relaxed);
     }
 
     pub(super) fn waited(&self, time: Duration) {
@@ -86,6 +94,7 @@ impl Account {
         let errors = Cause::ALL.into_iter().map(|cause| (cause, count(&self.errors[cause as usize])));
         TenantStats {
             acquires: count(&self.acquires),
+            shared: count(&self.shared),
             waits: count(&self.waits),
             wait_time: time(&self.wait_micros),
             connects: count(&self.connects),
@@ -154,13 +163,16 @@ mod tests {
         assert_eq!(accounts.stats(tenant), TenantStats::default());
         let account = accounts.of(tenant);
         account.acquired();
+        account.served(0);
+        account.served(5);
         account.waited(Duration::from_millis(3));
         account.refused(&timeout(TimeoutCause::Budget));
         account.refused(&timeout(TimeoutCause::Budget));
         account.refused(&timeout(TimeoutCause::Connect));
         account.refused(&Error::PoolClosed);
         let stats = accounts.stats(tenant);
-        assert_eq!((stats.acquires, stats.waits, stats.wait_time), (1, 1, Duration::from_millis(3)));
+        assert_eq!((stats.acquires, stats.shared), (1, 4));
+        assert_eq!((stats.waits, stats.wait_time), (1, Duration::from_millis(3)));
         assert_eq!(stats.errors, [(Cause::Budget, 2), (Cause::Slow, 1)]);
     }
 

@@ -39,6 +39,9 @@ pub struct Machine {
     pub dir: PathBuf,
     /// A test's own, which goes as a whole.
     is_own: bool,
+    request: ClusterRequest,
+    /// `None` while it is stopped.
+    cluster: Mutex<Option<Cluster>>,
     /// Roles are the server's: whoever changes them at the same moment gets "tuple concurrently updated".
     bootstrapping: Mutex<()>,
 }
@@ -64,8 +67,7 @@ impl Machine {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
             runtime.block_on(async {
                 let tasks = Tasks::new(logs::root_span("machine"));
-                let (machine, _cluster) = Self::servers(&name, connections_max, is_own, &tasks).await;
-                started.send(machine).unwrap();
+                started.send(Self::servers(&name, connections_max, is_own, &tasks).await).unwrap();
                 std::future::pending::<()>().await;
             });
         };
@@ -73,11 +75,11 @@ impl Machine {
         machine.recv().expect("the cluster and the S3 server start")
     }
 
-    async fn servers(name: &str, connections_max: u32, is_own: bool, tasks: &Tasks) -> (Self, Cluster) {
+    async fn servers(name: &str, connections_max: u32, is_own: bool, tasks: &Tasks) -> Self {
         let dir = folder().join(name);
         std::fs::create_dir_all(&dir).unwrap();
         let request = ClusterRequest { max_connections: connections_max, ..ClusterRequest::test(&dir.join("cluster")) };
-        let cluster = Cluster::start(request, tasks).await.unwrap();
+        let cluster = Cluster::start(request.clone(), tasks).await.unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (s3, s3_secret) = (listener.local_addr().unwrap(), password_new());
         S3Server::start(listener, &dir.join("objects"), ACCESS_KEY, &s3_secret, &[], tasks).await.unwrap();
@@ -91,11 +93,27 @@ impl Machine {
             credentials: Credentials { daemon: login("tenantd"), dump: login("tenantd_dump") },
             dir,
             is_own,
+            request,
+            cluster: Mutex::new(Some(cluster)),
             bootstrapping: Mutex::default(),
         };
         let judge = machine.judge(MAINTENANCE_DATABASE).await;
         bootstrap::bootstrap_roles(&judge, &machine.credentials).await.unwrap();
-        (machine, cluster)
+        machine
+    }
+
+    /// Stops PostgreSQL as an operator does: it ends all sessions, and takes no more. Only a test's own.
+    pub async fn server_stop(&self) {
+        assert!(self.is_own, "the others' tests go on");
+        self.cluster.lock().await.take().expect("it runs").stop().await.unwrap();
+    }
+
+    /// Starts it again, where it was.
+    pub async fn server_start(&self) {
+        let tasks = Tasks::new(logs::root_span("machine"));
+        let cluster = Cluster::start(self.request.clone(), &tasks).await.unwrap();
+        assert_eq!(cluster.port(), self.port, "its clients look for it where it was");
+        *self.cluster.lock().await = Some(cluster);
     }
 
     pub fn objects_dir(&self) -> PathBuf {

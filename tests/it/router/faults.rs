@@ -186,6 +186,45 @@ async fn a_server_that_crashes_and_starts_again_is_used_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_stopped_and_started_is_used_again() {
+    let rooms = Arc::new(Rooms::new(own_server()).await);
+    rooms.fleet.allow_log("the server takes no connections");
+    rooms.fleet.allow_log("the shared database cannot be followed");
+    let tenants = rooms.tenants(3).await;
+    let load = Load::start(&rooms, &tenants, 9);
+    load.goes_on(20).await;
+    rooms.fleet.machine.server_stop().await;
+    let refusal = until("the server is taken to be away", async || match call(&rooms, &tenants[0]).await {
+        Err(error @ Error::Blocked { .. }) => Some(error),
+        Err(error) => {
+            assert!(error.is_transient(), "{error}");
+            None
+        }
+        // Sessions that ended with the server are found one by one.
+        Ok(was_answered) => {
+            assert!(!was_answered, "a server that has stopped has answered");
+            None
+        }
+    })
+    .await;
+    // Which one, where it was looked for, and when to come again.
+    let (server, place) = (rooms.server.name(), format!("{}:{}", rooms.fleet.machine.host, rooms.fleet.machine.port));
+    let text = refusal.to_string();
+    assert!(text.contains(server) && text.contains(&place), "{text}");
+    assert!(refusal.retry_after().is_some());
+    rooms.fleet.machine.server_start().await;
+    let watch = Watch::start(&rooms).await;
+    load.goes_on(50).await;
+    for tenant in &tenants {
+        until("each tenant is reached again", async || call(&rooms, tenant).await.ok().filter(|good| *good)).await;
+    }
+    load.end().await;
+    assert!(watch.end().await <= 6);
+    nothing_is_left_open(&rooms).await;
+    Arc::into_inner(rooms).unwrap().finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_freezes_and_thaws_never_sees_too_many() {
     let spec = own_server().setting("[router]", "acquire_timeout", "\"300ms\"").setting(
         "[router]",
