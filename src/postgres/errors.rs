@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_postgres::error::{DbError, SqlState};
@@ -60,6 +61,9 @@ pub enum Error {
     Unreachable { server: String, address: String, cause: io::Error },
     #[error("the role {role} gets no session in the database {database} on the server {server}: {}", describe(.cause))]
     Connect { server: String, database: String, role: String, cause: tokio_postgres::Error },
+    /// See [`Error::of_server`].
+    #[error("the server {server} opens no sessions: {}", anonymous(.cause))]
+    ServerRefused { server: String, cause: Arc<Self> },
     #[error("TLS towards the server {server} cannot be set up: {reason}")]
     Tls { server: String, reason: String },
     #[error("{}", describe(.0))]
@@ -99,7 +103,18 @@ impl Error {
     pub fn as_db_error(&self) -> Option<&DbError> {
         match self {
             Self::Connect { cause, .. } | Self::Sql(cause) => cause.as_db_error(),
+            Self::ServerRefused { cause, .. } => cause.as_db_error(),
             _ => None,
+        }
+    }
+
+    /// The same failure to open a session, told to those who wanted another one: without whose session and role it was.
+    pub fn of_server(self: &Arc<Self>) -> Arc<Self> {
+        match &**self {
+            Self::Connect { server, .. } | Self::ConnectTimeout { server, .. } => {
+                Arc::new(Self::ServerRefused { server: server.clone(), cause: Arc::clone(self) })
+            }
+            _ => Arc::clone(self),
         }
     }
 
@@ -111,6 +126,7 @@ impl Error {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Connect { cause, .. } | Self::Sql(cause) => kind(cause),
+            Self::ServerRefused { cause, .. } => cause.kind(),
             Self::BudgetExhausted { .. } => Kind::ServerFull,
             Self::ConnectTimeout { .. } | Self::Unreachable { .. } | Self::ShareUncertain { .. } => Kind::Unreachable,
             Self::DatabaseMissing { .. } => Kind::DatabaseMissing,
@@ -194,6 +210,15 @@ pub fn describe(error: &tokio_postgres::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// What is said of a session that was not opened, but for its database and role.
+fn anonymous(error: &Error) -> String {
+    match error {
+        Error::Connect { cause, .. } => describe(cause),
+        Error::ConnectTimeout { .. } => "it did not open one in time; try again".to_owned(),
+        other => other.to_string(),
+    }
 }
 
 #[cfg(test)]

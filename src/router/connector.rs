@@ -133,7 +133,7 @@ async fn connect(place: &Place, (pass, permit): (Pass, Permit), id: PartyId, slo
             });
             drop(ended);
         }
-        Err(failure) => failed(place, id, slot, &failure).await,
+        Err(failure) => failed(place, id, slot, failure).await,
     }
 }
 
@@ -201,9 +201,9 @@ fn server_works(place: &Place) {
 }
 
 /// Tells those who wait, and keeps others from trying what cannot work.
-async fn failed(place: &Place, id: PartyId, slot: &Slot, failure: &Failure) {
+async fn failed(place: &Place, id: PartyId, slot: &Slot, mut failure: Failure) {
     let now = Instant::now();
-    let blame = match failure {
+    let blame = match &failure {
         Failure::Connect(error) => blame(error),
         Failure::Identity { .. } => Blame::Tenant,
         Failure::Closed => Blame::Nobody,
@@ -217,14 +217,15 @@ async fn failed(place: &Place, id: PartyId, slot: &Slot, failure: &Failure) {
         }
         Blame::Nobody => false,
     };
-    if matches!(failure, Failure::Connect(error) if error.kind() == Kind::Authentication) {
+    if matches!(&failure, Failure::Connect(error) if error.kind() == Kind::Authentication) {
         slot.pool.manager().access_forget().await;
     }
     let told = if is_servers {
-        let (until, was_whole) = place.breaker.failed(failure.clone(), now);
+        let (until, was_whole) = place.breaker.failed(failure.of_server(), now);
         if was_whole {
             tracing::warn!(server = place.server.name(), error = %failure, "the server takes no connections; what needs one is refused until it does");
         }
+        failure = failure.of_server();
         place.change(|floor| {
             let mut told = floor.failed(id, true, None);
             told.append(&mut floor.block(until));
@@ -236,7 +237,7 @@ async fn failed(place: &Place, id: PartyId, slot: &Slot, failure: &Failure) {
         if was_whole && matches!(failure, Failure::Connect(_)) {
             tracing::warn!(tenant = %slot.route.code, error = %failure, "the tenant cannot be reached; its callers are refused until it can");
         }
-        place.change(|floor| floor.failed(id, is_limit(failure), Some(until)))
+        place.change(|floor| floor.failed(id, is_limit(&failure), Some(until)))
     } else {
         place.change(|floor| floor.failed(id, false, None))
     };

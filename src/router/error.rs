@@ -220,6 +220,14 @@ impl Failure {
         }
     }
 
+    /// For other tenants' callers as well, who are not to hear whose connect it was.
+    pub(super) fn of_server(&self) -> Self {
+        match self {
+            Self::Connect(error) => Self::Connect(error.of_server()),
+            other => other.clone(),
+        }
+    }
+
     /// As [`Failure::into_error`], when nothing was tried.
     pub(super) fn into_blocked(self, route: &Route, retry_after: Duration) -> Error {
         match self {

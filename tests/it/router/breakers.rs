@@ -26,16 +26,25 @@ async fn blocked(rooms: &Rooms, tenant: &Made, kind: Kind) {
         Err(error @ Error::Blocked { .. }) => {
             let Error::Blocked { source, .. } = &error else { return None };
             assert_eq!(source.kind(), kind, "{error}");
+            names_nobody_else(rooms, tenant, &error);
             assert!(error.is_transient() && error.retry_after().is_some());
             Some(())
         }
-        Err(Error::Connect { source, .. }) => {
+        Err(error @ Error::Connect { .. }) => {
+            let Error::Connect { source, .. } = &error else { return None };
             assert_eq!(source.kind(), kind);
+            names_nobody_else(rooms, tenant, &error);
             None
         }
         other => panic!("{other:?}"),
     })
     .await;
+}
+
+/// What a caller hears names no other tenant's database or role, whoever met the failure first.
+pub fn names_nobody_else(rooms: &Rooms, tenant: &Made, error: &Error) {
+    let text = error.to_string().replace(&tenant.database, "");
+    assert!(!text.contains(rooms.config.naming.prefix()), "{error}");
 }
 
 async fn works_again(rooms: &Rooms, tenant: &Made) {
