@@ -159,7 +159,8 @@ async fn a_drain_cuts_off_what_does_not_end() {
     let endless = tokio::spawn(async move { client.execute("acme", "SELECT pg_sleep(600)").await });
     let judge = fleet.judge("postgres").await;
     until("the statement runs", || async {
-        let running = "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND state = 'active'";
+        let running = "SELECT 1 FROM pg_stat_activity \
+                       WHERE datname = $1 AND state = 'active' AND backend_type = 'client backend'";
         judge.query_opt(running, &[&format!("{}_acme", fleet.naming.prefix())]).await.unwrap().map(|_| ())
     })
     .await;

@@ -60,14 +60,20 @@ impl Bench {
 
     /// Returns when a session of the catalog's waits for a lock.
     async fn waiting_session(&self) {
+        until("a session waits for a lock", async || (self.waiting_sessions().await > 0).then_some(())).await;
+    }
+
+    /// Returns when none does any more.
+    async fn no_waiting_session(&self) {
+        until("no session waits for a lock", async || (self.waiting_sessions().await == 0).then_some(())).await;
+    }
+
+    async fn waiting_sessions(&self) -> i64 {
         let database = self.fleet.naming.shared_database();
-        let sql = "SELECT FROM pg_stat_activity WHERE datname = $1 AND wait_event_type = 'Lock'";
-        until("a session waits for a lock", || async {
-            // Inside of a transaction, the first look would be repeated for ever.
-            self.judge.batch_execute("SELECT pg_stat_clear_snapshot()").await.unwrap();
-            self.judge.query_opt(sql, &[&database.as_str()]).await.unwrap().map(|_| ())
-        })
-        .await;
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND wait_event_type = 'Lock'";
+        // Inside of a transaction, the first look would be repeated for ever.
+        self.judge.batch_execute("SELECT pg_stat_clear_snapshot()").await.unwrap();
+        self.judge.query_one(sql, &[&database.as_str()]).await.unwrap().get(0)
     }
 
     async fn sql(&self, sql: &str) {

@@ -51,7 +51,8 @@ async fn running_calls_end_new_ones_are_refused_and_no_session_is_left() {
         let client = client.clone();
         async move { client.execute("acme", "SELECT count(*) FROM things").await }
     });
-    let waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = $1 AND wait_event_type = 'Lock'";
+    let waiting = "SELECT 1 FROM pg_stat_activity \
+                   WHERE datname = $1 AND wait_event_type = 'Lock' AND backend_type = 'client backend'";
     until("the call waits", async || judge.query_opt(waiting, &[&acme.database]).await.unwrap()).await;
 
     let channel = Endpoint::from_shared(format!("http://{}", daemon.address)).unwrap().connect().await.unwrap();

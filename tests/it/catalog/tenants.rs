@@ -172,6 +172,8 @@ async fn a_cancelled_change_leaves_no_lock_and_no_dirty_session() {
             outcome = change => panic!("it did not wait: {outcome:?}"),
             () = bench.waiting_session() => {}
         }
+        // The abandoned one is cancelled, so that the next to wait is another.
+        bench.no_waiting_session().await;
     }
     bench.sql("ROLLBACK").await;
     let changed = bench.catalog.tenant_schema_set(acme.id, 3, "now").await.unwrap();
