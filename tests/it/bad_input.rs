@@ -297,8 +297,10 @@ async fn a_server_without_room_refuses_with_the_cause_and_recovers() {
     let metadata = refusal.get_error_details().error_info().unwrap().metadata.clone();
     assert!(metadata.contains_key("server") && metadata.contains_key("cause"), "{metadata:?}");
     fleet.expect_log("the server takes no connections");
-    // The daemon's own database is on that server: where its pool wanted to grow, the operation waits for its next claim.
+    // The daemon's own database is on that server: where its pool wanted to grow, the operation waits for its next claim,
+    // and whoever asks for it is told to ask again.
     fleet.allow_log("the operation stands still until a daemon claims it again");
+    fleet.allow_log("the shared database does not answer");
     let operation = daemon.client.tenant_create(Uuid::new_v4(), "other").await.unwrap();
     undoing(&daemon.client, &operation).await;
     drop(crowd);
