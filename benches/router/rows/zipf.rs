@@ -21,7 +21,10 @@ use crate::stage::{BUDGET, Stage, connect};
 use crate::zipf::Zipf;
 
 const CALLERS: usize = 64;
-const WARM_UP: Duration = Duration::from_secs(8);
+/// Before each slice. The daemon is a fresh one, and learns whom to keep from what is asked of it (its rates have a
+/// half-life of 30 s); PgBouncer has nothing to learn.
+const WARM_UP_OURS: Duration = Duration::from_secs(20);
+const WARM_UP_THEIRS: Duration = Duration::from_secs(4);
 const SLICE: Duration = Duration::from_secs(10);
 const PAIRS: usize = 3;
 /// A connection more or less in use for making another: what the best policy could keep.
@@ -78,6 +81,7 @@ impl Caller for Theirs {
 pub async fn run(stage: &Stage, report: &mut Report, count: usize) {
     let tenants = stage.fleet.tenants(stage, count).await;
     let zipf = Arc::new(Zipf::new(count));
+    connect_to_each(stage, &tenants).await;
     let connects = connects_per_second(stage, &tenants).await;
     let best = connects / (1.0 - zipf.share(KEPT));
     let watch = Watch::begin(stage).await;
@@ -90,7 +94,7 @@ pub async fn run(stage: &Stage, report: &mut Report, count: usize) {
         let channels = Channels::open(daemon.address, &daemon.key, CHANNELS).await;
         let caller =
             |number| Ours { querier: channels.querier(number), tenants: Arc::clone(&tenants), zipf: Arc::clone(&zipf) };
-        closed_loop((0..CALLERS).map(caller), WARM_UP).await;
+        closed_loop((0..CALLERS).map(caller), WARM_UP_OURS).await;
         ours.push(closed_loop((0..CALLERS).map(caller), SLICE).await);
         watch.note_ours();
         daemon.process.terminate().await;
@@ -101,7 +105,7 @@ pub async fn run(stage: &Stage, report: &mut Report, count: usize) {
         prepare(&sessions, &tenants).await;
         let caller =
             |_number| Theirs { sessions: sessions.clone(), tenants: Arc::clone(&tenants), zipf: Arc::clone(&zipf) };
-        closed_loop((0..CALLERS).map(caller), WARM_UP / 2).await;
+        closed_loop((0..CALLERS).map(caller), WARM_UP_THEIRS).await;
         theirs.push(closed_loop((0..CALLERS).map(caller), SLICE).await);
         watch.note_theirs();
         report.errors("PgBouncer", theirs.last().unwrap());
@@ -170,15 +174,23 @@ async fn prepare(sessions: &Sessions, tenants: &[Tenant]) {
     assert_eq!(sessions.count(), tenants.len());
 }
 
+/// A session that asks once and ends.
+async fn connect_once(stage: &Stage, tenant: &Tenant) {
+    let client = connect(&stage.cluster, &tenant.login, tenant.database.as_str()).await;
+    client.query_typed(SQL, &[(&1_i64, Type::INT8)]).await.unwrap();
+}
+
+/// A database's first session since the server's start writes its catalog cache's file, which takes as long as several
+/// connects: that is nobody's.
+async fn connect_to_each(stage: &Stage, tenants: &[Tenant]) {
+    stream::iter(tenants).for_each_concurrent(CONNECTS_PARALLEL, |tenant| connect_once(stage, tenant)).await;
+}
+
 /// How many sessions PostgreSQL opens, asks once and ends in a second.
 async fn connects_per_second(stage: &Stage, tenants: &[Tenant]) -> f64 {
-    let connect_once = |tenant: Tenant| async move {
-        let client = connect(&stage.cluster, &tenant.login, tenant.database.as_str()).await;
-        client.query_typed(SQL, &[(&1_i64, Type::INT8)]).await.unwrap();
-    };
     let wave = |count: usize| {
-        let some = (0..count).map(|_| tenants[rand::random_range(0..tenants.len())].clone());
-        stream::iter(some.collect::<Vec<_>>()).for_each_concurrent(CONNECTS_PARALLEL, connect_once)
+        let some: Vec<_> = (0..count).map(|_| &tenants[rand::random_range(0..tenants.len())]).collect();
+        stream::iter(some).for_each_concurrent(CONNECTS_PARALLEL, |tenant| connect_once(stage, tenant))
     };
     wave(CONNECTS / 4).await;
     let began = Instant::now();
