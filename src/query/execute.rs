@@ -19,7 +19,7 @@ use super::error::Error;
 use super::harmless::{Known, QUICK_MAX, Reading};
 use super::parameter::{Parameter, parameters, untyped};
 use super::rows::{Bounds, Fetched, Output, columns, query, query_at_once};
-use super::session::Session;
+use super::session::{READ_END, Session};
 use super::statement;
 use crate::proto::v1;
 use crate::router::{Fresh, Holder, Residue};
@@ -230,7 +230,11 @@ async fn attempt(session: &mut Session, input: &Execute<'_>, way: Way, bounds: B
     {
         return Ok(output);
     }
-    let statement = session.prepare(input.sql).await.map_err(Failure::idle)?;
+    let statement = match way {
+        Way::Guarded { .. } => session.prepare_guarded(input.sql).await,
+        _ => session.prepare(input.sql).await,
+    }
+    .map_err(Failure::idle)?;
     let columns = columns(statement.columns()).map_err(Failure::idle)?;
     let parameters = parameters(statement.params(), input.parameters).map_err(Failure::idle)?;
     let client = session.client();
@@ -306,9 +310,6 @@ async fn in_transaction(
 
 /// Lets go of what outlives a rollback.
 pub(super) const LOCKS_END: &str = "SELECT pg_catalog.pg_advisory_unlock_all()";
-
-/// Ends a plain read: nothing of a session survives it.
-pub(super) const READ_END: &str = "ROLLBACK; SELECT pg_catalog.pg_advisory_unlock_all()";
 
 fn begin_as(user: Option<Uuid>) -> Cow<'static, str> {
     user.map_or(Cow::Borrowed("BEGIN"), |user| format!("BEGIN; {}", user_set(user)).into())

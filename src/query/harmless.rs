@@ -1,8 +1,9 @@
 //! How plain reads run. A statement whose words only read may still run a tenant's own code: a view may call
 //! `set_config`, and so may a policy, a domain's check, an operator, a cast, a function in the place of a column. So a
 //! plain read is guarded: BEGIN travels before it and a ROLLBACK behind it, in one flight, and nothing of a session
-//! survives that but advisory locks, which are let go of there too. Only a connection's first statement goes without: the
-//! session is cleaned behind it, which most such sessions never need.
+//! survives that but advisory locks, which are let go of there too. So is its preparation, in which literals are read and
+//! the checks of domains in them run. Only a connection's first statement goes without: the session is cleaned behind it,
+//! which most such sessions never need.
 //!
 //! What is read often goes without the guard once the database has said that none of the statement's names stands for
 //! such a thing. The answer counts for [`CHECK_AGE_MAX`]; what remains is within one tenant: for so long, a table that
@@ -34,8 +35,10 @@ pub(super) const QUICK_MAX: Duration = Duration::from_millis(10);
 /// How long an answer counts.
 const CHECK_AGE_MAX: Duration = Duration::from_mins(1);
 
-/// Whether a name of `$1` stands for something with a tenant's code behind it, or an operator or a cast has some,
-/// which need no name. Languages 12 and 13 are PostgreSQL's own and C, which tenants cannot write functions in.
+/// Whether a name of `$1` stands for something with a tenant's code behind it, or something has some that needs no name:
+/// an operator, a cast, a domain's check (which may be in a type of another name, such as a table's rows). Languages 12
+/// and 13 are PostgreSQL's own and C, which tenants cannot write functions in; those of PostgreSQL's own functions that
+/// may do anything (`pg_advisory_lock`, `set_config`) count as a tenant's code where an operator or a check calls them.
 const CHECK: &str = "SELECT EXISTS (\
         SELECT FROM pg_catalog.pg_class WHERE relname OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.name[]) \
         AND oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid \
@@ -46,18 +49,23 @@ const CHECK: &str = "SELECT EXISTS (\
         AND (prolang OPERATOR(pg_catalog.>) 13::pg_catalog.oid \
              OR prokind OPERATOR(pg_catalog.=) 'a'::pg_catalog.\"char\")) \
     OR EXISTS (\
-        SELECT FROM pg_catalog.pg_type t JOIN pg_catalog.pg_constraint c \
-        ON c.contypid OPERATOR(pg_catalog.=) t.oid \
-        WHERE typname OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.name[])) \
+        SELECT FROM pg_catalog.pg_constraint c CROSS JOIN LATERAL \
+        pg_catalog.regexp_matches(c.conbin::pg_catalog.text, ':(?:op)?funcid ([0-9]+)', 'g') AS called (function) \
+        JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) called.function[1]::pg_catalog.oid \
+        WHERE c.contypid OPERATOR(pg_catalog.<>) 0::pg_catalog.oid \
+        AND (p.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid \
+             OR p.provolatile OPERATOR(pg_catalog.=) 'v'::pg_catalog.\"char\")) \
     OR EXISTS (\
         SELECT FROM pg_catalog.pg_operator o JOIN pg_catalog.pg_proc p \
         ON p.oid OPERATOR(pg_catalog.=) o.oprcode::pg_catalog.oid \
         WHERE o.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid \
-        AND p.prolang OPERATOR(pg_catalog.>) 13::pg_catalog.oid) \
+        AND (p.prolang OPERATOR(pg_catalog.>) 13::pg_catalog.oid \
+             OR p.provolatile OPERATOR(pg_catalog.=) 'v'::pg_catalog.\"char\")) \
     OR EXISTS (\
         SELECT FROM pg_catalog.pg_cast c JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) c.castfunc \
         WHERE c.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid \
-        AND p.prolang OPERATOR(pg_catalog.>) 13::pg_catalog.oid)";
+        AND (p.prolang OPERATOR(pg_catalog.>) 13::pg_catalog.oid \
+             OR p.provolatile OPERATOR(pg_catalog.=) 'v'::pg_catalog.\"char\"))";
 
 /// What is known of statements, over all tenants.
 #[derive(Debug)]

@@ -1,11 +1,15 @@
 //! The session that a statement runs on: a lease of a tenant's pool, or one of the few on the daemon's own databases.
 //! Given back by [`Session::release`]; dropped otherwise, which ends it and cancels what it runs.
 
+use futures_util::try_join;
 use tokio_postgres::{Client, Statement};
 
 use super::targets::Seat;
 use crate::domain::tenant::TenantId;
 use crate::router::{Lease, Residue};
+
+/// Ends a plain read: nothing of a session survives it.
+pub(super) const READ_END: &str = "ROLLBACK; SELECT pg_catalog.pg_advisory_unlock_all()";
 
 /// A session outside a transaction, with nothing running.
 #[derive(Debug)]
@@ -61,6 +65,22 @@ impl Session {
             Self::Tenant(lease) => lease.prepare(sql).await,
             Self::Own(seat) => Box::pin(seat.client().prepare(sql)).await,
         }
+    }
+
+    /// As [`Session::prepare`], for a plain read whose names may stand for a tenant's own code: where a literal of a
+    /// composite type is read, a domain's check runs, and that is while the statement is parsed. Nothing of it stays;
+    /// what was prepared does.
+    pub(super) async fn prepare_guarded(&mut self, sql: &str) -> Result<Statement, tokio_postgres::Error> {
+        let Self::Tenant(lease) = self else { return self.prepare(sql).await };
+        if let Some(statement) = lease.prepared(sql) {
+            return Ok(statement);
+        }
+        let client: &Client = lease;
+        // All of it is sent before any of it is awaited.
+        let (begin, end) = (client.batch_execute("BEGIN"), client.batch_execute(READ_END));
+        let ((), statement, ()) = Box::pin(async { try_join!(begin, client.prepare(sql), end) }).await?;
+        lease.keep_prepared(sql, &statement);
+        Ok(statement)
     }
 
     /// Prepares every statement anew from now on.

@@ -138,7 +138,10 @@ async fn attempt<E: Send>(
     residue: Residue,
     reader: &Reader<'_, E>,
 ) -> Result<(), End> {
-    let statement = session.prepare(&input.sql).await?;
+    let statement = match residue {
+        Residue::Nothing => session.prepare_guarded(&input.sql).await?,
+        _ => session.prepare(&input.sql).await?,
+    };
     let columns = columns(statement.columns()).map_err(End::Refused)?;
     let values = parameters(statement.params(), &input.parameters).map_err(End::Refused)?;
     let transaction = session.client_mut().transaction().await?;

@@ -53,13 +53,22 @@ impl Lease {
 
     /// The statement, prepared once per connection while it is among the most recently used.
     pub async fn prepare(&mut self, sql: &str) -> Result<Statement, tokio_postgres::Error> {
-        let pooled = &mut *self.object;
-        if let Some(statement) = pooled.statements.get(sql) {
-            return Ok(statement.clone());
+        if let Some(statement) = self.prepared(sql) {
+            return Ok(statement);
         }
-        let statement = Box::pin(pooled.client.prepare(sql)).await?;
-        pooled.statements.put(sql.to_owned(), statement.clone());
+        let statement = Box::pin(self.object.client.prepare(sql)).await?;
+        self.keep_prepared(sql, &statement);
         Ok(statement)
+    }
+
+    /// The statement, if this connection has it prepared.
+    pub fn prepared(&mut self, sql: &str) -> Option<Statement> {
+        self.object.statements.get(sql).cloned()
+    }
+
+    /// Remembers what was prepared on this connection.
+    pub fn keep_prepared(&mut self, sql: &str, statement: &Statement) {
+        self.object.statements.put(sql.to_owned(), statement.clone());
     }
 
     /// Prepares every statement anew from now on.

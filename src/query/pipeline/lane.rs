@@ -22,6 +22,7 @@ use crate::proto::v1::pipeline_answer::Outcome;
 use crate::proto::v1::{self, PipelineAnswer, PipelineResponse};
 use crate::query::error::Error;
 use crate::query::execute::Execute;
+use crate::query::harmless::Reading;
 use crate::query::rows::columns;
 use crate::query::session::Session;
 use crate::router::Residue;
@@ -210,7 +211,10 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
             return Ok(Ready::Beside);
         }
         let reading = statements.reading(session, &known).await?;
-        let statement = session.prepare(&job.statement.sql).await?;
+        let statement = match reading {
+            Reading::AsIs => session.prepare(&job.statement.sql).await?,
+            Reading::Guarded => session.prepare_guarded(&job.statement.sql).await?,
+        };
         let columns = columns(statement.columns())?;
         Ok(Ready::Plain(Arc::new(Plain { statement, columns, reading })))
     }

@@ -2,64 +2,127 @@
 
 use tenantd::query::{HARMLESS_FUNCTIONS, HARMLESS_VOLATILE};
 
+use tenantd::proto::v1::pipeline_answer::Outcome;
+use tenantd::proto::v1::{PipelineRequest, PipelineStatement, StreamQueryRequest};
+
 use super::{ask, only, text};
-use crate::harness::{Spec, until};
+use crate::harness::{Fleet, Spec, until};
 use crate::tenants::{Made, Rooms};
 
-const MADE: &[&str] = &[
+const LEAVE: [&str; 2] = [
     "CREATE TABLE t AS SELECT 1 AS a",
     "CREATE FUNCTION leave() RETURNS int LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN \
         PERFORM set_config('app.kept', 'yes', false); PERFORM set_config('search_path', 'pg_catalog', false); \
         PERFORM pg_advisory_lock(42); RETURN 1; END $$",
-    "CREATE FUNCTION leave(t) RETURNS int LANGUAGE sql AS 'SELECT public.leave()'",
-    "CREATE FUNCTION leave(int, int) RETURNS int LANGUAGE sql AS 'SELECT public.leave()'",
-    "CREATE VIEW left_by_view AS SELECT public.leave()",
-    "CREATE OPERATOR === (FUNCTION = leave, LEFTARG = int, RIGHTARG = int)",
-    "CREATE DOMAIN left_by_check AS int CHECK (public.leave() = 1)",
-    "CREATE FUNCTION upper(t) RETURNS int LANGUAGE sql AS 'SELECT public.leave()'",
+];
+const VIEW: &str = "CREATE VIEW left_by_view AS SELECT public.leave()";
+const COLUMN: &str = "CREATE FUNCTION leave(t) RETURNS int LANGUAGE sql AS 'SELECT public.leave()'";
+/// Of a function of PostgreSQL's own, which is called each time; what a tenant calls immutable is called once.
+const CHECKED: &str = "CREATE DOMAIN checked AS int CHECK (set_config('app.kept', VALUE::text, false) <> '')";
+
+/// What has code in it, and a read that runs it. Each is alone in a tenant's database, so that each is found for itself.
+const READS: &[(&[&str], &str)] = &[
+    (&[VIEW], "SELECT * FROM public.left_by_view"),
+    (&[VIEW], "SELECT \"left_by_view\".* FROM \"public\".\"left_by_view\""),
+    (&[COLUMN], "SELECT x.leave FROM public.t AS x"),
+    (
+        &[
+            "CREATE FUNCTION same(int, int) RETURNS int LANGUAGE sql AS 'SELECT public.leave()'",
+            "CREATE OPERATOR === (FUNCTION = same, LEFTARG = int, RIGHTARG = int)",
+        ],
+        "SELECT 1 === 2",
+    ),
+    (&["CREATE OPERATOR @@@@ (FUNCTION = pg_catalog.pg_advisory_lock, RIGHTARG = bigint)"], "SELECT @@@@ 5::bigint"),
+    (&[CHECKED], "SELECT '1'::public.checked"),
+    (&[CHECKED, "CREATE DOMAIN outer_one AS checked"], "SELECT '1'::public.outer_one"),
+    (&[CHECKED, "CREATE TYPE single AS (a checked)"], "SELECT '(1)'::public.single"),
+    (&["CREATE DOMAIN called AS int CHECK (public.leave() = 1)"], "SELECT '1'::public.called"),
+    (
+        &["CREATE FUNCTION upper(t) RETURNS int LANGUAGE sql AS 'SELECT public.leave()'"],
+        "SELECT upper(x) FROM public.t AS x",
+    ),
+    (
+        &[
+            "CREATE FUNCTION t_text(t) RETURNS text LANGUAGE sql AS 'SELECT public.leave()::text'",
+            "CREATE CAST (t AS text) WITH FUNCTION t_text(t)",
+        ],
+        "SELECT x::text FROM public.t AS x",
+    ),
+    (
+        &[
+            "CREATE TABLE guarded AS SELECT 1 AS a",
+            "ALTER TABLE guarded ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
+            "CREATE POLICY p ON guarded USING (public.leave() = 1)",
+        ],
+        "SELECT a FROM public.guarded",
+    ),
 ];
 
 const STATE: &str = "SELECT coalesce(current_setting('app.kept', true), '') || '|' || current_setting('search_path') || '|' \
                      || (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())";
 const CLEAN: &str = "|\"$user\", public|0";
 
-async fn acme(rooms: &Rooms) -> Made {
-    let acme = rooms.tenant("acme").await;
-    for sql in MADE {
-        ask(rooms, &acme, sql).await.unwrap();
+async fn made(rooms: &Rooms, code: &str, with: &[&str]) -> Made {
+    let tenant = rooms.tenant(code).await;
+    for sql in LEAVE.iter().chain(with) {
+        ask(rooms, &tenant, sql).await.unwrap();
     }
-    acme
+    tenant
 }
 
 #[tokio::test]
 async fn what_a_name_runs_reaches_nobody_else() {
     let rooms = Rooms::new(Spec::default()).await;
-    let acme = acme(&rooms).await;
-    let reads = [
-        "SELECT * FROM public.left_by_view",
-        "SELECT x.leave FROM public.t AS x",
-        "SELECT 1 OPERATOR(public.===) 2",
-        "SELECT CAST('1' AS public.left_by_check)",
-        "SELECT \"left_by_view\".* FROM \"public\".\"left_by_view\"",
-        "SELECT upper(x) FROM public.t AS x",
-    ];
-    for sql in reads {
+    for (number, (with, read)) in READS.iter().enumerate() {
+        let tenant = made(&rooms, &format!("t{number}"), with).await;
         // The first ones before the database was asked about the names, the last ones after.
         for round in 0..110 {
-            ask(&rooms, &acme, sql).await.unwrap();
+            ask(&rooms, &tenant, read).await.unwrap();
             if round % 50 == 0 || round > 105 {
-                assert_eq!(only(&ask(&rooms, &acme, STATE).await.unwrap()), text(CLEAN), "after {sql}, {round}");
+                assert_eq!(only(&ask(&rooms, &tenant, STATE).await.unwrap()), text(CLEAN), "after {read}, {round}");
             }
         }
     }
     rooms.finish().await;
 }
 
+/// A literal of a composite type is read while the statement is parsed, before anything of it is run.
+#[tokio::test]
+async fn what_runs_while_a_statement_is_parsed_reaches_nobody_else() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    let client = &daemon.client;
+    client.tenant("acme").await;
+    for sql in [CHECKED, "CREATE TYPE single AS (a checked)"] {
+        client.execute("acme", sql).await.unwrap();
+    }
+    // Not a connection's first statement, which is another way.
+    assert_eq!(client.sql("acme", STATE).await, CLEAN);
+    client.execute("acme", "SELECT '(1)'::public.single").await.unwrap();
+    assert_eq!(client.sql("acme", STATE).await, CLEAN, "after Execute");
+
+    let sql = "SELECT '(2)'::public.single".to_owned();
+    let request = StreamQueryRequest { tenant: "acme".to_owned(), sql, ..StreamQueryRequest::default() };
+    let mut parts = client.query().stream_query(request).await.unwrap().into_inner();
+    while parts.message().await.unwrap().is_some() {}
+    assert_eq!(client.sql("acme", STATE).await, CLEAN, "after StreamQuery");
+
+    let sql = "SELECT '(3)'::public.single".to_owned();
+    let statement = PipelineStatement { tenant: "acme".to_owned(), sql, ..PipelineStatement::default() };
+    let requests = tokio_stream::iter([PipelineRequest { statements: vec![statement] }]);
+    let mut answers = client.query().pipeline(requests).await.unwrap().into_inner();
+    let answer = answers.message().await.unwrap().unwrap().answers.remove(0);
+    assert!(matches!(answer.outcome, Some(Outcome::Result(_))), "{answer:?}");
+    assert!(answers.message().await.unwrap().is_none());
+    assert_eq!(client.sql("acme", STATE).await, CLEAN, "after Pipeline");
+    fleet.stop(daemon).await;
+}
+
 /// The first statement of a connection is not guarded, and cleaned behind instead.
 #[tokio::test]
 async fn what_a_first_statement_leaves_reaches_nobody_else() {
     let rooms = Rooms::new(Spec::default().setting("[router]", "connection_idle_timeout", "\"2s\"")).await;
-    let acme = acme(&rooms).await;
+    let acme = made(&rooms, "acme", &[VIEW, COLUMN]).await;
     let judge = rooms.fleet.judge(&acme.database).await;
     let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' \
                  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
