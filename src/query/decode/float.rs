@@ -163,7 +163,7 @@ mod tests {
         assert_eq!(float4(0.1), "0.1");
     }
 
-    /// As PostgreSQL 15 and 18 write them.
+    /// As PostgreSQL 15 writes them.
     #[test]
     fn numbers_between_others_read_as_postgresql_writes_them() {
         // Halfway to a neighbour with the shortest digits.
