@@ -14,6 +14,7 @@ mod bare;
 mod callers;
 mod fleet;
 mod load;
+mod pipeline;
 mod pooler;
 mod process;
 mod report;

@@ -78,7 +78,7 @@ impl MigrationService for Service {
         let id = OperationId(convert::uuid("rollout_id", &request.get_ref().rollout_id)?);
         // An unknown rollout is an answer of the call, not of its stream.
         self.api.catalog.rollout_get(id).await?;
-        Ok(Response::new(self.answers("watch rollout", ongoing, updates(self.api.catalog.clone(), id))))
+        Ok(Response::new(self.watch("watch rollout", ongoing, updates(self.api.catalog.clone(), id))))
     }
 }
 

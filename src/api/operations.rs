@@ -78,6 +78,6 @@ impl OperationService for Service {
             .operations
             .watch(operation.id)
             .map(|update| Ok(WatchOperationResponse { operation: Some(convert::operation(update?)) }));
-        Ok(Response::new(self.answers("watch operation", ongoing, updates)))
+        Ok(Response::new(self.watch("watch operation", ongoing, updates)))
     }
 }

@@ -1,5 +1,5 @@
-//! Streams of answers. Each runs as a task of the daemon's, inside its span, and ends with the caller, with the drain,
-//! or when there is nothing more to say. Watches that would go on for ever say why they end.
+//! Watches: streams of answers. Each runs as a task of the daemon's, inside its span, and ends with the caller, with the
+//! drain, or when there is nothing more to say.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -32,38 +32,8 @@ struct Bounds {
 pub(super) type Answers<T> = ReceiverStream<Result<T, Status>>;
 
 impl Service {
-    /// Sends what `source` yields, until it ends, or its caller, the caller's rights, or the daemon.
-    pub(super) fn answers<T, S>(&self, name: &'static str, ongoing: Ongoing, source: S) -> Answers<T>
-    where
-        T: Send + 'static,
-        S: Stream<Item = Result<T, Status>> + Send + 'static,
-    {
-        let (sender, receiver) = mpsc::channel(BUFFERED_MAX);
-        let draining = self.draining.clone();
-        self.api.tasks.spawn(name, async move {
-            let (mut source, mut lost) = (pin!(source), pin!(ongoing.lost()));
-            loop {
-                let answer = tokio::select! {
-                    answer = source.next() => answer,
-                    status = &mut lost => {
-                        // Whoever has gone hears nothing.
-                        let _sent = sender.send(Err(status)).await;
-                        return;
-                    }
-                    () = sender.closed() => return,
-                    () = draining.cancelled() => return,
-                };
-                let Some(answer) = answer else { return };
-                if sender.send(answer).await.is_err() {
-                    return;
-                }
-            }
-        });
-        ReceiverStream::new(receiver)
-    }
-
-    /// As [`Service::answers`], for a watch that does not end by itself: its last word says why it ends. A slow caller
-    /// holds up nothing but its own stream.
+    /// Sends what `source` yields until it ends. When something else ends the watch first, its last word says what. A
+    /// slow caller holds up nothing but its own stream.
     pub(super) fn watch<T, S>(&self, name: &'static str, ongoing: Ongoing, source: S) -> Answers<T>
     where
         T: Send + 'static,

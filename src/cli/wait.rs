@@ -73,8 +73,8 @@ impl Reconnect {
         self.attempts = 0;
     }
 
-    /// Waits a little before the next attempt, and says so at the first. A daemon that drains ends its streams early
-    /// and without a status.
+    /// Waits a little before the next attempt, and says so at the first. A stream that is cut off on the way may end
+    /// without a status.
     ///
     /// # Errors
     /// When what broke is not the connection, or the daemon has been away for too long.

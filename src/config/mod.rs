@@ -166,7 +166,7 @@ pub struct RouterConfig {
     pub pools_max: usize,
     /// How long a caller waits at a paused gate.
     pub pause_wait_max: Duration,
-    /// How old the catalog's answers may be.
+    /// How old the catalog's answers may be while it announces no changes.
     pub route_age_max: Duration,
     pub slow_statement_threshold: Duration,
     /// A lease that is held for so long is logged with its holder.

@@ -25,7 +25,7 @@ pub struct Tier {
     pub users_max: u32,
     /// Sites in the license of a new tenant.
     pub sites_max: u32,
-    /// Bytes on disk.
+    /// Bytes on disk. Nothing enforces it.
     pub storage_bytes_max: u64,
 }
 

@@ -19,11 +19,11 @@ const TENANTS_MAX: usize = 1 << 14;
 pub struct TenantStats {
     /// Leases given out.
     pub acquires: u64,
-    /// Callers without a lease of their own: they were served together with the one that had it.
-    pub shared: u64,
     /// Of these, those that had to wait for a connection, and how long all of them waited.
     pub waits: u64,
     pub wait_time: Duration,
+    /// Callers without a lease of their own: they were served together with the one that had it.
+    pub shared: u64,
     /// Connections made, and how long all of them took.
     pub connects: u64,
     pub connect_time: Duration,

@@ -1,4 +1,4 @@
-//! The first statement for a tenant without a pool, whose route and password are unknown yet too, against a bare
+//! The first statement for a tenant without a pool, whose password has not been opened yet either, against a bare
 //! connect and the same statement as the same role. Each tenant is asked once by either side, in turns, after PostgreSQL
 //! has seen its database once.
 

@@ -34,7 +34,7 @@ pub async fn run(stage: &Stage, report: &mut Report) {
     let after = settled(&daemon).await;
     let each = (after - before) / ROUTES as f64;
     let grown = format!("{before:.0} KiB, then {after:.0} KiB");
-    report.line("memory per tenant whose route is known", &grown, "", each, " KiB", Goal::AtMost(16.0));
+    report.line("memory per tenant that was resolved once", &grown, "", each, " KiB", Goal::AtMost(16.0));
 
     // The budget is full of the others' connections before and after.
     query(&channels, &tenants[..POOLS / 2]).await;

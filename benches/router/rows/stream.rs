@@ -2,96 +2,24 @@
 //! their way, to the same table, with as many connections to it. Our callers are tasks of one program that share a few
 //! streams, as a program's are: what is asked meanwhile travels together.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tenantd::proto::v1::pipeline_answer::Outcome;
-use tenantd::proto::v1::query_service_client::QueryServiceClient;
 use tenantd::proto::v1::value::Kind;
-use tenantd::proto::v1::{ExecuteResponse, PipelineRequest, PipelineResponse, PipelineStatement, Value};
-use tokio::sync::{mpsc, oneshot};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tenantd::proto::v1::{PipelineStatement, Value};
 
 use super::execute::{CALLERS, POINT_SELECT};
 use crate::callers::{Channels, single};
 use crate::fleet::Tenant;
 use crate::load::{Caller, Sample, closed_loop, median};
+use crate::pipeline::Pipeline;
 use crate::pooler::{ACCOUNTS, Pooler, accounts, pgbench};
 use crate::report::{Goal, Report, per_second};
 use crate::stage::{POOL_CONNECTIONS_MAX, Stage};
 
-const STREAMS: usize = 2;
+/// As few as a program has.
+pub const STREAMS: usize = 2;
 const PAIRS: usize = 5;
 const SLICE: Duration = Duration::from_secs(3);
-/// The daemon takes so many of one stream at the same moment.
-const BATCH_MAX: usize = 256;
-
-type Answer = Result<ExecuteResponse, String>;
-type Asked = (PipelineStatement, oneshot::Sender<Answer>);
-type Outstanding = Arc<Mutex<HashMap<u64, oneshot::Sender<Answer>>>>;
-
-/// An open stream, for any number of tasks.
-#[derive(Debug, Clone)]
-struct Pipeline {
-    statements: mpsc::Sender<Asked>,
-}
-
-impl Pipeline {
-    async fn open(channels: &Channels, number: usize) -> Self {
-        let (statements, asked) = mpsc::channel(BATCH_MAX);
-        let (requests, outgoing) = mpsc::channel(1);
-        let outstanding = Outstanding::default();
-        tokio::spawn(send(asked, requests, Arc::clone(&outstanding)));
-        let mut client = QueryServiceClient::new(channels.channel(number));
-        let opened = client.pipeline(channels.request(ReceiverStream::new(outgoing))).await;
-        tokio::spawn(receive(opened.unwrap().into_inner(), outstanding));
-        Self { statements }
-    }
-
-    async fn execute(&self, statement: PipelineStatement) -> Answer {
-        let (answer, answered) = oneshot::channel();
-        self.statements.send((statement, answer)).await.map_err(|error| error.to_string())?;
-        answered.await.map_err(|_ended| "the stream has ended".to_owned())?
-    }
-}
-
-/// Puts into one message what was asked while the last one was sent.
-async fn send(mut asked: mpsc::Receiver<Asked>, requests: mpsc::Sender<PipelineRequest>, outstanding: Outstanding) {
-    let mut id = 0;
-    let mut batch = Vec::new();
-    while asked.recv_many(&mut batch, BATCH_MAX).await > 0 {
-        let mut request = PipelineRequest::default();
-        {
-            let mut outstanding = outstanding.lock().unwrap();
-            for (mut statement, answer) in batch.drain(..) {
-                id += 1;
-                statement.id = id;
-                outstanding.insert(id, answer);
-                request.statements.push(statement);
-            }
-        }
-        if requests.send(request).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// Gives each answer to who asked.
-async fn receive(mut answers: Streaming<PipelineResponse>, outstanding: Outstanding) {
-    while let Ok(Some(response)) = answers.message().await {
-        let mut outstanding = outstanding.lock().unwrap();
-        for answer in response.answers {
-            let Some(waiting) = outstanding.remove(&answer.id) else { continue };
-            drop(waiting.send(match answer.outcome {
-                Some(Outcome::Result(result)) => Ok(result),
-                other => Err(format!("{other:?}")),
-            }));
-        }
-    }
-    outstanding.lock().unwrap().clear();
-}
 
 /// Asks for an account.
 struct Selector {

@@ -11,14 +11,17 @@ use std::time::{Duration, Instant};
 use futures_util::{StreamExt as _, stream};
 use tokio_postgres::types::Type;
 
-use super::CHANNELS;
-use crate::callers::{Channels, Querier, single};
+use super::stream::STREAMS;
+use crate::callers::{Channels, single};
 use crate::fleet::{THINGS, Tenant};
 use crate::load::{Caller, Sample, closed_loop, median};
+use crate::pipeline::Pipeline;
 use crate::pooler::{Pooler, Sessions};
 use crate::report::{Goal, Report, per_second};
 use crate::stage::{BUDGET, Stage, connect};
 use crate::zipf::Zipf;
+use tenantd::proto::v1::value::Kind;
+use tenantd::proto::v1::{PipelineStatement, Value};
 
 const CALLERS: usize = 64;
 /// Before each slice. The daemon is a fresh one, and learns whom to keep from what is asked of it (its rates have a
@@ -47,7 +50,7 @@ fn checked(found: Option<&str>, wanted: &str) -> Result<(), String> {
 
 /// Asks the daemon.
 struct Ours {
-    querier: Querier,
+    pipeline: Pipeline,
     tenants: Arc<[Tenant]>,
     zipf: Arc<Zipf>,
 }
@@ -55,8 +58,14 @@ struct Ours {
 impl Caller for Ours {
     async fn call(&mut self) -> Result<(), String> {
         let (number, id, wanted) = wish(&self.tenants, &self.zipf);
-        let answer = self.querier.execute(self.tenants[number].code.as_str(), SQL, id).await;
-        checked(single(&answer.map_err(|status| status.to_string())?).as_deref(), &wanted)
+        let statement = PipelineStatement {
+            tenant: self.tenants[number].code.to_string(),
+            sql: SQL.to_owned(),
+            parameters: vec![Value { kind: Some(Kind::Int64Value(id)) }],
+            omit_columns: true,
+            ..PipelineStatement::default()
+        };
+        checked(single(&self.pipeline.execute(statement).await?).as_deref(), &wanted)
     }
 }
 
@@ -91,12 +100,20 @@ pub async fn run(stage: &Stage, report: &mut Report, count: usize) {
     for _ in 0..PAIRS {
         // Each side gives its connections back before the other begins.
         let daemon = stage.daemon();
-        let channels = Channels::open(daemon.address, &daemon.key, CHANNELS).await;
-        let caller =
-            |number| Ours { querier: channels.querier(number), tenants: Arc::clone(&tenants), zipf: Arc::clone(&zipf) };
+        let channels = Channels::open(daemon.address, &daemon.key, STREAMS).await;
+        let mut pipelines = Vec::new();
+        for number in 0..STREAMS {
+            pipelines.push(Pipeline::open(&channels, number).await);
+        }
+        let caller = |number: usize| Ours {
+            pipeline: pipelines[number % STREAMS].clone(),
+            tenants: Arc::clone(&tenants),
+            zipf: Arc::clone(&zipf),
+        };
         closed_loop((0..CALLERS).map(caller), WARM_UP_OURS).await;
         ours.push(closed_loop((0..CALLERS).map(caller), SLICE).await);
         watch.note_ours();
+        drop(pipelines);
         daemon.process.terminate().await;
 
         let pooler = Arc::new(Pooler::start(stage, 20).await);
