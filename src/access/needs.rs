@@ -42,6 +42,11 @@ impl Needs {
         }
     }
 
+    /// The call has reached what is no single tenant's.
+    pub fn whole_fleet(&mut self) {
+        self.tenants = Scope::All;
+    }
+
     /// The call has used this.
     pub fn permission(&mut self, permission: Permission) {
         if !self.permissions.contains(&permission) {
@@ -81,6 +86,11 @@ mod tests {
         needs.permission(Permission::Administrate);
         needs.check(&wide).unwrap();
         assert!(needs.check(&principal(&[Role::Viewer], Scope::All)).is_err());
+        // Whoever read a database as a whole may not lose any tenant.
+        needs.whole_fleet();
+        needs.tenant(&code("bolt"), &wide);
+        needs.check(&wide).unwrap();
+        assert!(needs.check(&principal(&[Role::Admin], tenants(&["acme", "bolt"]))).is_err());
         let whole = Needs::scope(&wide);
         assert!(whole.check(&principal(&[Role::Admin], tenants(&["acme"]))).is_err());
     }

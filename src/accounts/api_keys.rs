@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::Accounts;
 use super::errors::Error;
-use crate::domain::page::{Page, Paged};
+use crate::domain::page::{BadToken, Page, Paged};
 use crate::domain::permission::Role;
 use crate::domain::principal::Scope;
 use crate::domain::tenant::TenantCode;
@@ -36,7 +36,7 @@ pub struct ApiKey {
 /// A key to note.
 #[derive(Debug, Clone)]
 pub struct NewApiKey<'a> {
-    /// A UUID of version 7.
+    /// A UUID of any version.
     pub id: Uuid,
     pub name: &'a str,
     pub hash: ApiKeyHash,
@@ -56,7 +56,7 @@ impl Accounts {
         Ok(inserted)
     }
 
-    /// Inserts an admin's key, unless there is a usable one already. Of two daemons that start at the same moment, one
+    /// Inserts an admin's key, unless there is a usable one for all tenants already. Of two daemons that start at the same moment, one
     /// gets `None`.
     pub async fn api_key_insert_first_admin(
         &self,
@@ -86,14 +86,23 @@ impl Accounts {
         by_id(&self.session().await?, id).await
     }
 
-    /// Keys, newest first, the revoked ones as well.
+    /// Keys, newest first, the revoked ones as well. Their ids do not say when they were made: clients may choose them.
     pub async fn api_key_list(&self, page: &Page) -> Result<Paged<ApiKey>, Error> {
-        let select = select()
-            .and_where_option(page.after_id()?.map(|id| Expr::col("id").lt(id)))
+        let session = self.session().await?;
+        let mut select = select()
+            .order_by("created_at", Order::Desc)
             .order_by("id", Order::Desc)
             .limit(page.limit())
             .take();
-        let rows = statement::rows(&self.session().await?, &select).await?;
+        if let Some(id) = page.after_id()? {
+            let last = match by_id(&session, id).await {
+                Err(Error::ApiKeyUnknown { id }) => return Err(BadToken(id.to_string()).into()),
+                found => found?,
+            };
+            let key = Expr::tuple([Expr::col("created_at"), Expr::col("id")]);
+            select.and_where(key.lt(Expr::tuple([last.created_at.into(), id.into()])));
+        }
+        let rows = statement::rows(&session, &select).await?;
         let keys = rows.iter().map(read).collect::<Result<_, _>>()?;
         Ok(page.cut(keys, |last| last.id.to_string()))
     }
@@ -111,7 +120,7 @@ impl Accounts {
         revoked.ok_or(Error::ApiKeyUnknown { id })
     }
 
-    /// Whether any key can administrate at `now`.
+    /// Whether any key can administrate the whole fleet at `now`: one that is limited to tenants makes no keys.
     pub async fn admin_key_exists(&self, now: OffsetDateTime) -> Result<bool, Error> {
         admin_exists(&self.session().await?, now).await
     }
@@ -157,6 +166,7 @@ async fn admin_exists(on: &impl Run, now: OffsetDateTime) -> Result<bool, Error>
         .column("id")
         .from("api_keys")
         .and_where(Expr::col("id").in_subquery(admins))
+        .and_where(Expr::col("all_tenants").eq(true))
         .and_where(Expr::col("revoked_at").is_null())
         .and_where(Expr::col("expires_at").is_null().or(Expr::col("expires_at").gt(now)))
         .limit(1)

@@ -1,4 +1,5 @@
-//! AccessService: who calls, and the keys of those who may. A key's secret is in one answer and nowhere else.
+//! AccessService: who calls, and the keys of those who may. A key's secret is in one answer and nowhere else. Whoever
+//! makes a key could make one for any tenant, so keys are for callers whose scope is the whole fleet.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -10,7 +11,7 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::status::BadField;
-use super::{Service, auth, convert, status};
+use super::{Service, auth, convert, scope, status};
 use crate::accounts::{Change, NewApiKey};
 use crate::domain::permission::Role;
 use crate::domain::principal::Scope;
@@ -47,6 +48,7 @@ impl AccessService for Service {
         request: Request<CreateApiKeyRequest>,
     ) -> Result<Response<CreateApiKeyResponse>, Status> {
         let principal = auth::caller(&request)?;
+        scope::whole_fleet(&principal, "making keys")?;
         let message = request.into_inner();
         let wish = Wish::new(&message, OffsetDateTime::now_utc())?;
         if message.validate_only {
@@ -72,6 +74,7 @@ impl AccessService for Service {
         &self,
         request: Request<ListApiKeysRequest>,
     ) -> Result<Response<ListApiKeysResponse>, Status> {
+        scope::whole_fleet(&*auth::caller(&request)?, "the list of keys")?;
         let message = request.into_inner();
         let page = convert::page(message.page_size, message.page_token)?;
         let paged = self.api.accounts.api_key_list(&page).await?;
@@ -85,6 +88,7 @@ impl AccessService for Service {
         &self,
         request: Request<RevokeApiKeyRequest>,
     ) -> Result<Response<RevokeApiKeyResponse>, Status> {
+        scope::whole_fleet(&*auth::caller(&request)?, "revoking keys")?;
         let message = request.into_inner();
         convert::request_id(&message.request_id)?;
         let id = convert::uuid("api_key_id", &message.api_key_id)?;
@@ -110,14 +114,11 @@ struct Wish {
 }
 
 impl Wish {
-    /// Checks every field. A request id of version 7 becomes the key's id, so that the same request, repeated, cannot
-    /// make a second key; its secret cannot be told twice.
+    /// Checks every field. A request id becomes the key's id, so that the same request, repeated, cannot make a second
+    /// key; its secret cannot be told twice.
     fn new(message: &CreateApiKeyRequest, now: OffsetDateTime) -> Result<Self, Status> {
         let mut bad: Vec<BadField> = Vec::new();
-        let request_id = message.request_id.parse::<Uuid>().ok();
-        if request_id.is_none() && !message.request_id.is_empty() {
-            bad.push(("request_id", format!("{:?} is no UUID", message.request_id)));
-        }
+        let request_id = request_id(&message.request_id, &mut bad);
         let name = message.name.trim().to_owned();
         if name.is_empty() || name.chars().count() > NAME_CHARACTERS_MAX {
             bad.push(("name", format!("a key's name has 1 to {NAME_CHARACTERS_MAX} characters")));
@@ -149,7 +150,7 @@ impl Wish {
             return Err(status::invalid(bad));
         }
         Ok(Self {
-            id: request_id.filter(|id| id.get_version_num() == 7).unwrap_or_else(Uuid::now_v7),
+            id: request_id.unwrap_or_else(Uuid::now_v7),
             name,
             roles,
             default_tenant,
@@ -157,6 +158,20 @@ impl Wish {
             expires_at: expires_at.flatten(),
         })
     }
+}
+
+/// None when it is empty, or bad. Anybody may have sent the nil UUID, and forgotten to make one.
+fn request_id(text: &str, bad: &mut Vec<BadField>) -> Option<Uuid> {
+    if text.is_empty() {
+        return None;
+    }
+    let problem = match text.parse::<Uuid>() {
+        Ok(id) if !id.is_nil() => return Some(id),
+        Ok(_nil) => "the nil UUID is no request's own",
+        Err(_) => "it is no UUID",
+    };
+    bad.push(("request_id", format!("{text:?}: {problem}")));
+    None
 }
 
 /// Every text that can be read; the others are bad.
@@ -197,5 +212,15 @@ mod tests {
             details.bad_request().unwrap().field_violations.iter().map(|violation| violation.field.as_str()).collect();
         assert_eq!(fields, ["request_id", "name", "roles", "tenants", "expire_time"]);
         assert_eq!(details.error_info().unwrap().reason, "INVALID_ARGUMENT");
+    }
+
+    #[test]
+    fn a_request_id_is_any_uuid_but_nil() {
+        let mut bad = Vec::new();
+        let id = Uuid::new_v4();
+        assert_eq!(request_id(&id.to_string(), &mut bad), Some(id));
+        assert_eq!((request_id("", &mut bad), bad.len()), (None, 0));
+        assert_eq!(request_id(&Uuid::nil().to_string(), &mut bad), None);
+        assert_eq!(bad.iter().map(|(field, _)| *field).collect::<Vec<_>>(), ["request_id"]);
     }
 }

@@ -4,7 +4,7 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::{Service, auth, convert, scope, status};
-use crate::catalog::Backup;
+use crate::catalog::{Backup, BackupFilter};
 use crate::domain::principal::Principal;
 use crate::operations::RestoreTarget;
 use crate::proto::v1;
@@ -61,10 +61,10 @@ impl BackupService for Service {
             "" => None,
             tenant => Some(self.tenant_in_scope(&principal, tenant).await?.id),
         };
-        let paged = self.api.catalog.backup_list(&page, tenant).await?;
-        let seen = paged.rows.into_iter().filter(|backup| principal.reaches(&backup.tenant_code));
+        let filter = BackupFilter { codes: principal.scope.codes(), tenant };
+        let paged = self.api.catalog.backup_list(&page, &filter).await?;
         Ok(Response::new(ListBackupsResponse {
-            backups: seen.map(|backup| self.backup(&backup)).collect(),
+            backups: paged.rows.iter().map(|backup| self.backup(backup)).collect(),
             next_page_token: paged.next.unwrap_or_default(),
         }))
     }

@@ -105,9 +105,11 @@ impl Ongoing {
         needs.tenant(tenant, principal);
     }
 
-    /// The stream has used a permission beside its method's.
-    pub(super) fn used(&self, permission: Permission) {
-        self.state().needs.permission(permission);
+    /// The stream has used a permission beside its method's, on what is no single tenant's.
+    pub(super) fn used_on_fleet(&self, permission: Permission) {
+        let needs = &mut self.state().needs;
+        needs.permission(permission);
+        needs.whole_fleet();
     }
 
     /// Resolves once the caller may not go on, with what it is told.

@@ -11,8 +11,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::ongoing::Ongoing;
-use super::{Service, auth, status};
+use super::{Service, auth, scope, status};
 use crate::domain::permission::Permission;
+use crate::domain::principal::Principal;
 use crate::domain::route::Route;
 use crate::proto::v1::query_service_server::QueryService;
 use crate::proto::v1::{
@@ -35,20 +36,26 @@ enum Place {
 
 impl Service {
     /// The place that a call means, if its caller may go there.
-    async fn place<T>(&self, request: &Request<T>, target: Target, tenant: &str) -> Result<Place, Status> {
+    async fn place<T>(
+        &self,
+        principal: &Principal,
+        request: &Request<T>,
+        target: Target,
+        tenant: &str,
+    ) -> Result<Place, Status> {
         let whole = match target {
-            Target::Unspecified => {
-                return Ok(Place::Tenant(self.located(request, super::routes::reference(tenant)?).await?));
-            }
-            Target::TenantShared => {
-                return Ok(Place::TenantShared(self.located(request, super::routes::reference(tenant)?).await?.route));
+            Target::Unspecified | Target::TenantShared => {
+                let fresh = self.located_for(principal, request, super::routes::reference(tenant)?).await?;
+                let is_shared = target == Target::TenantShared;
+                return Ok(if is_shared { Place::TenantShared(fresh.route) } else { Place::Tenant(fresh) });
             }
             Target::Shared => Whole::Shared,
             Target::Auth => Whole::Auth,
         };
-        if !auth::caller(request)?.may(Permission::Administrate) {
+        if !principal.may(Permission::Administrate) {
             return Err(status::denied("only administrators read the daemon's own databases as a whole"));
         }
+        scope::whole_fleet(principal, "a database of the daemon's own as a whole")?;
         if !tenant.is_empty() {
             let problem = "the daemon's own databases as a whole are no tenant's; leave it empty".to_owned();
             return Err(status::invalid(vec![("tenant", problem)]));
@@ -74,10 +81,10 @@ impl Service {
         tenant: &str,
         deadline: Instant,
     ) -> Result<Session, Status> {
-        let place = self.place(request, target, tenant).await?;
+        let place = self.place(&ongoing.principal(), request, target, tenant).await?;
         match &place {
             Place::Tenant(Fresh { route, .. }) | Place::TenantShared(route) => ongoing.reached(&route.code),
-            Place::Whole(_) => ongoing.used(Permission::Administrate),
+            Place::Whole(_) => ongoing.used_on_fleet(Permission::Administrate),
         }
         self.session(&ongoing.holder(), &place, deadline).await
     }
@@ -92,9 +99,9 @@ impl QueryService for Service {
     async fn execute(&self, request: Request<ExecuteRequest>) -> Result<Response<ExecuteResponse>, Status> {
         let (message, principal) = (request.get_ref(), auth::caller(&request)?);
         let user = user(&principal, &message.user_id)?;
-        let holder = Holder { principal: Some(principal), method: "Execute" };
         let deadline = auth::call_deadline(&request);
-        let place = self.place(&request, message.target(), &message.tenant).await?;
+        let place = self.place(&principal, &request, message.target(), &message.tenant).await?;
+        let holder = Holder { principal: Some(principal), method: "Execute" };
         let statement = Execute {
             sql: &message.sql,
             parameters: &message.parameters,

@@ -31,15 +31,6 @@ use crate::router::{self, Mark, RouteEvent, url};
 const TENANT_METADATA: &str = "x-tenant-id";
 
 impl Service {
-    /// The route of the tenant that the call means, if the caller may reach it.
-    pub(super) async fn located<T>(
-        &self,
-        request: &Request<T>,
-        explicit: Option<Selector>,
-    ) -> Result<router::Fresh, Status> {
-        self.located_for(&*auth::caller(request)?, request, explicit).await
-    }
-
     /// The same route for the caller of a stream as it is by now.
     pub(super) async fn route_of<T>(
         &self,
@@ -52,7 +43,8 @@ impl Service {
         Ok(route)
     }
 
-    async fn located_for<T>(
+    /// The route of the tenant that the call means, if this caller may reach it.
+    pub(super) async fn located_for<T>(
         &self,
         principal: &Principal,
         request: &Request<T>,
@@ -166,11 +158,12 @@ impl RouterService for Service {
             Some(Wanted::Code(code)) => Some(Selector::code(code)?),
             Some(Wanted::Host(host)) => Some(Selector::host(host)?),
         };
+        let principal = auth::caller(&request)?;
         let include_credentials = request.get_ref().include_credentials;
-        if include_credentials && !auth::caller(&request)?.may(Permission::SeeCredentials) {
+        if include_credentials && !principal.may(Permission::SeeCredentials) {
             return Err(status::denied("this caller may not see credentials"));
         }
-        let router::Fresh { route, stale, .. } = self.located(&request, explicit).await?;
+        let router::Fresh { route, stale, .. } = self.located_for(&principal, &request, explicit).await?;
         let server = self.api.config.server(&route.server).ok_or_else(|| {
             status::internal(&router::Error::ServerUnknown { tenant: route.code.clone(), server: route.server.clone() })
         })?;

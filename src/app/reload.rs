@@ -45,7 +45,7 @@ impl Reload {
     }
 
     fn apply(&self, config: Config) {
-        let waiting = self.waiting_for_restart(&config);
+        let waiting = self.started.waiting_for_restart(&config);
         if !waiting.is_empty() {
             tracing::warn!(settings = waiting.join(", "), "these settings changed and count only after a restart");
         }
@@ -56,35 +56,5 @@ impl Reload {
         }
         self.live.replace(config.limits);
         tracing::info!("the configuration was read again; its limits count from now on");
-    }
-
-    /// The settings that differ from those that the daemon was started with and cannot change while it runs.
-    fn waiting_for_restart(&self, new: &Config) -> Vec<&'static str> {
-        let old = &*self.started;
-        let servers = |config: &Config| -> Vec<_> {
-            let place = |server: &config::ServerConfig| {
-                let address = (server.name.clone(), server.host.clone(), server.port);
-                (address, server.tls, server.ca_file.clone(), server.connects_parallel_max)
-            };
-            config.servers.iter().map(place).collect()
-        };
-        let differences = [
-            ("prefix", old.naming.prefix() != new.naming.prefix()),
-            ("instance", old.instance != new.instance),
-            ("shares", old.shares != new.shares),
-            ("listen", old.listen != new.listen),
-            ("tls", old.tls != new.tls),
-            ("access", old.access != new.access),
-            ("spool_dir", old.spool_dir != new.spool_dir),
-            ("tenant_migrations_dir", old.tenant_migrations_dir != new.tenant_migrations_dir),
-            ("catalog_server", old.catalog_server != new.catalog_server),
-            ("servers", servers(old) != servers(new)),
-            ("store", old.store.bucket != new.store.bucket || old.store.endpoint != new.store.endpoint),
-            ("operations", old.operations != new.operations),
-            ("migrator", old.migrator != new.migrator),
-            ("backup", old.backup != new.backup),
-            ("drain_timeout", old.drain_timeout != new.drain_timeout),
-        ];
-        differences.into_iter().filter(|(_, differs)| *differs).map(|(name, _)| name).collect()
     }
 }

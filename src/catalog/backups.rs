@@ -1,12 +1,15 @@
 //! Backups, and the databases that a restore has replaced. A row in state RUNNING is no backup yet: it says which
 //! objects and which upload must go when its operation fails.
 
+use std::collections::BTreeSet;
+
 use sea_query::{Asterisk, Expr, ExprTrait as _, OnConflict, Order, Query, SelectStatement};
 use time::OffsetDateTime;
 use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::errors::Error;
+use super::tenants::among;
 use super::{Catalog, Txn};
 use crate::domain::backup::{BackupKeys, BackupState, Manifest};
 use crate::domain::operation::OperationId;
@@ -32,6 +35,14 @@ pub struct Backup {
     pub created_at: OffsetDateTime,
     pub completed_at: Option<OffsetDateTime>,
     pub verified_at: Option<OffsetDateTime>,
+}
+
+/// Which backups to list. By default all.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct BackupFilter<'a> {
+    /// Only those of these tenants.
+    pub codes: Option<&'a BTreeSet<TenantCode>>,
+    pub tenant: Option<TenantId>,
 }
 
 /// A backup to begin.
@@ -124,11 +135,12 @@ impl Catalog {
         row.as_ref().map_or_else(|| Err(Error::BackupUnknown { id }), read)
     }
 
-    /// Complete backups, newest first; of one tenant, or of all.
-    pub async fn backup_list(&self, page: &Page, tenant: Option<TenantId>) -> Result<Paged<Backup>, Error> {
+    /// Complete backups, newest first.
+    pub async fn backup_list(&self, page: &Page, filter: &BackupFilter<'_>) -> Result<Paged<Backup>, Error> {
         let select = select()
             .and_where(Expr::col("state").eq(BackupState::Complete.name()))
-            .and_where_option(tenant.map(|tenant| Expr::col("tenant_id").eq(tenant.0)))
+            .and_where_option(filter.codes.map(|codes| among("tenant_code", codes)))
+            .and_where_option(filter.tenant.map(|tenant| Expr::col("tenant_id").eq(tenant.0)))
             .and_where_option(page.after_id()?.map(|id| Expr::col("id").lt(id)))
             .order_by("id", Order::Desc)
             .limit(page.limit())

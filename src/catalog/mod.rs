@@ -20,7 +20,7 @@ mod targets;
 mod tenant_changes;
 mod tenants;
 
-pub use backups::{Backup, NewBackup, RetiredDatabase};
+pub use backups::{Backup, BackupFilter, NewBackup, RetiredDatabase};
 pub use credentials::{Secret, TenantSecret};
 pub use errors::Error;
 pub use operations::{

@@ -3,6 +3,7 @@
 //! A claim is a lease and a fence. The fence grows with every claim, and whoever writes for an operation names the
 //! fence of its claim: with an old one nothing is written, and the answer is [`Error::ClaimLost`].
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use sea_query::{
@@ -16,6 +17,7 @@ use uuid::Uuid;
 use super::errors::Error;
 use super::fence::claimed;
 use super::steps::{self, OperationStep};
+use super::tenants::among;
 use super::{Catalog, Txn};
 use crate::domain::operation::{OperationId, OperationKind, OperationState};
 use crate::domain::page::{Page, Paged};
@@ -101,7 +103,9 @@ pub struct OperationEnd {
 
 /// Which operations to list.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct OperationFilter {
+pub struct OperationFilter<'a> {
+    /// Only those on these tenants, and none on the fleet.
+    pub codes: Option<&'a BTreeSet<TenantCode>>,
     pub tenant: Option<TenantId>,
     pub kind: Option<OperationKind>,
     pub state: Option<OperationState>,
@@ -246,8 +250,9 @@ impl Catalog {
     }
 
     /// Operations without their steps, newest first.
-    pub async fn operation_list(&self, page: &Page, filter: &OperationFilter) -> Result<Paged<Operation>, Error> {
+    pub async fn operation_list(&self, page: &Page, filter: &OperationFilter<'_>) -> Result<Paged<Operation>, Error> {
         let select = select()
+            .and_where_option(filter.codes.map(|codes| among("tenant_code", codes)))
             .and_where_option(filter.tenant.map(|tenant| Expr::col("tenant_id").eq(tenant.0)))
             .and_where_option(filter.kind.map(|kind| Expr::col("kind").eq(kind.name())))
             .and_where_option(filter.state.map(|state| Expr::col("state").eq(state.name())))

@@ -14,7 +14,7 @@ use tokio_postgres::Notification;
 
 use super::credentials::{TenantSecret, tenant_secrets};
 use super::errors::Error;
-use super::tenants::{read, select};
+use super::tenants::{among, read, select};
 use super::{CHANNEL, Catalog, Txn};
 use crate::domain::lifecycle::TenantState;
 use crate::domain::route::{Position, Route};
@@ -181,7 +181,7 @@ async fn routes_page(
         page.and_where(Expr::col("id").gt(after.0));
     }
     if let Some(codes) = codes {
-        page.and_where(Expr::col("code").is_in(codes.iter().map(TenantCode::as_str)));
+        page.and_where(among("code", codes));
     }
     statement::rows(on, &page).await?.iter().map(|row| Ok(read(row)?.into_route())).collect()
 }

@@ -1,6 +1,6 @@
 //! Tenants as they are: lookups by id, code and host, and lists. Changes are in `tenant_changes`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sea_query::{Asterisk, Expr, ExprTrait as _, Order, Query, ReturningClause, SelectStatement};
 use serde_json::Value;
@@ -119,8 +119,10 @@ pub struct NewLicense {
 
 /// Which tenants to list. By default all that are not purged.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct TenantFilter {
+pub struct TenantFilter<'a> {
     pub state: Option<TenantState>,
+    /// Only these. Whoever may see only some hears of no others by the pages' tokens either.
+    pub codes: Option<&'a BTreeSet<TenantCode>>,
 }
 
 impl Catalog {
@@ -157,11 +159,12 @@ impl Catalog {
     }
 
     /// Tenants by code.
-    pub async fn tenant_list(&self, page: &Page, filter: &TenantFilter) -> Result<Paged<Tenant>, Error> {
+    pub async fn tenant_list(&self, page: &Page, filter: &TenantFilter<'_>) -> Result<Paged<Tenant>, Error> {
         let of_state = filter.state.map_or_else(not_purged, |state| Expr::col("state").eq(state.name()));
         // Codes are unique but for purged tenants, which is why the id belongs to the key.
         let mut select = select()
             .and_where(of_state)
+            .and_where_option(filter.codes.map(|codes| among("code", codes)))
             .order_by("code", Order::Asc)
             .order_by("id", Order::Asc)
             .limit(page.limit())
@@ -183,6 +186,11 @@ impl Catalog {
         let select = select().and_where(not_purged()).order_by("code", Order::Asc).take();
         statement::rows(&self.session().await?, &select).await?.iter().map(read).collect()
     }
+}
+
+/// The rows of these tenants, by the column that has the code.
+pub(super) fn among(column: &'static str, codes: &BTreeSet<TenantCode>) -> Expr {
+    Expr::col(column).is_in(codes.iter().map(TenantCode::as_str))
 }
 
 /// The tenant as the caller's transaction sees it.

@@ -1,13 +1,14 @@
-//! The way to the daemon: one channel, and on each call the caller's key.
+//! The way to the daemon: one channel, which may show a certificate, and on each call the caller's key, if it has one.
 
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Request, Status};
 
 use super::error::{Error, sources};
@@ -28,7 +29,7 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_mins(1);
 /// A result of 10,000 wide rows is larger than the usual 4 MiB.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
-/// A channel that shows the caller's key.
+/// A channel that shows the caller's key, if there is one.
 pub type Keyed = InterceptedService<Channel, Key>;
 
 /// A connection to one daemon. Cheap to clone.
@@ -37,24 +38,27 @@ pub struct Connection {
     channel: Keyed,
 }
 
-/// Puts `authorization: Bearer <key>` on each call.
+/// Puts `authorization: Bearer <key>` on each call, or nothing.
 #[derive(Debug, Clone)]
-pub struct Key(MetadataValue<Ascii>);
+pub struct Key(Option<MetadataValue<Ascii>>);
 
 impl Interceptor for Key {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request.metadata_mut().insert("authorization", self.0.clone());
+        if let Some(header) = &self.0 {
+            request.metadata_mut().insert("authorization", header.clone());
+        }
         Ok(request)
     }
 }
 
 impl Key {
-    fn new(key: &SecretString) -> Result<Self, Error> {
+    fn new(key: Option<&SecretString>) -> Result<Self, Error> {
+        let Some(key) = key else { return Ok(Self(None)) };
         let header = format!("Bearer {}", key.expose_secret());
         let mut header: MetadataValue<Ascii> =
             header.parse().map_err(|_| Error::Usage("the key has characters in it that no key has".to_owned()))?;
         header.set_sensitive(true);
-        Ok(Self(header))
+        Ok(Self(Some(header)))
     }
 }
 
@@ -81,7 +85,7 @@ clients! {
 impl Connection {
     /// Connects, or says why not.
     pub async fn open(config: &ClientConfig) -> Result<Self, Error> {
-        let key = Key::new(&config.key)?;
+        let key = Key::new(config.key.as_ref())?;
         let channel = endpoint(config)?.connect().await.map_err(|error| Error::Unreachable {
             endpoint: config.endpoint.clone(),
             cause: sources(&error).last().unwrap_or_else(|| error.to_string()),
@@ -104,13 +108,14 @@ fn endpoint(config: &ClientConfig) -> Result<Endpoint, Error> {
     if !config.endpoint.starts_with("https:") {
         return Ok(endpoint);
     }
-    let tls = match &config.ca_file {
-        Some(path) => {
-            let pem = fs::read(path).map_err(|source| Error::Input { path: path.clone(), source })?;
-            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem))
-        }
+    let read = |path: &Path| fs::read(path).map_err(|source| Error::Input { path: path.to_owned(), source });
+    let mut tls = match &config.ca_file {
+        Some(path) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(path)?)),
         None => ClientTlsConfig::new().with_native_roots(),
     };
+    if let Some(own) = &config.certificate {
+        tls = tls.identity(Identity::from_pem(read(&own.certificate_file)?, read(&own.key_file)?));
+    }
     endpoint.tls_config(tls).map_err(unusable)
 }
 

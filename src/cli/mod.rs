@@ -66,7 +66,7 @@ struct Global {
     /// A file with an API key in it.
     #[arg(long, global = true, value_name = "FILE")]
     key_file: Option<PathBuf>,
-    /// A file with endpoint and key, instead of ./.tenantd/client.toml or ~/.config/tenantd/client.toml.
+    /// A file with endpoint, key and certificate, instead of ./.tenantd/client.toml or ~/.config/tenantd/client.toml.
     #[arg(long, global = true, value_name = "FILE", env = "TENANTD_CLIENT_CONFIG")]
     client_config: Option<PathBuf>,
     /// How results are written.

@@ -1,14 +1,13 @@
-//! Where a client finds the daemon, and the key that it shows: flags first, then the first client file that there is.
-//! A key from a file is only ever sent to the endpoint that the same file names.
+//! Where a client finds the daemon, and what it shows there, a key, a certificate or both: flags first, then the first
+//! client file that there is. What a file has to show is only ever shown to the endpoint that the same file names.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
-use super::files::read_private;
+use super::files::{check_private, read_private};
 
 /// Looked for in this order when no file is named.
 const FILE_HERE: &str = ".tenantd/client.toml";
@@ -28,9 +27,18 @@ pub struct ClientFlags {
 pub struct ClientConfig {
     /// As `http://127.0.0.1:7432`.
     pub endpoint: String,
-    pub key: SecretString,
+    /// There is a certificate when there is none.
+    pub key: Option<SecretString>,
     /// Roots to trust instead of the system's, in PEM.
     pub ca_file: Option<PathBuf>,
+    pub certificate: Option<ClientCertificate>,
+}
+
+/// The client's own certificate with what it was signed by, and its key, which only its owner may read. In PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    pub certificate_file: PathBuf,
+    pub key_file: PathBuf,
 }
 
 /// Why there is no usable pair of endpoint and key.
@@ -66,6 +74,9 @@ struct Written {
     key_file: Option<PathBuf>,
     /// Relative to this file.
     ca_file: Option<PathBuf>,
+    /// Both or neither; relative to this file.
+    client_certificate_file: Option<PathBuf>,
+    client_key_file: Option<PathBuf>,
 }
 
 impl ClientConfig {
@@ -77,8 +88,9 @@ impl ClientConfig {
             _ => file_find(flags)?,
         };
         let config = match (flags.endpoint.clone(), key, file) {
-            (Some(endpoint), Some(key), file) => {
-                Self { endpoint, key, ca_file: file.and_then(|(path, file)| beside(&path, file.ca_file)) }
+            (Some(endpoint), Some(key), None) => Self { endpoint, key: Some(key), ca_file: None, certificate: None },
+            (Some(endpoint), Some(key), Some((path, file))) if endpoint != file.endpoint => {
+                Self { endpoint, key: Some(key), ca_file: beside(&path, file.ca_file), certificate: None }
             }
             (Some(endpoint), None, None) => return Err(Error::KeyMissing { endpoint }),
             (Some(endpoint), None, Some((path, file))) if endpoint != file.endpoint => {
@@ -88,31 +100,53 @@ impl ClientConfig {
                 drop(key);
                 return Err(nowhere());
             }
-            (_, Some(key), Some((path, file))) => {
-                Self { endpoint: file.endpoint, key, ca_file: beside(&path, file.ca_file) }
-            }
-            (_, None, Some((path, file))) => file.into_config(&path)?,
+            (_, key, Some((path, file))) => file.into_config(&path, key)?,
         };
         if is_safe(&config.endpoint) { Ok(config) } else { Err(Error::Endpoint { endpoint: config.endpoint }) }
     }
 
     /// As a client file has it. It has the key in it: write it with [`super::write_private`].
     pub fn to_toml(&self) -> String {
-        let ca_file = self.ca_file.as_ref().map(|file| format!("ca_file = {:?}\n", file.display().to_string()));
-        format!("endpoint = {:?}\nkey = {:?}\n{}", self.endpoint, self.key.expose_secret(), ca_file.unwrap_or_default())
+        let certificate = self.certificate.as_ref();
+        let files = [
+            ("ca_file", self.ca_file.as_ref()),
+            ("client_certificate_file", certificate.map(|certificate| &certificate.certificate_file)),
+            ("client_key_file", certificate.map(|certificate| &certificate.key_file)),
+        ];
+        let mut text = format!("endpoint = {:?}\n", self.endpoint);
+        text.extend(self.key.iter().map(|key| format!("key = {:?}\n", key.expose_secret())));
+        let files = files.into_iter().filter_map(|(name, file)| Some((name, file?.display().to_string())));
+        text.extend(files.map(|(name, file)| format!("{name} = {file:?}\n")));
+        text
     }
 }
 
 impl Written {
-    fn into_config(self, path: &Path) -> Result<ClientConfig, Error> {
+    /// `key` is one that counts more than the file's.
+    fn into_config(self, path: &Path, key: Option<SecretString>) -> Result<ClientConfig, Error> {
         let problem = |problem: &str| Error::File { path: path.to_owned(), problem: problem.to_owned() };
-        let key = match (self.key, beside(path, self.key_file)) {
-            (Some(key), None) => key,
-            (None, Some(key_file)) => key_read(&key_file)?,
-            (Some(_), Some(_)) => return Err(problem("it has both key and key_file; keep one")),
-            (None, None) => return Err(problem("it has neither key nor key_file; add one")),
+        let certificate = match (beside(path, self.client_certificate_file), beside(path, self.client_key_file)) {
+            (Some(certificate_file), Some(key_file)) => Some(ClientCertificate { certificate_file, key_file }),
+            (None, None) => None,
+            (Some(_), None) => return Err(problem("it has client_certificate_file without client_key_file; add it")),
+            (None, Some(_)) => return Err(problem("it has client_key_file without client_certificate_file; add it")),
         };
-        Ok(ClientConfig { endpoint: self.endpoint, key, ca_file: beside(path, self.ca_file) })
+        if let Some(certificate) = &certificate {
+            private(&certificate.key_file)?;
+            if !self.endpoint.starts_with("https:") {
+                return Err(problem("it has client_certificate_file, and its endpoint is not https: nothing would be shown there"));
+            }
+        }
+        let key = match (key, self.key, beside(path, self.key_file)) {
+            (Some(key), ..) | (None, Some(key), None) => Some(key),
+            (None, None, Some(key_file)) => Some(key_read(&key_file)?),
+            (None, Some(_), Some(_)) => return Err(problem("it has both key and key_file; keep one")),
+            (None, None, None) if certificate.is_some() => None,
+            (None, None, None) => {
+                return Err(problem("it has nothing to show: no key, no key_file, no client_certificate_file; add one"));
+            }
+        };
+        Ok(ClientConfig { endpoint: self.endpoint, key, ca_file: beside(path, self.ca_file), certificate })
     }
 }
 
@@ -141,13 +175,15 @@ fn beside(path: &Path, file: Option<PathBuf>) -> Option<PathBuf> {
     file.map(|file| path.parent().unwrap_or(Path::new(".")).join(file))
 }
 
+/// Refuses a key's file that others can read.
+fn private(path: &Path) -> Result<(), Error> {
+    check_private(path).map_err(|problem| Error::KeyFile { path: path.to_owned(), problem })
+}
+
 /// A file with nothing but a key in it, which only its owner may read.
 fn key_read(path: &Path) -> Result<SecretString, Error> {
     let fail = |problem: String| Error::KeyFile { path: path.to_owned(), problem };
-    let mode = fs::metadata(path).map_err(|error| fail(error.to_string()))?.permissions().mode();
-    if mode & 0o077 != 0 {
-        return Err(fail(format!("others can read it (mode {:o}); run chmod 600", mode & 0o777)));
-    }
+    private(path)?;
     let text = fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
     let key = text.trim();
     if key.is_empty() || key.contains(char::is_whitespace) {
@@ -171,6 +207,8 @@ fn is_safe(endpoint: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
     use crate::config::write_private;
 
@@ -187,15 +225,85 @@ mod tests {
 
     #[test]
     fn a_file_that_was_written_reads_back() {
-        let config = ClientConfig {
-            endpoint: "http://127.0.0.1:7432".to_owned(),
-            key: SecretString::from("tnd_x"),
-            ca_file: None,
-        };
-        let (_directory, path) = file(&config.to_toml());
+        let (directory, path) = file("");
+        let key_file = directory.path().join("laptop.key");
+        write_private(&key_file, "PEM").unwrap();
+        let certificate = ClientCertificate { certificate_file: directory.path().join("laptop.pem"), key_file };
+        for key in [Some("tnd_x"), None] {
+            let config = ClientConfig {
+                endpoint: "https://db.example.com:7432".to_owned(),
+                key: key.map(SecretString::from),
+                ca_file: Some(directory.path().join("ca.pem")),
+                certificate: Some(certificate.clone()),
+            };
+            fs::write(&path, config.to_toml()).unwrap();
+            let found = ClientConfig::find(&flags(None, &path)).unwrap();
+            assert_eq!((&found.endpoint, &found.ca_file), (&config.endpoint, &config.ca_file));
+            assert_eq!(found.certificate.as_ref(), Some(&certificate));
+            assert_eq!(found.key.as_ref().map(SecretString::expose_secret), key);
+        }
+    }
+
+    const WITH_CERTIFICATE: &str = "endpoint = \"https://db.example.com:7432\"
+        client_certificate_file = \"tls/laptop.pem\"
+        client_key_file = \"tls/laptop.key\"
+    ";
+
+    /// A directory with a client file that has a certificate, and its key.
+    fn certified(text: &str) -> (tempfile::TempDir, PathBuf) {
+        let (directory, path) = file(text);
+        fs::create_dir(directory.path().join("tls")).unwrap();
+        write_private(&directory.path().join("tls/laptop.key"), "PEM").unwrap();
+        (directory, path)
+    }
+
+    #[test]
+    fn a_certificate_lies_beside_its_file_and_needs_no_key() {
+        let (directory, path) = certified(WITH_CERTIFICATE);
         let found = ClientConfig::find(&flags(None, &path)).unwrap();
-        assert_eq!(found.endpoint, config.endpoint);
-        assert_eq!(found.key.expose_secret(), "tnd_x");
+        let certificate_file = directory.path().join("tls/laptop.pem");
+        let key_file = directory.path().join("tls/laptop.key");
+        assert_eq!(found.certificate, Some(ClientCertificate { certificate_file, key_file: key_file.clone() }));
+        assert!(found.key.is_none());
+
+        fs::set_permissions(&key_file, fs::Permissions::from_mode(0o640)).unwrap();
+        let text = ClientConfig::find(&flags(None, &path)).unwrap_err().to_string();
+        assert!(text.contains("tls/laptop.key") && text.contains("chmod 600"), "{text}");
+    }
+
+    #[test]
+    fn half_a_certificate_and_one_in_clear_are_refused() {
+        for (text, explanation) in [
+            (WITH_CERTIFICATE.replace("client_key_file = \"tls/laptop.key\"", ""), "without client_key_file"),
+            (
+                WITH_CERTIFICATE.replace("client_certificate_file = \"tls/laptop.pem\"", "key = \"tnd_x\""),
+                "without client_certificate_file",
+            ),
+            (WITH_CERTIFICATE.replace("https://db.example.com", "http://localhost"), "not https"),
+            ("endpoint = \"https://db.example.com:7432\"".to_owned(), "nothing to show"),
+        ] {
+            let (_directory, path) = certified(&text);
+            let error = ClientConfig::find(&flags(None, &path)).unwrap_err().to_string();
+            assert!(error.contains(explanation), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_stays_with_its_endpoint() {
+        let (directory, path) = certified(WITH_CERTIFICATE);
+        let key_file = directory.path().join("key");
+        write_private(&key_file, "tnd_x").unwrap();
+        let at = |endpoint: Option<&str>| {
+            let flags = ClientFlags { key_file: Some(key_file.clone()), ..flags(endpoint, &path) };
+            ClientConfig::find(&flags).unwrap()
+        };
+        for own in [at(None), at(Some("https://db.example.com:7432"))] {
+            assert!(own.certificate.is_some());
+            assert_eq!(own.key.as_ref().map(SecretString::expose_secret), Some("tnd_x"));
+        }
+        assert_eq!(at(Some("https://elsewhere:1")).certificate, None);
+        let error = ClientConfig::find(&flags(Some("https://elsewhere:1"), &path)).unwrap_err();
+        assert!(matches!(error, Error::ForeignKey { .. }), "{error}");
     }
 
     #[test]

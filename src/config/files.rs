@@ -84,11 +84,17 @@ impl Keys {
     }
 }
 
-pub(super) fn read_private<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, String> {
-    let mode = fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?.permissions().mode();
-    if mode & 0o077 != 0 {
-        return Err(format!("{}: others can read it (mode {:o}); run chmod 600", path.display(), mode & 0o777));
+/// Refuses a file that others can read. The problem does not name it.
+pub(super) fn check_private(path: &Path) -> Result<(), String> {
+    let mode = fs::metadata(path).map_err(|error| error.to_string())?.permissions().mode();
+    if mode & 0o077 == 0 {
+        return Ok(());
     }
+    Err(format!("others can read it (mode {:o}); run chmod 600", mode & 0o777))
+}
+
+pub(super) fn read_private<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, String> {
+    check_private(path).map_err(|problem| format!("{}: {problem}", path.display()))?;
     let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
     // The parser's message would quote the offending line, and with it a secret.
     let place = |error: &figment::Error| error.path.join(".");

@@ -2,6 +2,7 @@
 //! (every problem is named at once), and passed down. Nobody else reads the environment.
 
 mod access;
+mod changes;
 pub mod client;
 mod duration;
 mod files;

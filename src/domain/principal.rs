@@ -27,6 +27,16 @@ pub enum Scope {
     Tenants(BTreeSet<TenantCode>),
 }
 
+impl Scope {
+    /// The tenants one by one; `None` for all.
+    pub fn codes(&self) -> Option<&BTreeSet<TenantCode>> {
+        match self {
+            Self::All => None,
+            Self::Tenants(codes) => Some(codes),
+        }
+    }
+}
+
 impl Principal {
     /// A caller that is no user and has no default tenant.
     pub fn new(name: impl Into<String>, roles: BTreeSet<Role>, scope: Scope) -> Self {

@@ -2,6 +2,10 @@
 //!
 //! Nothing is queued for a reader. Changes come from the ring that the feed fills for everybody; a reader that is not
 //! where the ring is, because it was slow or has just begun, reads from the catalog what it has missed.
+//!
+//! A reader is told that nothing has changed only while the feed hears the catalog. When it does not by the time that a
+//! word is due, the watch ends: no reader takes an old table for a current one for longer than [`QUIET_MAX`], and an
+//! interruption that is over by then ends nothing.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,7 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::error::Error;
@@ -20,7 +24,7 @@ use crate::domain::principal::Scope;
 use crate::domain::route::{Position, Route};
 use crate::domain::tenant::{TenantCode, TenantId};
 
-/// A reader hears something so often, if only how far the catalog is.
+/// A reader hears something so often, if only how far the catalog is. Changes that it may not see are no word to it.
 const QUIET_MAX: Duration = Duration::from_secs(15);
 
 /// A place in the sequence of one catalog's revisions.
@@ -50,6 +54,8 @@ pub struct RouteWatch {
     batches: broadcast::Receiver<Arc<Batch>>,
     mark: Mark,
     state: State,
+    /// When the next word is due; set once the reader has taken the last one.
+    due: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -72,29 +78,36 @@ impl Router {
         // Before the position is read, so that nothing lies between.
         let batches = self.0.routes.batches.subscribe();
         let position = self.0.shared.catalog.position().await.map_err(told)?;
-        let codes = match scope {
-            Scope::All => None,
-            Scope::Tenants(codes) => Some(codes.clone()),
-        };
+        let codes = scope.codes().cloned();
         let now = Mark { catalog_id: position.catalog_id, revision: position.revision };
         let (mark, state) = match since {
             None => (now, State::Snapshot { after: None }),
             Some(since) if since.catalog_id == now.catalog_id => (since, State::Behind),
             Some(since) => return Err(unknown(since, position)),
         };
-        Ok(RouteWatch { inner: Arc::clone(&self.0), codes, batches, mark, state })
+        Ok(RouteWatch { inner: Arc::clone(&self.0), codes, batches, mark, state, due: None })
     }
 }
 
 impl RouteWatch {
     /// What comes next; waits for it, but never for long.
+    ///
+    /// # Errors
+    /// Among others [`Error::CatalogAway`], when nobody can say whether something has changed.
     pub async fn next(&mut self) -> Result<RouteEvent, Error> {
+        let due = *self.due.get_or_insert_with(|| Instant::now() + QUIET_MAX);
+        let event = self.event(due).await?;
+        self.due = None;
+        Ok(event)
+    }
+
+    async fn event(&mut self, due: Instant) -> Result<RouteEvent, Error> {
         loop {
             let changes = match self.state {
                 State::Snapshot { after } => return self.snapshot(after).await,
                 State::Behind => self.catch_up().await?,
-                State::Following => match timeout(QUIET_MAX, self.batches.recv()).await {
-                    Err(_elapsed) => return Ok(RouteEvent::Quiet { mark: self.mark }),
+                State::Following => match timeout_at(due, self.batches.recv()).await {
+                    Err(_elapsed) => return self.quiet(),
                     Ok(Ok(batch)) => self.follow(&batch).await?,
                     Ok(Err(RecvError::Lagged(_))) => {
                         self.state = State::Behind;
@@ -108,7 +121,19 @@ impl RouteWatch {
             if !changes.is_empty() {
                 return Ok(RouteEvent::Changes { changes, mark: self.mark });
             }
+            if Instant::now() >= due {
+                return self.quiet();
+            }
         }
+    }
+
+    /// A word is due, and there is none.
+    fn quiet(&self) -> Result<RouteEvent, Error> {
+        // Whoever is behind asks the catalog itself, next.
+        if matches!(self.state, State::Following) && !self.inner.routes.table.is_followed() {
+            return Err(Error::CatalogAway { cause: "its changes are not heard".to_owned() });
+        }
+        Ok(RouteEvent::Quiet { mark: self.mark })
     }
 
     async fn snapshot(&mut self, after: Option<TenantId>) -> Result<RouteEvent, Error> {

@@ -5,6 +5,7 @@ mod certificates;
 mod issuer;
 mod keys;
 mod limits;
+mod scopes;
 mod streams;
 mod tokens;
 mod users;

@@ -115,11 +115,24 @@ async fn keys_come_newest_first_with_the_revoked_ones() {
         made.push(bench.accounts.api_key_insert(&new_key(name, &roles, &Scope::All)).await.unwrap().id);
     }
     bench.accounts.api_key_revoke(made[1]).await.unwrap();
+    // Whatever the ids are that clients have chosen.
+    for id in [Uuid::max(), Uuid::from_u128(1), Uuid::new_v4()] {
+        let chosen = NewApiKey { id, ..new_key("chosen", &roles, &Scope::All) };
+        made.push(bench.accounts.api_key_insert(&chosen).await.unwrap().id);
+    }
     made.reverse();
-    let first = bench.accounts.api_key_list(&Page { size: 2, after: None }).await.unwrap();
-    let second = bench.accounts.api_key_list(&Page { size: 2, after: first.next }).await.unwrap();
-    let listed: Vec<_> = first.rows.iter().chain(&second.rows).map(|key| key.id).collect();
-    assert_eq!((listed, second.next), (made, None));
+    let (mut listed, mut after) = (Vec::new(), None);
+    loop {
+        let page = bench.accounts.api_key_list(&Page { size: 2, after }).await.unwrap();
+        listed.extend(page.rows.iter().map(|key| key.id));
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(listed, made);
+    let nobodys = Page { size: 2, after: Some(Uuid::new_v4().to_string()) };
+    assert!(matches!(bench.accounts.api_key_list(&nobodys).await, Err(Error::PageToken(_))));
     bench.finish().await;
 }
 
@@ -129,6 +142,10 @@ async fn of_many_first_admin_keys_exactly_one_is_made() {
     let (admin, now) = (roles(&[Role::Admin]), OffsetDateTime::from_unix_timestamp(3_000_000_000).unwrap());
     let expired = NewApiKey { expires_at: Some(now - Duration::HOUR), ..new_key("old", &admin, &Scope::All) };
     bench.accounts.api_key_insert(&expired).await.unwrap();
+    assert!(!bench.accounts.admin_key_exists(now).await.unwrap());
+    // One for some tenants makes no keys, so that nobody could make the next.
+    let some = Scope::Tenants(["acme".parse().unwrap()].into());
+    bench.accounts.api_key_insert(&new_key("narrow", &admin, &some)).await.unwrap();
     assert!(!bench.accounts.admin_key_exists(now).await.unwrap());
     let keys: Vec<_> = (0..6).map(|_| new_key("admin", &admin, &Scope::All)).collect();
     let outcomes = join_all(keys.iter().map(|key| bench.accounts.api_key_insert_first_admin(key, now))).await;

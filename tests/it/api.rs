@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tenantd::proto::v1::resolve_tenant_request::Selector;
 use tenantd::proto::v1::{
-    CreateApiKeyRequest, ExecuteRequest, ListTenantsRequest, ResolveTenantRequest, RevokeApiKeyRequest, WhoAmIRequest,
+    CreateApiKeyRequest, ExecuteRequest, ListApiKeysRequest, ListTenantsRequest, ResolveTenantRequest, RevokeApiKeyRequest, WhoAmIRequest,
 };
 use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
@@ -85,7 +85,7 @@ async fn roles_and_scopes_bound_what_a_key_may_do() {
 }
 
 #[tokio::test]
-async fn lists_are_paged_and_a_repeated_key_is_refused() {
+async fn lists_are_paged() {
     let fleet = Fleet::new(Spec::default()).await;
     let daemon = fleet.start().await;
     let client = &daemon.client;
@@ -112,15 +112,39 @@ async fn lists_are_paged_and_a_repeated_key_is_refused() {
         assert_eq!(refused, (Code::InvalidArgument, "INVALID_ARGUMENT".to_owned()));
     }
 
-    let wish = CreateApiKeyRequest {
-        request_id: Uuid::now_v7().to_string(),
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn a_repeated_wish_makes_no_second_key() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    let client = &daemon.client;
+    let wish = |request_id: Uuid| CreateApiKeyRequest {
+        request_id: request_id.to_string(),
         name: "ci".to_owned(),
         roles: vec!["migrator".to_owned()],
         ..CreateApiKeyRequest::default()
     };
-    client.access().create_api_key(wish.clone()).await.unwrap();
-    let again = refusal(client.access().create_api_key(wish).await);
-    assert_eq!(again, (Code::AlreadyExists, "REQUEST_ID_REUSED".to_owned()));
+    let create = async |request_id: Uuid| client.access().create_api_key(wish(request_id)).await;
+    // Of the versions 7, 4, 5 and 1.
+    let fixed = ["886313e1-3b8a-5372-9b90-0c9aee199e5d", "6ba7b810-9dad-11d1-80b4-00c04fd430c8"];
+    let ids = [Uuid::now_v7(), Uuid::new_v4()].into_iter().chain(fixed.map(|id| id.parse().unwrap()));
+    for id in ids {
+        let made = create(id).await.unwrap().into_inner().api_key.unwrap();
+        assert_eq!(made.api_key_id, id.to_string());
+        assert_eq!(refusal(create(id).await), (Code::AlreadyExists, "REQUEST_ID_REUSED".to_owned()), "{id}");
+    }
+    // The id of a key that was made without one is no other key's either.
+    let unnamed = CreateApiKeyRequest { request_id: String::new(), ..wish(Uuid::nil()) };
+    let made = client.access().create_api_key(unnamed).await.unwrap().into_inner().api_key.unwrap();
+    let taken = refusal(create(made.api_key_id.parse().unwrap()).await);
+    assert_eq!(taken, (Code::AlreadyExists, "REQUEST_ID_REUSED".to_owned()));
+    let nil = create(Uuid::nil()).await.unwrap_err();
+    assert!(nil.message().contains("nil UUID"), "{nil:?}");
+    assert_eq!(refusal::<()>(Err(nil)), (Code::InvalidArgument, "INVALID_ARGUMENT".to_owned()));
+    let keys = client.access().list_api_keys(ListApiKeysRequest::default()).await.unwrap().into_inner().api_keys;
+    assert_eq!(keys.iter().filter(|key| key.name == "ci").count(), 5);
     fleet.stop(daemon).await;
 }
 

@@ -1,6 +1,8 @@
 //! A configuration that is read again while the daemon runs: what counts at once, and one with a problem.
 
+use tenantd::config::{Credentials, Keys, RoleLogin, write_private};
 use tenantd::proto::v1::CreateTenantRequest;
+use tenantd::secrets::keys_new;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
@@ -50,6 +52,42 @@ async fn tiers_and_budgets_change_without_a_restart() {
     };
     let operation = daemon.client.tenants().create_tenant(request).await.unwrap().into_inner().operation.unwrap();
     daemon.client.succeeded(&operation).await;
+    daemon.terminate().await;
+    fleet.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_a_restart_is_named_and_secrets_are_not_shown() {
+    const SECRET: &str = "hunter2";
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.spawn();
+    let new = keys_new();
+    let keys = Keys {
+        key_encryption_key: SECRET.into(),
+        manifest_signing_key: new.manifest_signing_key,
+        escrow_recipient: new.escrow_recipient,
+    };
+    write_private(&fleet.dir.join("other-keys.toml"), &keys.to_toml()).unwrap();
+    let own = &fleet.machine.credentials;
+    let dump = RoleLogin { password: SECRET.into(), ..own.dump.clone() };
+    let credentials = Credentials { dump, ..own.clone() };
+    write_private(&fleet.dir.join("other-credentials.toml"), &credentials.to_toml()).unwrap();
+    let quoted = |text: &str| format!("{text:?}");
+    fleet.configure(&[
+        ("", "keys_file", quoted("other-keys.toml")),
+        ("[[servers]]", "credentials_file", quoted("other-credentials.toml")),
+        ("[store]", "region", quoted("eu-west-3")),
+        ("[store]", "secret_access_key", quoted(SECRET)),
+        ("[router]", "acquire_timeout", quoted("11s")),
+    ]);
+    let named = "keys_file, servers.main.credentials_file, store.region, store.secret_access_key\"";
+    fleet.expect_log(named);
+    daemon.hang_up();
+    until("the settings are named", async || fleet.has_logged(named).then_some(())).await;
+    assert!(!fleet.latest().contains(SECRET), "{}", fleet.latest());
+    // What counts until then is what it was started with.
+    daemon.client.tenant("acme").await;
+    daemon.client.backup("acme").await;
     daemon.terminate().await;
     fleet.finish().await;
 }

@@ -70,15 +70,13 @@ impl Service {
         let ongoing = Ongoing::new(self, &request, "/tenantd.v1.QueryService/Transact")?;
         let deadline = auth::call_deadline(&request);
         let (metadata, extensions, mut requests) = request.into_parts();
-        let (service, mut call) = (self.clone(), Request::from_parts(metadata, extensions, ()));
+        let (service, call) = (self.clone(), Request::from_parts(metadata, extensions, ()));
         let who = ongoing.clone();
         Ok(self.streaming("transact", ongoing, deadline, |answers| async move {
             let first = timeout(service.api.live.current().query.transaction_idle_max, requests.next()).await;
             let Ok(Some(Ok(TransactRequest { action: Some(Action::Begin(begin)) }))) = first else {
                 return Err(query::Error::NoAction.into());
             };
-            // It may have been silent for long.
-            call.extensions_mut().insert(who.principal());
             let how = Begin {
                 isolation: begin.isolation_level(),
                 read_only: begin.read_only,

@@ -1,15 +1,19 @@
 //! Client certificates over real TLS, with authorities that the test makes.
 
+use std::path::Path;
+use std::process::Output;
+
 use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
+use tenantd::config::write_private;
 use tenantd::proto::v1::{WhoAmIRequest, WhoAmIResponse};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request, Status};
 use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 
-use crate::harness::{Client, Daemon, Fleet, Spec, reason};
+use crate::harness::{Client, Daemon, Fleet, Spec, reason, tenantd};
 
 struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -153,6 +157,52 @@ async fn where_certificates_are_required_nothing_else_connects() {
     assert_eq!(reason(&without), "", "{without:?}");
     let unknown = endpoint(&daemon, &servers, Some(&clients.client("laptop.example.com")));
     assert_eq!(whoami(&unknown, admin).await.unwrap().principal, "api-key:first-admin");
+    fleet.stop(daemon).await;
+}
+
+/// `tenantd whoami` with a client file beside the authority's certificate, and the leaf's in a folder below.
+fn command_line(dir: &Path, daemon: &Daemon, servers: &Authority, leaf: Option<&Leaf>, key: &str) -> Output {
+    std::fs::create_dir_all(dir.join("own")).unwrap();
+    std::fs::write(dir.join("servers.pem"), &servers.pem).unwrap();
+    let mut text = format!("endpoint = \"https://localhost:{}\"\nca_file = \"servers.pem\"\n", daemon.address.port());
+    if let Some(leaf) = leaf {
+        std::fs::write(dir.join("own/leaf.pem"), &leaf.certificate).unwrap();
+        write_private(&dir.join("own/leaf.key"), &leaf.key).unwrap();
+        text += "client_certificate_file = \"own/leaf.pem\"\nclient_key_file = \"own/leaf.key\"\n";
+    }
+    write_private(&dir.join("client.toml"), &(text + key)).unwrap();
+    let elsewhere = dir.join("own");
+    let mut command = tenantd();
+    command.args(["--output", "json", "--client-config"]).arg(dir.join("client.toml")).arg("whoami");
+    command.current_dir(&elsewhere).env("HOME", &elsewhere).output().unwrap()
+}
+
+/// The daemon runs beside the thread that waits for the command.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_line_shows_its_certificate() {
+    let (servers, clients) = (Authority::new(), Authority::new());
+    let fleet = fleet(&servers, &clients, "required").await;
+    let daemon = fleet.start().await;
+    let with_key = format!("key_file = {:?}\n", fleet.admin_key_file());
+    let call = |name: &str, leaf: Option<&Leaf>, key: &str| {
+        let dir = fleet.dir.join(name);
+        std::fs::create_dir(&dir).unwrap();
+        command_line(&dir, &daemon, &servers, leaf, key)
+    };
+    let principal = |output: &Output| {
+        assert!(output.status.success(), "{output:?}");
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        answer["principal"].as_str().unwrap().to_owned()
+    };
+    // One that names nobody lets the key in; one that names somebody needs none.
+    let laptop = clients.client("laptop.example.com");
+    assert_eq!(principal(&call("laptop", Some(&laptop), &with_key)), "api-key:first-admin");
+    let shop = clients.client("spiffe://example.com/shop");
+    assert_eq!(principal(&call("shop", Some(&shop), "")), "certificate:spiffe://example.com/shop");
+    let nobody = call("nobody", Some(&laptop), "");
+    assert_eq!(nobody.status.code(), Some(77), "{nobody:?}");
+    let without = call("without", None, &with_key);
+    assert!(!without.status.success(), "{without:?}");
     fleet.stop(daemon).await;
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use tenantd::catalog::{
-    Error, NewBackup, NewRollout, NewTarget, OperationFilter, Page, TargetOutcome, TenantFilter, TenantRef,
+    BackupFilter, Error, NewBackup, NewRollout, NewTarget, OperationFilter, Page, TargetOutcome, TenantFilter, TenantRef,
 };
 use tenantd::domain::backup::{BackupKeys, BackupState, Manifest};
 use tenantd::domain::lifecycle::TenantState;
@@ -35,7 +35,7 @@ async fn tenants_come_by_code_and_each_once() {
         }
     }
     assert_eq!((codes.join(" ").as_str(), pages), ("alpha bravo charlie delta echo", 3));
-    let active = TenantFilter { state: Some(TenantState::Active) };
+    let active = TenantFilter { state: Some(TenantState::Active), ..TenantFilter::default() };
     assert!(bench.catalog.tenant_list(&Page::default(), &active).await.unwrap().rows.is_empty());
     let foreign = bench.catalog.tenant_list(&page(2, Some("x".to_owned())), &TenantFilter::default()).await;
     assert!(matches!(foreign, Err(Error::PageToken(_))));
@@ -162,15 +162,16 @@ async fn a_backup_is_one_only_when_it_is_complete() {
     catalog.backup_insert(&new).await.unwrap();
     let running = catalog.backup_running().await.unwrap();
     assert_eq!((running[0].upload_id.as_deref(), running[0].state), (Some("upload"), BackupState::Running));
-    assert!(catalog.backup_list(&Page::default(), None).await.unwrap().rows.is_empty());
+    assert!(catalog.backup_list(&Page::default(), &BackupFilter::default()).await.unwrap().rows.is_empty());
 
     let manifest = manifest(&new);
     let txn = catalog.begin().await.unwrap();
     catalog.backup_complete_in_txn(&txn, id, &manifest).await.unwrap();
     txn.commit().await.unwrap();
-    let complete = catalog.backup_list(&Page::default(), Some(tenant)).await.unwrap().rows;
+    let of = |tenant| BackupFilter { tenant: Some(tenant), ..BackupFilter::default() };
+    let complete = catalog.backup_list(&Page::default(), &of(tenant)).await.unwrap().rows;
     assert_eq!((complete[0].manifest.as_ref(), &complete[0].upload_id), (Some(&manifest), &None));
-    assert!(catalog.backup_list(&Page::default(), Some(TenantId(Uuid::nil()))).await.unwrap().rows.is_empty());
+    assert!(catalog.backup_list(&Page::default(), &of(TenantId(Uuid::nil()))).await.unwrap().rows.is_empty());
     assert!(catalog.backup_verified_set(id).await.unwrap().verified_at.is_some());
     assert_eq!(catalog.backup_get(id).await.unwrap().keys, new.keys);
     catalog.backup_delete(id).await.unwrap();

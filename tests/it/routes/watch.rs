@@ -10,11 +10,11 @@ use tenantd::proto::v1::{
     RouteEvent as RouteEventKind, SuspendTenantRequest, TenantState, WatchRoutesRequest, WatchRoutesResponse,
 };
 use tenantd::router::{Error, Mark, RouteEvent, RouteWatch};
-use tonic::Code;
+use tonic::{Code, Status};
 use uuid::Uuid;
 
-use super::unreserve;
-use crate::harness::{Client, Fleet, Spec, reason};
+use super::{Shared, unreserve};
+use crate::harness::{Client, Fleet, Spec, reason, until};
 use crate::tenants::Rooms;
 
 /// A table of routes as a client keeps it: code and epoch.
@@ -164,6 +164,85 @@ async fn a_revision_that_cannot_be_gone_on_from_is_told() {
     // Ahead of the catalog, and of another one.
     assert!(refused(begin(mark(start.revision + 100)).await.unwrap_err()));
     assert!(refused(begin(Mark { catalog_id: Uuid::new_v4(), revision: 0 }).await.unwrap_err()));
+    rooms.finish().await;
+}
+
+/// Far more than a silent reader waits for a word.
+const WORD_MAX: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn changes_that_a_reader_may_not_see_keep_no_word_from_it() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let (acme, other) = (reserve(&rooms, "acme").await, reserve(&rooms, "other").await);
+    let own = Scope::Tenants(["acme".parse().unwrap()].into());
+    let mut watch = rooms.router.routes_watch(&own, None).await.unwrap();
+    let mut seen = Seen::new();
+    let begun = loop {
+        if let Some(mark) = hear(&mut watch, &mut seen).await {
+            break mark;
+        }
+    };
+    let changes = async {
+        loop {
+            epoch_bump(&rooms, other).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let event = tokio::select! {
+        event = tokio::time::timeout(WORD_MAX, watch.next()) => event.expect("a word in time").unwrap(),
+        () = changes => panic!("changes go on"),
+    };
+    assert!(matches!(event, RouteEvent::Quiet { mark } if mark.revision > begun.revision), "{event:?}");
+    // Nothing of its own was passed over.
+    epoch_bump(&rooms, acme).await;
+    let event = watch.next().await.unwrap();
+    assert!(
+        matches!(&event, RouteEvent::Changes { changes, .. }
+            if matches!(changes.as_slice(), [RouteChange::Set(route)] if route.tenant == acme)),
+        "{event:?}"
+    );
+    rooms.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silence_that_is_no_news_ends_the_watch_and_a_short_one_does_not() {
+    const CHANGE: &str = "UPDATE catalog_meta SET revision = revision + 1;
+        UPDATE tenants SET epoch = epoch + 1, revision = (SELECT revision FROM catalog_meta) WHERE code = 'acme'";
+    let rooms = Rooms::new(Spec::default()).await;
+    rooms.fleet.expect_log("the shared database cannot be followed");
+    let acme = reserve(&rooms, "acme").await;
+    let mut watch = rooms.router.routes_watch(&Scope::All, None).await.unwrap();
+    let mut seen = Seen::new();
+    while hear(&mut watch, &mut seen).await.is_none() {}
+    // Whoever has heard of the second one hears changes from the feed, and is behind no more.
+    for _ in 0..2 {
+        epoch_bump(&rooms, acme).await;
+        hear(&mut watch, &mut seen).await;
+    }
+    let epoch = seen[&acme].1;
+
+    let shared = Shared::take_away(&rooms).await;
+    shared.change(CHANGE).await;
+    let back = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        shared.give_back().await;
+    };
+    let (mark, ()) = tokio::join!(hear(&mut watch, &mut seen), back);
+    assert_eq!(seen[&acme].1, epoch + 1, "what was changed meanwhile is told");
+
+    let shared = Shared::take_away(&rooms).await;
+    shared.change(CHANGE).await;
+    let ended = tokio::time::timeout(WORD_MAX, watch.next()).await.expect("a word in time").unwrap_err();
+    assert!(matches!(ended, Error::CatalogAway { .. }), "{ended:?}");
+    let ended = Status::from(ended);
+    assert_eq!((ended.code(), reason(&ended).as_str()), (Code::Unavailable, "CONNECTION_UNAVAILABLE"));
+    let again = rooms.router.routes_watch(&Scope::All, mark).await.unwrap_err();
+    assert!(matches!(again, Error::CatalogAway { .. }), "{again:?}");
+    shared.give_back().await;
+    let mut resumed = until("the watch goes on", async || rooms.router.routes_watch(&Scope::All, mark).await.ok()).await;
+    hear(&mut resumed, &mut seen).await;
+    assert_eq!(seen, in_catalog(&rooms).await.0);
+    assert_eq!(seen[&acme].1, epoch + 2);
     rooms.finish().await;
 }
 
