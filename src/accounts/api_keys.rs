@@ -89,11 +89,8 @@ impl Accounts {
     /// Keys, newest first, the revoked ones as well. Their ids do not say when they were made: clients may choose them.
     pub async fn api_key_list(&self, page: &Page) -> Result<Paged<ApiKey>, Error> {
         let session = self.session().await?;
-        let mut select = select()
-            .order_by("created_at", Order::Desc)
-            .order_by("id", Order::Desc)
-            .limit(page.limit())
-            .take();
+        let mut select =
+            select().order_by("created_at", Order::Desc).order_by("id", Order::Desc).limit(page.limit()).take();
         if let Some(id) = page.after_id()? {
             let last = match by_id(&session, id).await {
                 Err(Error::ApiKeyUnknown { id }) => return Err(BadToken(id.to_string()).into()),

@@ -262,9 +262,8 @@ impl From<catalog::Error> for Status {
                 .meta("revision", position.revision)
                 .meta("compacted_revision", position.compacted_revision)
                 .status(),
-            E::Statement(_) | E::Session(_) | E::Silent { .. } if error.is_transient() => {
-                away("the shared database", &error)
-            }
+            _ if error.is_transient() => away("the shared database", &error),
+            E::Statement(cause) if cause.kind() == postgres::Kind::NoRoom => no_room("the shared database", &error),
             E::ServerUnknown { .. }
             | E::SecretUnknown { .. }
             | E::ClaimLost { .. }
@@ -275,6 +274,13 @@ impl From<catalog::Error> for Status {
             | E::Migrate(_) => internal(&error),
         }
     }
+}
+
+/// The server of a database can keep nothing more; nothing was done. What it says of its files is for the log.
+fn no_room(what: &str, error: &(dyn StdError + 'static)) -> Status {
+    tracing::warn!(method = method(), error = %error, "{what} has no room");
+    let message = format!("{what} has no room: its server's disk or memory is full; free some there, and try again");
+    Refusal::new(Code::ResourceExhausted, Reason::ServerNoRoom, message).status()
 }
 
 /// Something that the daemon needs does not answer; nothing was done.
@@ -453,6 +459,7 @@ impl From<accounts::Error> for Status {
                 Refusal::new(Code::AlreadyExists, Reason::RequestIdReused, message).status()
             }
             error if error.is_transient() => away("the auth database", error),
+            E::Statement(cause) if cause.kind() == postgres::Kind::NoRoom => no_room("the auth database", &error),
             error => internal(error),
         }
     }
@@ -460,7 +467,11 @@ impl From<accounts::Error> for Status {
 
 impl From<postgres::Error> for Status {
     fn from(error: postgres::Error) -> Self {
-        if error.is_transient() { away("a PostgreSQL server", &error) } else { internal(&error) }
+        match error.kind() {
+            kind if kind.is_transient() => away("a PostgreSQL server", &error),
+            postgres::Kind::NoRoom => no_room("a tenant's database", &error),
+            _ => internal(&error),
+        }
     }
 }
 

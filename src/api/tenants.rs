@@ -68,8 +68,7 @@ impl TenantService for Service {
         let principal = auth::caller(&request)?;
         let message = request.into_inner();
         let page = convert::page(message.page_size, message.page_token)?;
-        let filter =
-            TenantFilter { state: convert::tenant_state_of(message.state)?, codes: principal.scope.codes() };
+        let filter = TenantFilter { state: convert::tenant_state_of(message.state)?, codes: principal.scope.codes() };
         let paged = self.api.catalog.tenant_list(&page, &filter).await?;
         Ok(Response::new(ListTenantsResponse {
             tenants: paged.rows.into_iter().map(convert::tenant).collect(),

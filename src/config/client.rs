@@ -134,7 +134,9 @@ impl Written {
         if let Some(certificate) = &certificate {
             private(&certificate.key_file)?;
             if !self.endpoint.starts_with("https:") {
-                return Err(problem("it has client_certificate_file, and its endpoint is not https: nothing would be shown there"));
+                return Err(problem(
+                    "it has client_certificate_file, and its endpoint is not https: nothing would be shown there",
+                ));
             }
         }
         let key = match (key, self.key, beside(path, self.key_file)) {
@@ -143,7 +145,9 @@ impl Written {
             (None, Some(_), Some(_)) => return Err(problem("it has both key and key_file; keep one")),
             (None, None, None) if certificate.is_some() => None,
             (None, None, None) => {
-                return Err(problem("it has nothing to show: no key, no key_file, no client_certificate_file; add one"));
+                return Err(problem(
+                    "it has nothing to show: no key, no key_file, no client_certificate_file; add one",
+                ));
             }
         };
         Ok(ClientConfig { endpoint: self.endpoint, key, ca_file: beside(path, self.ca_file), certificate })

@@ -87,7 +87,8 @@ impl Keys {
 /// Refuses a file that others can read. The problem does not name it.
 pub(super) fn check_private(path: &Path) -> Result<(), String> {
     let mode = fs::metadata(path).map_err(|error| error.to_string())?.permissions().mode();
-    if mode & 0o077 == 0 {
+    let of_others = mode & 0o077;
+    if of_others == 0 {
         return Ok(());
     }
     Err(format!("others can read it (mode {:o}); run chmod 600", mode & 0o777))

@@ -154,8 +154,17 @@ impl From<crate::catalog::Error> for StepError {
         if error.is_transient() || matches!(error, crate::catalog::Error::ClaimLost { .. }) {
             return Self::Claim(error.into());
         }
-        Self::failed("INTERNAL", format!("the catalog refused: {error}"))
+        let reason = match &error {
+            crate::catalog::Error::Statement(cause) => reason_of(cause, "INTERNAL"),
+            _ => "INTERNAL",
+        };
+        Self::failed(reason, format!("the catalog refused: {error}"))
     }
+}
+
+/// A full server's operator has something to do about it.
+fn reason_of(cause: &crate::postgres::Error, otherwise: &'static str) -> &'static str {
+    if cause.kind() == crate::postgres::Kind::NoRoom { "SERVER_NO_ROOM" } else { otherwise }
 }
 
 impl From<crate::postgres::sessions::Error> for StepError {
@@ -166,13 +175,17 @@ impl From<crate::postgres::sessions::Error> for StepError {
 
 impl From<crate::accounts::Error> for StepError {
     fn from(error: crate::accounts::Error) -> Self {
-        Self::failed("INTERNAL", format!("the auth database refused: {error}"))
+        let reason = match &error {
+            crate::accounts::Error::Statement(cause) => reason_of(cause, "INTERNAL"),
+            _ => "INTERNAL",
+        };
+        Self::failed(reason, format!("the auth database refused: {error}"))
     }
 }
 
 impl From<crate::postgres::Error> for StepError {
     fn from(error: crate::postgres::Error) -> Self {
-        Self::failed("CONNECTION_UNAVAILABLE", error.to_string())
+        Self::failed(reason_of(&error, "CONNECTION_UNAVAILABLE"), error.to_string())
     }
 }
 

@@ -37,6 +37,8 @@ pub enum Kind {
     Cancelled,
     /// 55006 or, from a connect, 55000: somebody uses the object, or it takes no sessions at the moment.
     InUse,
+    /// 53100, 53200: the server's disk is full, or it has no memory left.
+    NoRoom,
     /// 42P04, 42710, 42P06, 23505: there is one already.
     Duplicate,
     /// The server cannot be reached, or the session broke off.
@@ -185,6 +187,7 @@ fn kind_of(code: &SqlState, routine: Option<&str>) -> Kind {
         "55006" => Kind::InUse,
         // Many things have this code; from here it says that the database takes no sessions.
         "55000" if routine == Some("CheckMyDatabase") => Kind::InUse,
+        "53100" | "53200" => Kind::NoRoom,
         "42P04" | "42710" | "42P06" | "23505" => Kind::Duplicate,
         code if code.starts_with("08") => Kind::Unreachable,
         _ => Kind::Other,
@@ -240,7 +243,7 @@ mod tests {
         for code in ["53300", "55P03", "40P01", "40001", "57P01", "57P03", "08006"] {
             assert!(transient(code), "{code}");
         }
-        for code in ["3D000", "28P01", "42501", "57014", "42601", "23505", "55000"] {
+        for code in ["3D000", "28P01", "42501", "57014", "42601", "23505", "55000", "53100"] {
             assert!(!transient(code), "{code}");
         }
     }

@@ -4,11 +4,13 @@
 //! has gone.
 
 use std::ops::{Deref, DerefMut};
+use std::pin::pin;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::{Client, Statement};
 
 use super::clean::clean;
+use super::party::LEASE_LONG;
 use super::place::Seat;
 use super::pool::PooledObject;
 use super::slot::Ticket;
@@ -103,13 +105,29 @@ impl Lease {
             }
             Residue::Session => {
                 let tasks = self.ticket.slot().place.server.tasks().clone();
+                self.returning(true);
                 tasks.spawn("lease cleaning", async move {
-                    if clean(&self).await {
+                    if self.clean().await {
                         self.put_back();
                     }
                 });
             }
         }
+    }
+
+    /// Whoever comes meanwhile waits for it, but not for long.
+    async fn clean(&self) -> bool {
+        let mut cleaning = pin!(clean(self));
+        if let Ok(is_clean) = timeout(LEASE_LONG, &mut cleaning).await {
+            return is_clean;
+        }
+        self.returning(false);
+        cleaning.await
+    }
+
+    fn returning(&self, yes: bool) {
+        let slot = self.ticket.slot();
+        slot.place.change(|floor| floor.returning(slot.id, self.object.id, yes));
     }
 
     fn put_back(self) {

@@ -54,6 +54,8 @@ pub(super) struct Connection<H, T> {
     /// What its statements are cancelled with.
     pub(super) token: T,
     pub(super) state: State<H>,
+    /// Its caller is done with it, and it will be fit for the next one in a moment.
+    pub(super) is_returning: bool,
 }
 
 #[derive(Debug)]
@@ -124,8 +126,9 @@ impl<S, W, H, T> Party<S, W, H, T> {
     }
 
     pub(super) fn wants_more(&self) -> bool {
+        let returning = self.connections.iter().filter(|found| found.is_returning).count();
         !self.is_closed
-            && self.waiting.len() > self.connecting
+            && self.waiting.len() > self.connecting + returning
             && self.connections.len() + self.connecting < self.share.connections_max
     }
 

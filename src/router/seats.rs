@@ -4,7 +4,8 @@
 //! The policy, and why:
 //!
 //! - **Whoever is back first.** A connection that comes back goes to its own tenant's callers first, in their order, so
-//!   that one cold connect serves all who wait for it.
+//!   that one cold connect serves all who wait for it. While it is cleaned for the next caller, that caller wants no
+//!   other.
 //! - **Whom to evict.** When the budget is used up, the idle connection goes that is worth least: the one whose tenant
 //!   asked least often of late ([`super::rate`]). A connect costs a server milliseconds and a statement microseconds, so
 //!   the best that can be done is to keep one connection for each of the most frequent tenants, and let all others
@@ -172,6 +173,14 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
         true
     }
 
+    /// The connection will be back in a moment, and nobody needs another one instead; or it takes longer after all.
+    pub(super) fn returning(&mut self, id: PartyId, connection: ConnectionId, yes: bool) {
+        if let Some(found) = self.parties.get_mut(&id).and_then(|party| party.connection(connection)) {
+            found.is_returning = yes;
+            self.requeue(id);
+        }
+    }
+
     /// The caller waits.
     pub(super) fn wait(&mut self, id: PartyId, caller: W, holder: H, now: Instant) -> u64 {
         let waiter = self.new_id();
@@ -210,6 +219,9 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
         if party.is_closed || surplus || party.connection(connection).is_none() {
             self.lose(id, connection);
             return Give::Close;
+        }
+        if let Some(found) = party.connection(connection) {
+            found.is_returning = false;
         }
         let Some(waiter) = party.waiting.pop_front() else {
             self.idles(id, connection, now);
@@ -302,7 +314,7 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
         party.not_before = None;
         party.hands_on_since = None;
         let state = State::Leased { since: now, holder: None, is_warned: false };
-        party.connections.push(Connection { id: connection, retires_at, token, state });
+        party.connections.push(Connection { id: connection, retires_at, token, state, is_returning: false });
         self.seat(id, connection, now)
     }
 

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tenantd::proto::v1::resolve_tenant_request::Selector;
 use tenantd::proto::v1::{
-    CreateApiKeyRequest, ExecuteRequest, ListApiKeysRequest, ListTenantsRequest, ResolveTenantRequest, RevokeApiKeyRequest, WhoAmIRequest,
+    CreateApiKeyRequest, ExecuteRequest, ListApiKeysRequest, ListTenantsRequest, ResolveTenantRequest,
+    RevokeApiKeyRequest, WhoAmIRequest,
 };
 use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};

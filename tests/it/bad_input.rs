@@ -1,7 +1,8 @@
 //! What people and machines get wrong: each gives a clear error, and nothing is left over.
 
 use tenantd::proto::v1::{
-    GetOperationRequest, Operation, OperationState, OperationStepState, VerifyBackupRequest, WhoAmIRequest,
+    CreateApiKeyRequest, GetOperationRequest, Operation, OperationState, OperationStepState, VerifyBackupRequest,
+    WhoAmIRequest,
 };
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -39,6 +40,50 @@ async fn a_bad_code_is_refused_with_the_reason() {
         assert!(field == "code" && text.contains(explanation), "{code:?}: {field}: {text}");
     }
     assert_eq!(fleet.inventory().await, before);
+    fleet.stop(daemon).await;
+}
+
+/// A table that takes no more rows, as PostgreSQL says it when the disk is full.
+const FULL: &str = "CREATE FUNCTION is_full() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+                    RAISE EXCEPTION 'could not extend file \"base/1/2\": No space left on device' \
+                    USING ERRCODE = '53100'; END $$; \
+                    CREATE TRIGGER is_full BEFORE INSERT ON ";
+const FREE: &str = "DROP FUNCTION is_full CASCADE";
+
+#[tokio::test]
+async fn a_full_disk_is_told_and_nothing_is_half_done() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    daemon.client.tenant("acme").await;
+    let shared = fleet.judge(fleet.naming.shared_database().as_str()).await;
+    let auth = fleet.judge(fleet.naming.auth_database().as_str()).await;
+    let told = |refusal: &Status| {
+        assert_eq!((refusal.code(), reason(refusal).as_str()), (Code::ResourceExhausted, "SERVER_NO_ROOM"));
+        // Whose files are where is nobody's business.
+        assert!(refusal.message().contains("free some") && !refusal.message().contains("base/"), "{refusal:?}");
+    };
+    fleet.expect_log("the shared database has no room");
+    fleet.expect_log("the auth database has no room");
+    shared.batch_execute(&format!("{FULL} operations FOR EACH ROW EXECUTE FUNCTION is_full()")).await.unwrap();
+    auth.batch_execute(&format!("{FULL} api_keys FOR EACH ROW EXECUTE FUNCTION is_full()")).await.unwrap();
+    let before = fleet.inventory().await;
+    let request = Uuid::new_v4();
+    told(&daemon.client.tenant_create(request, "bolt").await.unwrap_err());
+    let key = CreateApiKeyRequest { name: "ci".to_owned(), roles: vec!["viewer".to_owned()], ..Default::default() };
+    told(&daemon.client.access().create_api_key(key).await.unwrap_err());
+    assert_eq!(fleet.inventory().await, before);
+    // Reading goes on.
+    assert_eq!(daemon.client.sql("acme", "SELECT 1").await, "1");
+    shared.batch_execute(FREE).await.unwrap();
+    auth.batch_execute(FREE).await.unwrap();
+    // A backup's row does not fit.
+    shared.batch_execute(&format!("{FULL} backups FOR EACH ROW EXECUTE FUNCTION is_full()")).await.unwrap();
+    let operation = daemon.client.backup_create(Uuid::new_v4(), "acme").await.unwrap();
+    let failed = daemon.client.ended(&operation.operation_id).await;
+    assert_eq!((failed.state(), failed.error.unwrap().reason.as_str()), (OperationState::Failed, "SERVER_NO_ROOM"));
+    shared.batch_execute(FREE).await.unwrap();
+    let operation = daemon.client.tenant_create(request, "bolt").await.unwrap();
+    daemon.client.succeeded(&operation).await;
     fleet.stop(daemon).await;
 }
 

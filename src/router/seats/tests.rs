@@ -91,6 +91,31 @@ fn the_least_frequent_tenant_goes_first_however_fresh_it_is() {
 }
 
 #[test]
+fn who_comes_while_a_connection_is_cleaned_wants_no_other() {
+    let mut scene = Scene::new();
+    let acme = scene.tenant("acme", SHARE);
+    let connection = scene.connected(acme);
+    scene.floor.returning(acme, connection, true);
+    scene.waits(acme, 1);
+    assert_eq!(scene.floor.next(scene.now, true), Next::Nobody);
+    // For a second caller it is not enough.
+    let second = scene.waits(acme, 2);
+    assert_eq!(scene.floor.is_due(scene.now, true), Next::Connect(acme, ()));
+    scene.floor.leave(acme, second);
+    assert_eq!(scene.floor.give(acme, connection, scene.now), Give::HandOn(1));
+    // It is in use again, and its cleaning may take long, or fail.
+    scene.waits(acme, 3);
+    assert_eq!(scene.floor.is_due(scene.now, true), Next::Connect(acme, ()));
+    scene.floor.returning(acme, connection, true);
+    assert_eq!(scene.floor.is_due(scene.now, true), Next::Nobody);
+    scene.floor.returning(acme, connection, false);
+    assert_eq!(scene.floor.is_due(scene.now, true), Next::Connect(acme, ()));
+    scene.floor.returning(acme, connection, true);
+    scene.floor.lose(acme, connection);
+    assert_eq!(scene.floor.is_due(scene.now, true), Next::Connect(acme, ()));
+}
+
+#[test]
 fn tenants_without_connections_cost_nothing_to_look_at() {
     let mut scene = Scene::new();
     let all: Vec<PartyId> = (0..10_000).map(|_| scene.tenant("idle", SHARE)).collect();

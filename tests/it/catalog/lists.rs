@@ -2,7 +2,8 @@
 
 use serde_json::json;
 use tenantd::catalog::{
-    BackupFilter, Error, NewBackup, NewRollout, NewTarget, OperationFilter, Page, TargetOutcome, TenantFilter, TenantRef,
+    BackupFilter, Error, NewBackup, NewRollout, NewTarget, OperationFilter, Page, TargetOutcome, TenantFilter,
+    TenantRef,
 };
 use tenantd::domain::backup::{BackupKeys, BackupState, Manifest};
 use tenantd::domain::lifecycle::TenantState;
