@@ -114,11 +114,14 @@ impl Known {
         Before { changes: self.callers().changes, at: Instant::now() }
     }
 
-    /// Keeps what was read since `before`, unless something was forgotten in between.
+    /// Keeps what was read since `before`. When something was forgotten in between, only that who presents this was let
+    /// in.
     pub(super) fn put(&self, hash: Presented, caller: &Arc<Caller>, before: Before) {
         let mut callers = self.callers();
         if callers.changes == before.changes {
             callers.by_hash.put(hash, Some(Arc::clone(caller)));
+        } else {
+            callers.by_hash.get_or_insert(hash, || None);
         }
     }
 
@@ -139,5 +142,40 @@ impl Known {
                 *known = None;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::domain::permission::Role;
+    use crate::domain::principal::Scope;
+
+    fn caller() -> Arc<Caller> {
+        let principal = Principal::new("certificate:x", BTreeSet::from([Role::Viewer]), Scope::All);
+        let expires_at = OffsetDateTime::UNIX_EPOCH + time::Duration::HOUR;
+        Arc::new(Caller {
+            principal: Arc::new(principal.clone()),
+            source: Source::Certificate { principal, expires_at },
+            until: None,
+            read_at: Instant::now(),
+            bucket: Arc::default(),
+            usage: None,
+        })
+    }
+
+    #[test]
+    fn who_was_let_in_while_something_was_forgotten_is_read_anew_and_is_no_stranger() {
+        let (known, hash, now) = (Known::new(), [7; 32], OffsetDateTime::UNIX_EPOCH);
+        let before = known.before();
+        known.forget(Change::All);
+        known.put(hash, &caller(), before);
+        assert!(known.contains(&hash) && known.get(&hash, Duration::MAX, now).is_none());
+        known.put(hash, &caller(), known.before());
+        assert!(known.get(&hash, Duration::MAX, now).is_some());
+        known.remove(&hash);
+        assert!(!known.contains(&hash));
     }
 }

@@ -56,8 +56,8 @@ impl Accounts {
         Ok(inserted)
     }
 
-    /// Inserts an admin's key, unless there is a usable one for all tenants already. Of two daemons that start at the same moment, one
-    /// gets `None`.
+    /// Inserts an admin's key, unless there is a usable one for all tenants already. Of two daemons that start at the
+    /// same moment, one gets `None`.
     pub async fn api_key_insert_first_admin(
         &self,
         key: &NewApiKey<'_>,

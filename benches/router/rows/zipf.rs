@@ -2,7 +2,8 @@
 //! PgBouncer in transaction mode with the same cap, and against the best that any policy could do.
 //!
 //! PgBouncer's cap over databases is per user, so all its databases are asked as one user. Its callers are the same
-//! program over tokio-postgres (one round trip per statement), and their sessions to it stay open.
+//! program over tokio-postgres (one round trip per statement), and their sessions to it stay open. Ours share a few open
+//! streams, on which the statements of all tenants travel.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -26,7 +27,7 @@ use tenantd::proto::v1::{PipelineStatement, Value};
 const CALLERS: usize = 64;
 /// Before each slice. The daemon is a fresh one, and learns whom to keep from what is asked of it (its rates have a
 /// half-life of 30 s); PgBouncer has nothing to learn.
-const WARM_UP_OURS: Duration = Duration::from_secs(20);
+const WARM_UP_OURS: Duration = Duration::from_secs(40);
 const WARM_UP_THEIRS: Duration = Duration::from_secs(4);
 const SLICE: Duration = Duration::from_secs(10);
 const PAIRS: usize = 3;
@@ -91,13 +92,14 @@ pub async fn run(stage: &Stage, report: &mut Report, count: usize) {
     let tenants = stage.fleet.tenants(stage, count).await;
     let zipf = Arc::new(Zipf::new(count));
     connect_to_each(stage, &tenants).await;
-    let connects = connects_per_second(stage, &tenants).await;
-    let best = connects / (1.0 - zipf.share(KEPT));
     let watch = Watch::begin(stage).await;
 
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let (mut ours, mut theirs, mut connects) = (Vec::new(), Vec::new(), Vec::new());
     let mut version = String::new();
     for _ in 0..PAIRS {
+        // The machine is not equally fast at all times.
+        connects.push(connects_per_second(stage, &tenants).await);
+        watch.until_empty().await;
         // Each side gives its connections back before the other begins.
         let daemon = stage.daemon();
         let channels = Channels::open(daemon.address, &daemon.key, STREAMS).await;
@@ -132,6 +134,9 @@ pub async fn run(stage: &Stage, report: &mut Report, count: usize) {
     let ratio = |figure: fn(&Sample) -> f64| median(ours.iter().zip(&theirs).map(|(o, t)| figure(o) / figure(t)));
     let our = |figure: fn(&Sample) -> f64| median(ours.iter().map(figure));
     let their = |figure: fn(&Sample) -> f64| median(theirs.iter().map(figure));
+    let missed = 1.0 - zipf.share(KEPT);
+    let of_the_best = median(ours.iter().zip(&connects).map(|(our, connects)| our.rate() * missed / connects));
+    let connects = median(connects);
     let goal = if count <= 300 { 1.7 } else { 1.2 };
     let name = format!("{count} tenants, Zipf, budget {BUDGET}");
     report.line(
@@ -153,19 +158,12 @@ pub async fn run(stage: &Stage, report: &mut Report, count: usize) {
     report.line(
         &format!("{name}: of the best"),
         &per_second(our(Sample::rate)),
-        &format!("{} = {connects:.0} connects/s ÷ {:.3}", per_second(best), 1.0 - zipf.share(KEPT)),
-        our(Sample::rate) / best,
+        &format!("{} = {connects:.0} connects/s ÷ {missed:.3}", per_second(connects / missed)),
+        of_the_best,
         "×",
         Goal::AtLeast(0.8),
     );
-    report.line(
-        &format!("{name}: connections"),
-        &format!("at most {}", watch.ours.load(Ordering::Relaxed)),
-        &format!("{version}, at most {}", watch.theirs.load(Ordering::Relaxed)),
-        watch.ours.load(Ordering::Relaxed) as f64,
-        "",
-        Goal::AtMost(BUDGET.into()),
-    );
+    watch.tell(report, &name, &version);
     let errors: usize = ours.iter().map(|sample| sample.error_count).sum();
     report.line(&format!("{name}: failed calls"), &errors.to_string(), "", errors as f64, "", Goal::AtMost(0.0));
     for sample in &ours {
@@ -256,12 +254,23 @@ impl Watch {
         self.theirs.fetch_max(self.most.swap(0, Ordering::Relaxed), Ordering::Relaxed);
     }
 
+    fn tell(&self, report: &mut Report, name: &str, version: &str) {
+        report.line(
+            &format!("{name}: connections"),
+            &format!("at most {}", self.ours.load(Ordering::Relaxed)),
+            &format!("{version}, at most {}", self.theirs.load(Ordering::Relaxed)),
+            self.ours.load(Ordering::Relaxed) as f64,
+            "",
+            Goal::AtMost(BUDGET.into()),
+        );
+    }
+
     /// Awaits that nobody is left from before.
     async fn until_empty(&self) {
         let deadline = Instant::now() + EMPTY_MAX;
         tokio::time::sleep(2 * SAMPLE_INTERVAL).await;
         while self.now.load(Ordering::Relaxed) > 0 {
-            assert!(Instant::now() < deadline, "PgBouncer's sessions do not end");
+            assert!(Instant::now() < deadline, "sessions do not end");
             tokio::time::sleep(SAMPLE_INTERVAL).await;
         }
         self.most.store(0, Ordering::Relaxed);
