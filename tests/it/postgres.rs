@@ -297,6 +297,8 @@ async fn an_abandoned_statement_is_cancelled_and_its_permit_comes_back() {
     let running = "SELECT true FROM pg_stat_activity WHERE datname = $1 AND query LIKE 'SELECT pg_sleep%'";
     let begun = async || judge.query_opt(running, &[&acme.database.as_str()]).await.unwrap().map(drop);
 
+    // Those that made the tenant may still be ending.
+    until("the permits are back", async || (server.budget().in_use() == 0).then_some(())).await;
     let client = connect(&server, &login, &acme.database).await.unwrap();
     tokio::select! {
         _ = client.batch_execute("SELECT pg_sleep(3600)") => panic!("it should sleep"),
