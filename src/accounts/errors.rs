@@ -35,6 +35,11 @@ impl Error {
             _ => false,
         }
     }
+
+    /// Whether the server can keep nothing more.
+    pub fn is_no_room(&self) -> bool {
+        matches!(self, Self::Statement(error) if error.kind() == postgres::Kind::NoRoom)
+    }
 }
 
 impl From<tokio_postgres::Error> for Error {

@@ -263,7 +263,7 @@ impl From<catalog::Error> for Status {
                 .meta("compacted_revision", position.compacted_revision)
                 .status(),
             _ if error.is_transient() => away("the shared database", &error),
-            E::Statement(cause) if cause.kind() == postgres::Kind::NoRoom => no_room("the shared database", &error),
+            _ if error.is_no_room() => no_room("the shared database", &error),
             E::ServerUnknown { .. }
             | E::SecretUnknown { .. }
             | E::ClaimLost { .. }
@@ -459,7 +459,7 @@ impl From<accounts::Error> for Status {
                 Refusal::new(Code::AlreadyExists, Reason::RequestIdReused, message).status()
             }
             error if error.is_transient() => away("the auth database", error),
-            E::Statement(cause) if cause.kind() == postgres::Kind::NoRoom => no_room("the auth database", &error),
+            error if error.is_no_room() => no_room("the auth database", error),
             error => internal(error),
         }
     }
@@ -469,7 +469,7 @@ impl From<postgres::Error> for Status {
     fn from(error: postgres::Error) -> Self {
         match error.kind() {
             kind if kind.is_transient() => away("a PostgreSQL server", &error),
-            postgres::Kind::NoRoom => no_room("a tenant's database", &error),
+            postgres::Kind::NoRoom => no_room("a database", &error),
             _ => internal(&error),
         }
     }

@@ -112,6 +112,9 @@ impl Run {
     }
 }
 
+/// The reason that a full server's operator can do something about.
+const NO_ROOM: &str = "SERVER_NO_ROOM";
+
 /// Why a step did not do its work.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StepError {
@@ -154,17 +157,9 @@ impl From<crate::catalog::Error> for StepError {
         if error.is_transient() || matches!(error, crate::catalog::Error::ClaimLost { .. }) {
             return Self::Claim(error.into());
         }
-        let reason = match &error {
-            crate::catalog::Error::Statement(cause) => reason_of(cause, "INTERNAL"),
-            _ => "INTERNAL",
-        };
+        let reason = if error.is_no_room() { NO_ROOM } else { "INTERNAL" };
         Self::failed(reason, format!("the catalog refused: {error}"))
     }
-}
-
-/// A full server's operator has something to do about it.
-fn reason_of(cause: &crate::postgres::Error, otherwise: &'static str) -> &'static str {
-    if cause.kind() == crate::postgres::Kind::NoRoom { "SERVER_NO_ROOM" } else { otherwise }
 }
 
 impl From<crate::postgres::sessions::Error> for StepError {
@@ -175,17 +170,15 @@ impl From<crate::postgres::sessions::Error> for StepError {
 
 impl From<crate::accounts::Error> for StepError {
     fn from(error: crate::accounts::Error) -> Self {
-        let reason = match &error {
-            crate::accounts::Error::Statement(cause) => reason_of(cause, "INTERNAL"),
-            _ => "INTERNAL",
-        };
+        let reason = if error.is_no_room() { NO_ROOM } else { "INTERNAL" };
         Self::failed(reason, format!("the auth database refused: {error}"))
     }
 }
 
 impl From<crate::postgres::Error> for StepError {
     fn from(error: crate::postgres::Error) -> Self {
-        Self::failed(reason_of(&error, "CONNECTION_UNAVAILABLE"), error.to_string())
+        let is_full = error.kind() == crate::postgres::Kind::NoRoom;
+        Self::failed(if is_full { NO_ROOM } else { "CONNECTION_UNAVAILABLE" }, error.to_string())
     }
 }
 

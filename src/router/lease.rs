@@ -4,13 +4,11 @@
 //! has gone.
 
 use std::ops::{Deref, DerefMut};
-use std::pin::pin;
+use std::sync::Arc;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_postgres::{Client, Statement};
 
-use super::clean::clean;
-use super::party::LEASE_LONG;
 use super::place::Seat;
 use super::pool::PooledObject;
 use super::slot::Ticket;
@@ -104,30 +102,10 @@ impl Lease {
                 ticket.slot().end(object, seat);
             }
             Residue::Session => {
-                let tasks = self.ticket.slot().place.server.tasks().clone();
-                self.returning(true);
-                tasks.spawn("lease cleaning", async move {
-                    if self.clean().await {
-                        self.put_back();
-                    }
-                });
+                let Self { object, seat, ticket } = self;
+                Arc::clone(ticket.slot()).give_back_clean(object, seat, ticket);
             }
         }
-    }
-
-    /// Whoever comes meanwhile waits for it, but not for long.
-    async fn clean(&self) -> bool {
-        let mut cleaning = pin!(clean(self));
-        if let Ok(is_clean) = timeout(LEASE_LONG, &mut cleaning).await {
-            return is_clean;
-        }
-        self.returning(false);
-        cleaning.await
-    }
-
-    fn returning(&self, yes: bool) {
-        let slot = self.ticket.slot();
-        slot.place.change(|floor| floor.returning(slot.id, self.object.id, yes));
     }
 
     fn put_back(self) {

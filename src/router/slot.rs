@@ -1,16 +1,17 @@
 //! One tenant's pool for one epoch of its route: takes connections out, and takes them back. What becomes of them is
 //! decided by [`super::seats`] under the lock of the server's place; here is only the carrying.
 
+use std::pin::pin;
 use std::sync::Arc;
 
 use deadpool::managed::Object;
 use futures_util::FutureExt as _;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::clean::clean;
 use super::error::Failure;
 use super::holder::Holder;
-use super::party::{ConnectionId, Share};
+use super::party::{ConnectionId, LEASE_LONG, Share};
 use super::place::{Caller, Floor, Offer, Seat, Slot};
 use super::pool::{Pooled, PooledObject};
 use super::seats::Give;
@@ -102,22 +103,47 @@ impl Slot {
         // Without the lock: what has ended is closed.
         drop(ended);
         // The newest last, as it was.
-        for (mut object, seat) in idle.into_iter().rev() {
+        for (object, seat) in idle.into_iter().rev() {
             if !object.residue_perhaps {
                 self.give_back(object, seat);
                 continue;
             }
-            let (slot, ticket) = (Arc::clone(self), Ticket::new(Arc::clone(self)));
-            self.place.server.tasks().spawn("lease cleaning", async move {
-                let _ticket = ticket;
-                if clean(&object.client).await {
-                    object.residue_perhaps = false;
-                    slot.give_back(object, seat);
-                } else {
-                    slot.end(object, seat);
-                }
-            });
+            self.give_back_clean(object, seat, Ticket::new(Arc::clone(self)));
         }
+    }
+
+    /// Gives the connection back once it is cleaned. Whoever comes meanwhile waits for it, but not for long.
+    pub(super) fn give_back_clean(self: &Arc<Self>, object: PooledObject, seat: Seat, ticket: Ticket) {
+        let slot = Arc::clone(self);
+        slot.returning(&seat, true);
+        // Dropped in this order, as a lease is.
+        let held = (object, seat, ticket);
+        self.place.server.tasks().spawn("lease cleaning", async move {
+            let held = held;
+            let is_clean = {
+                let (object, seat, _) = &held;
+                let mut cleaning = pin!(clean(&object.client));
+                match timeout(LEASE_LONG, &mut cleaning).await {
+                    Ok(is_clean) => is_clean,
+                    Err(_elapsed) => {
+                        slot.returning(seat, false);
+                        cleaning.await
+                    }
+                }
+            };
+            let (mut object, seat, _ticket) = held;
+            if is_clean {
+                object.is_new = false;
+                object.residue_perhaps = false;
+                slot.give_back(object, seat);
+            } else {
+                slot.end(object, seat);
+            }
+        });
+    }
+
+    fn returning(&self, seat: &Seat, yes: bool) {
+        self.place.change(|floor| floor.returning(self.id, seat.connection, yes));
     }
 
     /// Does what was decided. Answers with a connection that is to be dropped without the lock.

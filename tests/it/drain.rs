@@ -3,14 +3,15 @@
 use tenantd::proto::v1::stream_query_response::Part;
 use tenantd::proto::v1::transact_request::Action;
 use tenantd::proto::v1::transact_response::Outcome;
-use tenantd::proto::v1::{CommitTransaction, WhoAmIRequest};
+use tenantd::proto::v1::{CommitTransaction, WatchOperationRequest, WhoAmIRequest};
 use tonic::Code;
 use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
+use uuid::Uuid;
 
-use crate::harness::{Client, Fleet, Spec, last, until};
+use crate::harness::{Client, Fleet, Point, Spec, Standstills, last, until};
 
 /// Sessions on the fleet's databases.
 async fn sessions(judge: &tokio_postgres::Client, fleet: &Fleet) -> Vec<String> {
@@ -112,6 +113,28 @@ async fn after_sigterm_streams_that_run_may_end() {
     assert_eq!(row.get::<_, i64>(0), 19);
     drop(holder);
     until("no session is left", async || sessions(&judge, &fleet).await.is_empty().then_some(())).await;
+    fleet.finish().await;
+}
+
+#[tokio::test]
+async fn who_watches_an_operation_hears_that_the_daemon_goes_and_not_that_it_is_over() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.spawn();
+    daemon.client.tenant("acme").await;
+    let standstills = Standstills::install(fleet.judge(fleet.naming.shared_database().as_str()).await).await;
+    let request = Uuid::new_v4();
+    let point = Point { place: "operation_steps", name: "dump".to_owned(), state: "RUNNING" };
+    let armed = standstills.arm(request, &point).await;
+    let operation = daemon.client.backup_create(request, "acme").await.unwrap();
+    standstills.reached(armed).await;
+    let watched = WatchOperationRequest { operation_id: operation.operation_id };
+    let mut watch = daemon.client.operations().watch_operation(watched).await.unwrap().into_inner();
+    watch.message().await.unwrap().unwrap();
+    let ends = async {
+        assert_eq!(last(&mut watch).await.code(), Code::Unavailable);
+        standstills.pass(armed).await;
+    };
+    tokio::join!(daemon.terminate(), ends);
     fleet.finish().await;
 }
 
