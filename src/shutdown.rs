@@ -7,6 +7,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -115,18 +116,25 @@ impl Drop for Alive {
     }
 }
 
-/// Resolves at the first SIGTERM or SIGINT.
+/// A token that SIGTERM and SIGINT cancel from now on.
 ///
 /// # Errors
 /// When the process may not listen to signals.
-pub async fn signal() -> std::io::Result<&'static str> {
-    use tokio::signal::unix::{SignalKind, signal};
+pub fn stop_signals(tasks: &Tasks) -> std::io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(tokio::select! {
-        _ = terminate.recv() => "SIGTERM",
-        _ = interrupt.recv() => "SIGINT",
-    })
+    let stop = CancellationToken::new();
+    let (stopped, ended) = (stop.clone(), tasks.token().clone());
+    tasks.spawn("signals", async move {
+        let name = tokio::select! {
+            () = ended.cancelled() => return,
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        tracing::info!(signal = name, "draining");
+        stopped.cancel();
+    });
+    Ok(stop)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::signal::unix::Signal;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
@@ -53,19 +54,39 @@ pub struct App {
 }
 
 impl App {
-    /// Binds the port, reaches the servers, and brings the shared and the auth database to this version's schema.
-    pub async fn build(config: Config, tasks: Tasks) -> Result<Self, Error> {
+    /// Binds the port, reaches the servers, and brings the shared and the auth database to this version's schema. None
+    /// when `stop` resolves before that is done. Whoever is not built has no task and no share of a budget any more.
+    pub async fn build(config: Config, tasks: Tasks, stop: impl Future<Output = ()>) -> Result<Option<Self>, Error> {
+        let instance = Uuid::new_v4();
+        let shares = Shares::new(&config, instance);
+        let built = tokio::select! {
+            built = Self::build_all(config, instance, shares.clone(), tasks.clone()) => built.map(Some),
+            () = stop => Ok(None),
+        };
+        if !matches!(built, Ok(Some(_))) {
+            end(&tasks, shares).await;
+        }
+        built
+    }
+
+    async fn build_all(config: Config, instance: Uuid, shares: Option<Shares>, tasks: Tasks) -> Result<Self, Error> {
         let listen_error = |source| Error::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
-        let instance = Uuid::new_v4();
-        let mut anchors = Anchors::new(&config, instance);
+        let mut anchors = shares.as_ref().map(Shares::anchors);
         let servers = servers(&config, &tasks, instance, anchors.as_mut()).await?;
         let home = servers.get(&config.catalog_server).cloned().ok_or_else(|| {
             Error::Usage(format!("catalog_server {:?} is none of the servers", config.catalog_server))
         })?;
         let catalog = Catalog::new(&home, &config.naming.shared_database())?;
-        let shares = shares(anchors, &home, &catalog, &servers, &config, &tasks).await?;
+        if let Some(anchors) = anchors {
+            let catalog = Catalog::for_shares(&home, &config.naming.shared_database())?;
+            catalog_prepare(&catalog, &config).await?;
+            anchors.join(&home, &catalog, &tasks).await?;
+        } else {
+            catalog_prepare(&catalog, &config).await?;
+            shares::named_refuse(&catalog, &servers).await?;
+        }
         shared_readers(&home, &config.naming).await?;
         let accounts = Accounts::new(&home, &config.naming.auth_database())?;
         accounts.migrate().await?;
@@ -120,11 +141,11 @@ impl App {
         admin_key::ensure(&self.parts.accounts, file).await
     }
 
-    /// Reads the limits in `file` again at each SIGHUP.
-    pub fn reload_on_hangup(&self, file: &Path) -> Result<(), Error> {
+    /// Reads the limits in `file` again at each hangup.
+    pub fn reload_on(&self, hangup: Signal, file: &Path) {
         let (live, servers) = (self.parts.live.clone(), self.parts.servers.clone());
         let reload = Reload { live, servers, started: Arc::clone(&self.config) };
-        reload.on_hangup(file, &self.tasks).map_err(Error::Signals)
+        reload.on(hangup, file, &self.tasks);
     }
 
     /// Where the daemon listens; the port is real even when 0 was asked for.
@@ -181,14 +202,19 @@ impl Running {
         let served = api::serve(listener, api, shutdown).await;
         access.flush().await;
         operations.stop(OPERATIONS_STOP_MAX).await;
-        let stubborn = tasks.end(TASKS_END_MAX).await;
-        if !stubborn.is_empty() {
-            tracing::warn!(?stubborn, "tasks that did not end in time were cut off");
-        } else if let Some(shares) = shares {
-            shares.leave(&tasks).await;
-        }
+        end(&tasks, shares).await;
         tracing::info!("stopped");
         Ok(served?)
+    }
+}
+
+/// Ends every task, and then, as no session is left, gives the shares back.
+async fn end(tasks: &Tasks, shares: Option<Shares>) {
+    let stubborn = tasks.end(TASKS_END_MAX).await;
+    if !stubborn.is_empty() {
+        tracing::warn!(?stubborn, "tasks that did not end in time were cut off");
+    } else if let Some(shares) = shares {
+        shares.leave(tasks).await;
     }
 }
 
@@ -231,25 +257,6 @@ async fn shared_readers(home: &Server, naming: &Naming) -> Result<(), Error> {
         port: home.config().port,
         source: Box::new(source),
     })
-}
-
-/// Prepares the shared database, and gets a daemon with a name its shares of the servers' budgets.
-async fn shares(
-    anchors: Option<Anchors>,
-    home: &Server,
-    catalog: &Catalog,
-    servers: &BTreeMap<String, Server>,
-    config: &Config,
-    tasks: &Tasks,
-) -> Result<Option<Shares>, Error> {
-    let Some(anchors) = anchors else {
-        catalog_prepare(catalog, config).await?;
-        shares::named_refuse(catalog, servers).await?;
-        return Ok(None);
-    };
-    let catalog = Catalog::for_shares(home, &config.naming.shared_database())?;
-    catalog_prepare(&catalog, config).await?;
-    Ok(Some(anchors.join(home, &catalog, tasks).await?))
 }
 
 /// Brings the shared database to this version's schema, with the servers in it.

@@ -20,7 +20,7 @@ use crate::embedded::{Cluster, ClusterRequest, S3Server};
 use crate::operations::{CreateTenant, Failure, Operations, Request, deterministic_id};
 use crate::postgres::{Server, bootstrap as postgres_bootstrap};
 use crate::secrets::password_new;
-use crate::shutdown::Tasks;
+use crate::shutdown::{Tasks, stop_signals};
 
 const PREFIX: &str = "erp_topsteel";
 const BUCKET: &str = "tenantd-backups";
@@ -57,15 +57,7 @@ pub async fn dev(
     progress: impl Fn(&str) + Send + Sync,
     ready: impl FnOnce(&DevReady) + Send,
 ) -> Result<(), Error> {
-    let stop = CancellationToken::new();
-    let stopped = stop.clone();
-    tasks.spawn("signals", async move {
-        match crate::shutdown::signal().await {
-            Ok(name) => tracing::info!(signal = name, "draining"),
-            Err(error) => tracing::error!(%error, "signals cannot be heard; stopping"),
-        }
-        stopped.cancel();
-    });
+    let stop = stop_signals(&tasks).map_err(Error::Signals)?;
     std::fs::create_dir_all(&request.data_dir).map_err(|source| Error::file(&request.data_dir, source))?;
     progress("starting PostgreSQL");
     let cluster = Cluster::start(ClusterRequest::dev(&request.data_dir), &tasks).await?;
@@ -90,7 +82,8 @@ async fn serve_on(
     let s3 = object_server(&files, &s3_secret, tasks).await?;
     let text = configuration(request, cluster, &s3, &s3_secret);
     replace_private(&files.config, &text)?;
-    let app = App::build(config::load(&files.config)?, tasks.clone()).await?;
+    let config = config::load(&files.config)?;
+    let Some(app) = App::build(config, tasks.clone(), stop.cancelled()).await? else { return Ok(()) };
     app.admin_key_ensure(&files.admin_key).await?;
     let endpoint = format!("http://{}", app.address());
     replace_private(&files.client, &format!("endpoint = {endpoint:?}\nkey_file = \"admin.key\"\n"))?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::Signal;
 
 use crate::config::{self, Config, Live};
 use crate::postgres::Server;
@@ -21,14 +21,9 @@ pub(super) struct Reload {
 }
 
 impl Reload {
-    /// Reads `file` at each SIGHUP, as long as the daemon runs.
-    ///
-    /// # Errors
-    /// When the process may not listen to the signal.
-    pub(super) fn on_hangup(self, file: &Path, tasks: &Tasks) -> std::io::Result<()> {
-        let hangup = signal(SignalKind::hangup())?;
+    /// Reads `file` at each hangup, as long as the daemon runs.
+    pub(super) fn on(self, hangup: Signal, file: &Path, tasks: &Tasks) {
         tasks.spawn("configuration reload", self.run(hangup, file.to_owned(), tasks.clone()));
-        Ok(())
     }
 
     async fn run(self, mut hangup: Signal, file: PathBuf, tasks: Tasks) {

@@ -2,27 +2,27 @@
 
 use std::path::Path;
 
+use tokio::signal::unix::{SignalKind, signal};
+
 use super::admin_key::AdminKey;
 use super::daemon::App;
 use super::error::Error;
 use crate::config;
-use crate::shutdown::Tasks;
+use crate::shutdown::{Tasks, stop_signals};
 
 /// Runs until SIGTERM or SIGINT; SIGHUP makes it read the limits again.
 pub async fn serve(config: &Path, admin_key_file: Option<&Path>, tasks: Tasks) -> Result<(), Error> {
-    let app = App::build(config::load(config)?, tasks).await?;
+    // From the first moment on: whoever is told to go while it starts leaves nothing behind, and a hangup ends nobody.
+    let stop = stop_signals(&tasks).map_err(Error::Signals)?;
+    let hangup = signal(SignalKind::hangup()).map_err(Error::Signals)?;
+    let loaded = config::load(config)?;
+    let Some(app) = App::build(loaded, tasks, stop.cancelled()).await? else { return Ok(()) };
     if let Some(file) = admin_key_file {
         match app.admin_key_ensure(file).await? {
             AdminKey::Written => tracing::info!(file = %file.display(), "the first admin key is written"),
             AdminKey::Exists => tracing::info!("an admin key exists already; no file is written"),
         }
     }
-    app.reload_on_hangup(config)?;
-    let signal = async {
-        match crate::shutdown::signal().await {
-            Ok(name) => tracing::info!(signal = name, "draining"),
-            Err(error) => tracing::error!(%error, "signals cannot be heard; stopping"),
-        }
-    };
-    app.start().serve(signal).await
+    app.reload_on(hangup, config);
+    app.start().serve(stop.cancelled_owned()).await
 }

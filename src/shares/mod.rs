@@ -25,6 +25,8 @@
 mod keeper;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -96,28 +98,23 @@ struct Member {
     config: SharesConfig,
 }
 
-/// The sessions that stand for a daemon which has no shares yet.
-#[derive(Debug)]
-pub struct Anchors {
-    member: Member,
-    cast: Vec<(Server, Anchor, AnchorLoss)>,
-}
-
-/// The shares of a running daemon.
-#[derive(Debug)]
+/// What a daemon has of the servers' budgets, from before it asks for it until it has given it back.
+#[derive(Debug, Clone)]
 pub struct Shares {
     member: Member,
     home: ServerConfig,
+    /// Whether there may be rows in the catalog.
+    is_listed: Arc<AtomicBool>,
+}
+
+/// The sessions that stand for a daemon which has no shares yet.
+#[derive(Debug)]
+pub struct Anchors {
+    shares: Shares,
+    cast: Vec<(Server, Anchor, AnchorLoss)>,
 }
 
 impl Anchors {
-    /// For a daemon with a name. To be called before it connects to anything else.
-    pub fn new(config: &Config, daemon: Uuid) -> Option<Self> {
-        let instance = config.instance.clone()?;
-        let member = Member { instance, daemon, naming: config.naming.clone(), config: config.shares.clone() };
-        Some(Self { member, cast: Vec::new() })
-    }
-
     /// Opens the session that stands for the daemon on a server, and says what the server is.
     pub async fn cast(&mut self, server: &Server) -> Result<ServerVersion, postgres::Error> {
         let (anchor, loss) = Anchor::cast(server).await?;
@@ -128,20 +125,9 @@ impl Anchors {
 
     /// Gets a share of each server that leaves room for more than the reserve, and keeps it until the daemon goes down.
     /// `catalog` is [`Catalog::for_shares`], and has the servers.
-    pub async fn join(self, home: &Server, catalog: &Catalog, tasks: &Tasks) -> Result<Shares, Error> {
-        let shares = Shares { member: self.member.clone(), home: home.config().clone() };
-        match self.join_all(home, catalog, tasks).await {
-            Ok(()) => Ok(shares),
-            Err(error) => {
-                // It may have some of them by now. If this fails too, the others take them.
-                drop(catalog.shares_leave(shares.member.daemon).await);
-                Err(error)
-            }
-        }
-    }
-
-    async fn join_all(self, home: &Server, catalog: &Catalog, tasks: &Tasks) -> Result<(), Error> {
-        let Self { member, cast } = self;
+    pub async fn join(self, home: &Server, catalog: &Catalog, tasks: &Tasks) -> Result<(), Error> {
+        let Self { shares: Shares { member, is_listed, .. }, cast } = self;
+        is_listed.store(true, Ordering::Relaxed);
         let mut keepers = Vec::new();
         for (server, anchor, loss) in cast {
             let is_home = server.name() == home.name();
@@ -194,8 +180,25 @@ pub async fn named_refuse(catalog: &Catalog, servers: &BTreeMap<String, Server>)
 }
 
 impl Shares {
+    /// For a daemon with a name, which has nothing yet.
+    pub fn new(config: &Config, daemon: Uuid) -> Option<Self> {
+        let instance = config.instance.clone()?;
+        // Nobody starts without it.
+        let home = config.servers.iter().find(|server| server.name == config.catalog_server)?.clone();
+        let member = Member { instance, daemon, naming: config.naming.clone(), config: config.shares.clone() };
+        Some(Self { member, home, is_listed: Arc::default() })
+    }
+
+    /// To be called before the daemon connects to anything.
+    pub fn anchors(&self) -> Anchors {
+        Anchors { shares: self.clone(), cast: Vec::new() }
+    }
+
     /// Gives everything back, so that the others grow at once. To be called when no session of the daemon is left.
     pub async fn leave(self, tasks: &Tasks) {
+        if !self.is_listed.load(Ordering::Relaxed) {
+            return;
+        }
         // The daemon's own tasks are over, and with them its sessions.
         let tasks = Tasks::new(tasks.span().clone());
         if let Err(error) = self.rows_remove(&tasks).await {

@@ -263,3 +263,26 @@ async fn a_smaller_configuration_counts_for_everybody() {
     b.terminate().await;
     fleet.finish().await;
 }
+
+#[tokio::test]
+async fn a_daemon_that_is_told_to_go_while_it_starts_gives_its_share_back() {
+    // Nobody takes over from it while this test runs.
+    let fleet = Fleet::new(spec().setting("[shares]", "take_over_after", "\"10m\"")).await;
+    let a = spawn(&fleet, "a");
+    shares_become(&fleet, &[("a", WHOLE)]).await;
+    let holder = fleet.judge(fleet.naming.auth_database().as_str()).await;
+    holder.batch_execute("BEGIN; LOCK TABLE refinery_schema_history").await.unwrap();
+
+    configure(&fleet, "b");
+    let (b, address) = fleet.spawn_only();
+    shares_become(&fleet, &[("a", WHOLE / 2), ("b", WHOLE / 2)]).await;
+    b.signal("HUP");
+    b.terminate().await;
+    assert!(address.try_recv().is_err(), "it has begun to serve");
+    shares_become(&fleet, &[("a", WHOLE)]).await;
+
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    a.terminate().await;
+    shares_become(&fleet, &[]).await;
+    fleet.finish().await;
+}

@@ -1,6 +1,7 @@
 //! A fleet's daemon: in this process, or as one of its own that can be killed.
 
 use std::collections::BTreeMap;
+use std::future::pending;
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -34,14 +35,18 @@ pub struct Daemon {
 #[derive(Debug)]
 pub struct Process {
     pub client: Client,
-    child: Child,
+    child: Served,
 }
+
+/// `tenantd serve`, from its first moment on; it does not outlive this.
+#[derive(Debug)]
+pub struct Served(Child);
 
 impl Fleet {
     /// Starts the daemon in this process.
     pub async fn start(&self) -> Daemon {
         let tasks = Tasks::new(logs::root_span(self.naming.prefix()));
-        let app = App::build(self.config(), tasks).await.unwrap();
+        let app = App::build(self.config(), tasks, pending()).await.unwrap().unwrap();
         let key_file = self.admin_key_file();
         app.admin_key_ensure(&key_file).await.unwrap();
         let address = app.address();
@@ -55,7 +60,7 @@ impl Fleet {
     /// Why the daemon does not start in this process.
     pub async fn start_refused(&self) -> String {
         let tasks = Tasks::new(logs::root_span(self.naming.prefix()));
-        App::build(self.config(), tasks).await.expect_err("the daemon may not start").to_string()
+        App::build(self.config(), tasks, pending()).await.expect_err("the daemon may not start").to_string()
     }
 
     /// Stops the daemon; the fleet is over.
@@ -64,8 +69,17 @@ impl Fleet {
         self.finish().await;
     }
 
-    /// Starts `tenantd serve` as a process.
+    /// Starts `tenantd serve` as a process, and waits until it listens.
     pub fn spawn(&self) -> Process {
+        let (child, address) = self.spawn_only();
+        let address = address.recv_timeout(START_MAX).unwrap_or_else(|_| {
+            panic!("the daemon does not listen:\n{}", logs::latest(self.naming.prefix()));
+        });
+        Process { client: self.client(address), child }
+    }
+
+    /// Starts `tenantd serve` as a process, which tells its address once it listens.
+    pub fn spawn_only(&self) -> (Served, mpsc::Receiver<SocketAddr>) {
         let mut child = self
             .command()
             .args(["serve", "--config"])
@@ -90,10 +104,7 @@ impl Fleet {
                 logs::note(&fleet, is_problem, line);
             }
         });
-        let address = address.recv_timeout(START_MAX).unwrap_or_else(|_| {
-            panic!("the daemon does not listen:\n{}", logs::latest(self.naming.prefix()));
-        });
-        Process { client: self.client(address), child }
+        (Served(child), address)
     }
 
     /// The binary, in the fleet's folder.
@@ -127,36 +138,47 @@ impl Daemon {
 impl Process {
     /// The process id of a program that the daemon has started, once it has.
     pub async fn child(&self, program: &str) -> u32 {
-        super::until("the daemon starts the program", || async { descendant(self.child.id(), program) }).await
+        super::until("the daemon starts the program", || async { descendant(self.child.0.id(), program) }).await
     }
 
     /// SIGTERM: it drains, and ends without a complaint.
-    pub async fn terminate(mut self) {
-        signal("TERM", self.child.id());
-        let child = std::sync::Mutex::new(&mut self.child);
-        let status = super::until("the daemon ends", || async { child.lock().unwrap().try_wait().unwrap() }).await;
-        assert!(status.success(), "the daemon ended with {status}");
+    pub async fn terminate(self) {
+        self.child.terminate().await;
     }
 
     /// SIGHUP: it reads its configuration again.
     pub fn hang_up(&self) {
-        signal("HUP", self.child.id());
+        self.child.signal("HUP");
     }
 
     /// SIGSTOP: it stands still, with everything that it has.
     pub fn pause(&self) {
-        signal("STOP", self.child.id());
+        self.child.signal("STOP");
     }
 
     /// SIGCONT: it goes on as if nothing had been.
     pub fn resume(&self) {
-        signal("CONT", self.child.id());
+        self.child.signal("CONT");
     }
 
     /// SIGKILL: nothing in the process hears of it.
     pub fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.child.0.kill().unwrap();
+        self.child.0.wait().unwrap();
+    }
+}
+
+impl Served {
+    pub fn signal(&self, name: &str) {
+        signal(name, self.0.id());
+    }
+
+    /// SIGTERM: it ends without a complaint.
+    pub async fn terminate(mut self) {
+        self.signal("TERM");
+        let child = std::sync::Mutex::new(&mut self.0);
+        let status = super::until("the daemon ends", || async { child.lock().unwrap().try_wait().unwrap() }).await;
+        assert!(status.success(), "the daemon ended with {status}");
     }
 }
 
@@ -197,9 +219,9 @@ fn descendant(ancestor: u32, program: &str) -> Option<u32> {
     named.into_iter().find(below)
 }
 
-impl Drop for Process {
+impl Drop for Served {
     fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
+        drop(self.0.kill());
+        drop(self.0.wait());
     }
 }
