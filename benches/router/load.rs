@@ -68,8 +68,17 @@ impl Sample {
 
 /// Lets all callers ask for `run_for`; calls that are under way then are awaited, and not counted.
 pub async fn closed_loop<C: Caller>(callers: impl IntoIterator<Item = C>, run_for: Duration) -> Sample {
-    let began = Instant::now();
-    let end = began + run_for;
+    closed_loop_after(callers, Duration::ZERO, run_for).await
+}
+
+/// As [`closed_loop`], in which only calls count that end after `roll_in`: by then as many wait as always will.
+pub async fn closed_loop_after<C: Caller>(
+    callers: impl IntoIterator<Item = C>,
+    roll_in: Duration,
+    run_for: Duration,
+) -> Sample {
+    let begin = Instant::now() + roll_in;
+    let end = begin + run_for;
     let mut running = JoinSet::new();
     for mut caller in callers {
         running.spawn(async move {
@@ -77,10 +86,13 @@ pub async fn closed_loop<C: Caller>(callers: impl IntoIterator<Item = C>, run_fo
             loop {
                 let asked = Instant::now();
                 let outcome = caller.call().await;
-                if Instant::now() > end {
+                let now = Instant::now();
+                if now > end {
                     return seen;
                 }
-                seen.note(asked, outcome);
+                if now >= begin {
+                    seen.note(asked, outcome);
+                }
             }
         });
     }

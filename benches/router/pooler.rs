@@ -20,7 +20,8 @@ use crate::stage::{BUDGET, Stage};
 
 /// Of pgbench's scale 1.
 pub const ACCOUNTS: i64 = 100_000;
-const ROLE: &str = "bench_pooler";
+/// Its one role.
+pub const ROLE: &str = "bench_pooler";
 
 /// Makes pgbench's tables in the tenant's database, for everybody to read.
 pub async fn accounts(stage: &Stage, tenant: &Tenant) {

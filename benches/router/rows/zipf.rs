@@ -15,9 +15,9 @@ use tokio_postgres::types::Type;
 use super::stream::STREAMS;
 use crate::callers::{Channels, single};
 use crate::fleet::{THINGS, Tenant};
-use crate::load::{Caller, Sample, closed_loop, median};
+use crate::load::{Caller, Sample, closed_loop, closed_loop_after, median};
 use crate::pipeline::Pipeline;
-use crate::pooler::{Pooler, Sessions};
+use crate::pooler::{Pooler, ROLE, Sessions};
 use crate::report::{Goal, Report, per_second};
 use crate::stage::{BUDGET, Stage, connect};
 use crate::zipf::Zipf;
@@ -25,12 +25,14 @@ use tenantd::proto::v1::value::Kind;
 use tenantd::proto::v1::{PipelineStatement, Value};
 
 const CALLERS: usize = 64;
-/// Before each slice. The daemon is a fresh one, and learns whom to keep from what is asked of it (its rates have a
-/// half-life of 30 s); PgBouncer has nothing to learn.
+/// The daemon is a fresh one, and learns whom to keep from what is asked of it (its rates have a half-life of 30 s);
+/// PgBouncer has nothing to learn.
 const WARM_UP_OURS: Duration = Duration::from_secs(40);
 const WARM_UP_THEIRS: Duration = Duration::from_secs(4);
-const SLICE: Duration = Duration::from_secs(10);
-const PAIRS: usize = 3;
+/// Both sides take turns, each with the connections that it had when its last turn ended.
+const SLICE: Duration = Duration::from_secs(6);
+const ROLL_IN: Duration = Duration::from_millis(1_500);
+const PAIRS: usize = 9;
 /// A connection more or less in use for making another: what the best policy could keep.
 const KEPT: usize = BUDGET as usize - 2;
 /// The answer says which database gave it.
@@ -94,42 +96,37 @@ pub async fn run(stage: &Stage, report: &mut Report, count: usize) {
     connect_to_each(stage, &tenants).await;
     let watch = Watch::begin(stage).await;
 
-    let (mut ours, mut theirs, mut connects) = (Vec::new(), Vec::new(), Vec::new());
-    let mut version = String::new();
-    for _ in 0..PAIRS {
-        // The machine is not equally fast at all times.
-        connects.push(connects_per_second(stage, &tenants).await);
-        watch.until_empty().await;
-        // Each side gives its connections back before the other begins.
-        let daemon = stage.daemon();
-        let channels = Channels::open(daemon.address, &daemon.key, STREAMS).await;
-        let mut pipelines = Vec::new();
-        for number in 0..STREAMS {
-            pipelines.push(Pipeline::open(&channels, number).await);
-        }
-        let caller = |number: usize| Ours {
-            pipeline: pipelines[number % STREAMS].clone(),
-            tenants: Arc::clone(&tenants),
-            zipf: Arc::clone(&zipf),
-        };
-        closed_loop((0..CALLERS).map(caller), WARM_UP_OURS).await;
-        ours.push(closed_loop((0..CALLERS).map(caller), SLICE).await);
-        watch.note_ours();
-        drop(pipelines);
-        daemon.process.terminate().await;
+    let daemon = stage.daemon();
+    let channels = Channels::open(daemon.address, &daemon.key, STREAMS).await;
+    let mut pipelines = Vec::new();
+    for number in 0..STREAMS {
+        pipelines.push(Pipeline::open(&channels, number).await);
+    }
+    let our_caller = |number: usize| Ours {
+        pipeline: pipelines[number % STREAMS].clone(),
+        tenants: Arc::clone(&tenants),
+        zipf: Arc::clone(&zipf),
+    };
+    closed_loop((0..CALLERS).map(our_caller), WARM_UP_OURS).await;
+    let pooler = Arc::new(Pooler::start(stage, 20).await);
+    let version = pooler.version.clone();
+    let sessions = Sessions::new(&pooler);
+    prepare(&sessions, &tenants).await;
+    let their_caller =
+        |_number| Theirs { sessions: sessions.clone(), tenants: Arc::clone(&tenants), zipf: Arc::clone(&zipf) };
+    closed_loop((0..CALLERS).map(their_caller), WARM_UP_THEIRS).await;
 
-        let pooler = Arc::new(Pooler::start(stage, 20).await);
-        version.clone_from(&pooler.version);
-        let sessions = Sessions::new(&pooler);
-        prepare(&sessions, &tenants).await;
-        let caller =
-            |_number| Theirs { sessions: sessions.clone(), tenants: Arc::clone(&tenants), zipf: Arc::clone(&zipf) };
-        closed_loop((0..CALLERS).map(caller), WARM_UP_THEIRS).await;
-        theirs.push(closed_loop((0..CALLERS).map(caller), SLICE).await);
-        watch.note_theirs();
-        report.errors("PgBouncer", theirs.last().unwrap());
-        drop((sessions, pooler));
-        watch.until_empty().await;
+    let (mut ours, mut theirs, mut connects) = (Vec::new(), Vec::new(), Vec::new());
+    for pair in 0..PAIRS {
+        if pair % 2 == 0 {
+            ours.push(closed_loop_after((0..CALLERS).map(our_caller), ROLL_IN, SLICE).await);
+            connects.push(connects_per_second(stage, &tenants).await);
+            theirs.push(closed_loop_after((0..CALLERS).map(their_caller), ROLL_IN, SLICE).await);
+        } else {
+            theirs.push(closed_loop_after((0..CALLERS).map(their_caller), ROLL_IN, SLICE).await);
+            connects.push(connects_per_second(stage, &tenants).await);
+            ours.push(closed_loop_after((0..CALLERS).map(our_caller), ROLL_IN, SLICE).await);
+        }
     }
     let ratio = |figure: fn(&Sample) -> f64| median(ours.iter().zip(&theirs).map(|(o, t)| figure(o) / figure(t)));
     let our = |figure: fn(&Sample) -> f64| median(ours.iter().map(figure));
@@ -169,12 +166,19 @@ pub async fn run(stage: &Stage, report: &mut Report, count: usize) {
     for sample in &ours {
         report.errors(&name, sample);
     }
+    for sample in &theirs {
+        report.errors("PgBouncer", sample);
+    }
     report.note(format!(
         "{name}: p50 {:.1} ms against {:.1} ms; bound by how fast PostgreSQL starts backends (the best: {connects:.0} \
          connects/s with nothing else to do, divided by the part of calls to other than the {KEPT} most popular tenants)",
         our(Sample::p50),
         their(Sample::p50)
     ));
+    drop(pipelines);
+    daemon.process.terminate().await;
+    drop((sessions, pooler));
+    watch.until_empty().await;
 }
 
 /// Each tenant's first session to PgBouncer, which it opens only once it has one to the server.
@@ -213,53 +217,43 @@ async fn connects_per_second(stage: &Stage, tenants: &[Tenant]) -> f64 {
     CONNECTS as f64 / began.elapsed().as_secs_f64()
 }
 
-/// Counts the sessions in tenants' databases, as the server sees them.
+/// Counts the sessions of both sides in tenants' databases, as the server sees them.
 struct Watch {
     now: Arc<AtomicI64>,
-    most: Arc<AtomicI64>,
-    ours: AtomicI64,
-    theirs: AtomicI64,
+    ours: Arc<AtomicI64>,
+    theirs: Arc<AtomicI64>,
     stop: Arc<AtomicBool>,
 }
 
 impl Watch {
     async fn begin(stage: &Stage) -> Self {
         let judge = stage.judge("postgres").await;
-        let (now, most, stop) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicI64::new(0)), Arc::default());
-        let watch = Self {
-            now: Arc::clone(&now),
-            most: Arc::clone(&most),
-            ours: AtomicI64::new(0),
-            theirs: AtomicI64::new(0),
-            stop: Arc::clone(&stop),
-        };
+        let watch = Self { now: Arc::default(), ours: Arc::default(), theirs: Arc::default(), stop: Arc::default() };
+        let Self { now, ours, theirs, stop } = &watch;
+        let (now, ours, theirs, stop) = (Arc::clone(now), Arc::clone(ours), Arc::clone(theirs), Arc::clone(stop));
         tokio::spawn(async move {
-            let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname LIKE 'bench\\_t%'";
+            let sql = "SELECT count(*) FILTER (WHERE application_name = datname OR application_name LIKE 'tenantd %'), \
+                              count(*) FILTER (WHERE usename = $1), count(*) \
+                       FROM pg_stat_activity WHERE datname LIKE 'bench\\_t%'";
             let statement = judge.prepare(sql).await.unwrap();
             while !stop.load(Ordering::Relaxed) {
-                let count: i64 = judge.query_one(&statement, &[]).await.unwrap().get(0);
-                now.store(count, Ordering::Relaxed);
-                most.fetch_max(count, Ordering::Relaxed);
+                let counts = judge.query_one(&statement, &[&ROLE]).await.unwrap();
+                ours.fetch_max(counts.get(0), Ordering::Relaxed);
+                theirs.fetch_max(counts.get(1), Ordering::Relaxed);
+                now.store(counts.get(2), Ordering::Relaxed);
                 tokio::time::sleep(SAMPLE_INTERVAL).await;
             }
         });
         watch
     }
 
-    fn note_ours(&self) {
-        self.ours.fetch_max(self.most.swap(0, Ordering::Relaxed), Ordering::Relaxed);
-    }
-
-    fn note_theirs(&self) {
-        self.theirs.fetch_max(self.most.swap(0, Ordering::Relaxed), Ordering::Relaxed);
-    }
-
     fn tell(&self, report: &mut Report, name: &str, version: &str) {
+        let (ours, theirs) = (self.ours.load(Ordering::Relaxed), self.theirs.load(Ordering::Relaxed));
         report.line(
             &format!("{name}: connections"),
-            &format!("at most {}", self.ours.load(Ordering::Relaxed)),
-            &format!("{version}, at most {}", self.theirs.load(Ordering::Relaxed)),
-            self.ours.load(Ordering::Relaxed) as f64,
+            &format!("at most {ours}"),
+            &format!("{version}, at most {theirs}"),
+            ours as f64,
             "",
             Goal::AtMost(BUDGET.into()),
         );
@@ -273,7 +267,6 @@ impl Watch {
             assert!(Instant::now() < deadline, "sessions do not end");
             tokio::time::sleep(SAMPLE_INTERVAL).await;
         }
-        self.most.store(0, Ordering::Relaxed);
     }
 }
 

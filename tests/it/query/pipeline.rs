@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tenantd::proto::v1::pipeline_answer::Outcome;
 use tenantd::proto::v1::value::Kind;
-use tenantd::proto::v1::{PipelineRequest, PipelineResponse, PipelineStatement, Value};
+use tenantd::proto::v1::{EvictPoolRequest, PipelineRequest, PipelineResponse, PipelineStatement, Value};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
@@ -86,6 +86,57 @@ async fn quiet(fleet: &Fleet) {
         (judge.query_one(sql, &[&name]).await.unwrap().get::<_, i64>(0) == 0).then_some(())
     })
     .await;
+}
+
+/// A connection that nobody has had yet.
+async fn evict(client: &Client, tenant: &str) {
+    let reason = "a test wants a new connection".to_owned();
+    let request = EvictPoolRequest { tenant: tenant.to_owned(), reason, ..EvictPoolRequest::default() };
+    client.router().evict_pool(request).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_only_read_on_a_new_connection_takes_one_round_trip_and_leaves_nothing() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    let client = &daemon.client;
+    client.tenant("acme").await;
+    let setting = "CREATE VIEW setting AS SELECT set_config('app.kept', 'yes', false)";
+    client.execute("acme", setting).await.unwrap();
+
+    evict(client, "acme").await;
+    let mut caller = Caller::open(client).await;
+    // A statement that is prepared sees itself.
+    let prepared = "SELECT count(*) FROM pg_prepared_statements";
+    caller.send(vec![statement(1, "acme", prepared)]).await;
+    assert_eq!(value(&caller.take(1).await[&1]), &number(0));
+    caller.send(vec![statement(2, "acme", prepared)]).await;
+    assert_eq!(value(&caller.take(1).await[&2]), &number(1));
+
+    let kept = "SELECT current_setting('app.kept', true) IS NOT DISTINCT FROM 'yes'";
+    let no = Value { kind: Some(Kind::BoolValue(false)) };
+    for next in ["on the same stream", "beside it"] {
+        evict(client, "acme").await;
+        caller.send(vec![statement(3, "acme", "SELECT * FROM setting")]).await;
+        assert!(matches!(caller.take(1).await[&3], Outcome::Result(_)));
+        if next == "beside it" {
+            assert_eq!(client.sql("acme", kept).await, "false", "{next}");
+        } else {
+            caller.send(vec![statement(4, "acme", kept)]).await;
+            assert_eq!(value(&caller.take(1).await[&4]), &no, "{next}");
+        }
+    }
+
+    // What is refused is refused as ever.
+    evict(client, "acme").await;
+    caller.send(vec![statement(5, "acme", "SELECT * FROM missing")]).await;
+    assert_eq!(sqlstate(&caller.take(1).await[&5]), "42P01");
+    evict(client, "acme").await;
+    caller.send(vec![PipelineStatement { max_rows: -1, ..statement(6, "acme", "SELECT 1") }]).await;
+    assert!(matches!(caller.take(1).await[&6], Outcome::Error(_)));
+    assert!(caller.rest().await.is_empty());
+    quiet(&fleet).await;
+    fleet.stop(daemon).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
