@@ -18,6 +18,9 @@ const HOSTILE: &str = include_str!("backup/hostile.sql");
 /// Does not shrink below some parts' size.
 const NOISE: &str =
     "CREATE TABLE noise AS SELECT n, md5(n::text) || md5((-n)::text) AS text FROM generate_series(1, 300000) n";
+/// 32 MB that do not shrink.
+const FLOOD: &str = "CREATE TABLE noise AS
+    SELECT n, sha512(n::text::bytea) || sha512((-n)::text::bytea) AS bytes FROM generate_series(1, 250000) n";
 
 async fn restored_is_what_was_dumped(place: &Place, manifest: &Manifest) {
     let target = place.target().await;
@@ -201,10 +204,11 @@ async fn swapped_and_changed_backups_are_refused() {
 #[tokio::test]
 async fn a_dump_that_is_killed_half_way_leaves_nothing() {
     let proxy = Proxy::start(machine().s3).await;
-    let place = Place::new(Spec { store: Some(proxy.address), ..Spec::default() }).await;
-    place.run(NOISE).await;
+    let spec = Spec { store: Some(proxy.address), ..Spec::default() };
+    let place = Place::new(spec.setting("[store]", "part_bytes_min", &(5 << 20).to_string())).await;
+    place.run(FLOOD).await;
     let judge = place.fleet.judge("postgres").await;
-    // The store stops reading in the middle of the first part, with everything behind it full.
+    // The store stops reading in the middle of the first part. Behind it two parts more fit, and the dump has six.
     let armed = tokio::sync::Notify::new();
     let dumping = place.dump(place.backup(), async |_upload| {
         proxy.stall_after(1 << 20);
