@@ -148,6 +148,13 @@ impl App {
         reload.on(hangup, file, &self.tasks);
     }
 
+    /// Ends everything that was built, instead of starting it.
+    pub async fn abandon(self) {
+        let (tasks, shares) = (self.tasks.clone(), self.shares.clone());
+        drop(self);
+        end(&tasks, shares).await;
+    }
+
     /// Where the daemon listens; the port is real even when 0 was asked for.
     pub fn address(&self) -> SocketAddr {
         self.address

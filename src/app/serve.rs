@@ -18,9 +18,13 @@ pub async fn serve(config: &Path, admin_key_file: Option<&Path>, tasks: Tasks) -
     let loaded = config::load(config)?;
     let Some(app) = App::build(loaded, tasks, stop.cancelled()).await? else { return Ok(()) };
     if let Some(file) = admin_key_file {
-        match app.admin_key_ensure(file).await? {
-            AdminKey::Written => tracing::info!(file = %file.display(), "the first admin key is written"),
-            AdminKey::Exists => tracing::info!("an admin key exists already; no file is written"),
+        match app.admin_key_ensure(file).await {
+            Ok(AdminKey::Written) => tracing::info!(file = %file.display(), "the first admin key is written"),
+            Ok(AdminKey::Exists) => tracing::info!("an admin key exists already; no file is written"),
+            Err(error) => {
+                app.abandon().await;
+                return Err(error);
+            }
         }
     }
     app.reload_on(hangup, config);

@@ -286,3 +286,14 @@ async fn a_daemon_that_is_told_to_go_while_it_starts_gives_its_share_back() {
     shares_become(&fleet, &[]).await;
     fleet.finish().await;
 }
+
+#[tokio::test]
+async fn a_daemon_that_cannot_write_the_first_key_gives_its_share_back() {
+    let fleet = Fleet::new(spec().setting("[shares]", "take_over_after", "\"10m\"")).await;
+    std::fs::create_dir(fleet.admin_key_file()).unwrap();
+    configure(&fleet, "a");
+    let (_daemon, address) = fleet.spawn_only();
+    assert!(address.recv_timeout(Duration::from_mins(1)).is_err(), "it has begun to serve");
+    assert_eq!(shares(&fleet).await, []);
+    fleet.finish().await;
+}
