@@ -19,6 +19,7 @@ mod routes;
 mod scope;
 mod status;
 mod tenants;
+mod tls;
 mod watch;
 
 use std::future::Future;
@@ -26,12 +27,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::server::NamedService as _;
 use tonic::service::RoutesBuilder;
+use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::{HealthReporter, health_reporter};
@@ -39,7 +41,7 @@ use tonic_health::server::{HealthReporter, health_reporter};
 use crate::access::Access;
 use crate::accounts::Accounts;
 use crate::catalog::Catalog;
-use crate::config::{Config, Live, TlsFiles};
+use crate::config::{Config, Live};
 use crate::operations::Operations;
 use crate::proto::DESCRIPTORS;
 use crate::proto::v1::access_service_server::AccessServiceServer;
@@ -53,6 +55,7 @@ use crate::query::Queries;
 use crate::router::Router;
 use crate::shutdown::Tasks;
 use cut::Cut;
+pub use tls::Tls;
 
 /// A request with more is refused.
 const REQUEST_BYTES_MAX: usize = 4 << 20;
@@ -60,8 +63,6 @@ const REQUEST_BYTES_MAX: usize = 4 << 20;
 const CALLS_PER_CONNECTION_MAX: u32 = 1_024;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// A client that does not get on with it is cut off.
-const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What calls that were cut off may take to tell their callers.
 const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -69,6 +70,8 @@ const CUT_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub struct Api {
     pub config: Arc<Config>,
+    /// Without it the listener speaks in clear.
+    pub tls: Option<Tls>,
     pub live: Live,
     pub catalog: Catalog,
     pub accounts: Accounts,
@@ -81,10 +84,6 @@ pub struct Api {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("the TLS file {path}: {source}")]
-    TlsFile { path: String, source: std::io::Error },
-    #[error("the certificate or the key of the listener is not usable: {0}")]
-    Tls(tonic::transport::Error),
     #[error("the listener has no address: {0}")]
     Address(std::io::Error),
     #[error("the API's own description is damaged: {0}")]
@@ -105,7 +104,7 @@ struct Service {
 /// calls may end within the configured time; those that do not are cut off.
 pub async fn serve(listener: TcpListener, api: Api, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
     let address = listener.local_addr().map_err(Error::Address)?;
-    let (drain_timeout, tls) = (api.config.drain_timeout, api.config.tls.clone());
+    let (drain_timeout, tls) = (api.config.drain_timeout, api.tls.clone());
     let draining = CancellationToken::new();
     let (refusing, cut) = (Arc::new(Cut::default()), Arc::new(Cut::default()));
     let guard = auth::Guard {
@@ -118,17 +117,17 @@ pub async fn serve(listener: TcpListener, api: Api, shutdown: impl Future<Output
     let routes = routes(&Service { api, draining: draining.clone() }, health, address)?;
     health_set(&reporter, ServingStatus::Serving).await;
 
-    let mut server = Server::builder()
+    let server = Server::builder()
         .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
-    if let Some(files) = &tls {
-        server = server.tls_config(tls_config(files)?).map_err(Error::Tls)?;
-    }
+    let server = server.layer(guard).add_routes(routes);
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE_INTERVAL));
-    let stop = draining.clone();
-    let serving = server.layer(guard).add_routes(routes).serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
-    tokio::pin!(serving);
+    let stop = draining.clone().cancelled_owned();
+    let mut serving: BoxFuture<'_, _> = match tls {
+        None => Box::pin(server.serve_with_incoming_shutdown(incoming, stop)),
+        Some(tls) => Box::pin(server.serve_with_incoming_shutdown(tls.accept(incoming), stop)),
+    };
     tokio::select! {
         ended = &mut serving => return ended.map_err(Error::Serve),
         () = shutdown => {}
@@ -201,15 +200,4 @@ async fn health_end(reporter: &mut HealthReporter) {
     for service in HEALTH_NAMES {
         reporter.clear_service_status(service).await;
     }
-}
-
-fn tls_config(files: &TlsFiles) -> Result<ServerTlsConfig, Error> {
-    let read = |path: &std::path::Path| {
-        std::fs::read(path).map_err(|source| Error::TlsFile { path: path.display().to_string(), source })
-    };
-    let identity = Identity::from_pem(read(&files.certificate_file)?, read(&files.key_file)?);
-    let config = ServerTlsConfig::new().identity(identity).timeout(TLS_HANDSHAKE_TIMEOUT);
-    let Some(client_ca) = &files.client_ca else { return Ok(config) };
-    let roots = Certificate::from_pem(read(&client_ca.file)?);
-    Ok(config.client_ca_root(roots).client_auth_optional(!client_ca.is_required))
 }

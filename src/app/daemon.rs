@@ -18,10 +18,10 @@ use super::error::Error;
 use super::reload::Reload;
 use crate::access::Access;
 use crate::accounts::Accounts;
-use crate::api::{self, Api};
+use crate::api::{self, Api, Tls};
 use crate::backup;
 use crate::catalog::Catalog;
-use crate::config::{Config, Live};
+use crate::config::{Config, Live, TlsFiles};
 use crate::domain::tenant::Naming;
 use crate::operations::{Operations, Parts};
 use crate::postgres::admin::ServerVersion;
@@ -47,6 +47,7 @@ pub struct App {
     tasks: Tasks,
     listener: TcpListener,
     address: SocketAddr,
+    tls: Option<Tls>,
     access: Access,
     parts: Parts,
     queries: Queries,
@@ -73,6 +74,7 @@ impl App {
         let listen_error = |source| Error::Listen { address: config.listen, source };
         let listener = TcpListener::bind(config.listen).await.map_err(listen_error)?;
         let address = listener.local_addr().map_err(listen_error)?;
+        let tls = config.tls.as_ref().map(TlsFiles::server_config).transpose().map_err(Error::Tls)?.map(Tls::new);
         let mut anchors = shares.as_ref().map(Shares::anchors);
         let servers = servers(&config, &tasks, instance, anchors.as_mut()).await?;
         let home = servers.get(&config.catalog_server).cloned().ok_or_else(|| {
@@ -133,7 +135,7 @@ impl App {
             parts.catalog.clone(),
             &tasks,
         );
-        Ok(Self { config, tasks, listener, address, access, parts, queries, shares })
+        Ok(Self { config, tasks, listener, address, tls, access, parts, queries, shares })
     }
 
     /// Writes the first admin key to `file`, while no admin key exists.
@@ -141,10 +143,10 @@ impl App {
         admin_key::ensure(&self.parts.accounts, file).await
     }
 
-    /// Reads the limits in `file` again at each hangup.
+    /// Reads the limits in `file` and the listener's certificates again at each hangup.
     pub fn reload_on(&self, hangup: Signal, file: &Path) {
         let (live, servers) = (self.parts.live.clone(), self.parts.servers.clone());
-        let reload = Reload { live, servers, started: Arc::clone(&self.config) };
+        let reload = Reload { live, servers, tls: self.tls.clone(), started: Arc::clone(&self.config) };
         reload.on(hangup, file, &self.tasks);
     }
 
@@ -162,9 +164,10 @@ impl App {
 
     /// Begins to drive operations, those included that an earlier daemon has left.
     pub fn start(self) -> Running {
-        let Self { config, tasks, listener, address, access, parts, queries, shares } = self;
+        let Self { config, tasks, listener, address, tls, access, parts, queries, shares } = self;
         let api = Api {
             config: Arc::clone(&config),
+            tls,
             live: parts.live.clone(),
             catalog: parts.catalog.clone(),
             accounts: parts.accounts.clone(),

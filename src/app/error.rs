@@ -33,6 +33,8 @@ pub enum Error {
     Operations(#[from] crate::operations::Error),
     #[error("the client for issuers' keys cannot be made: {0}")]
     Access(#[from] rustls::Error),
+    #[error("the listener's TLS: {0}")]
+    Tls(String),
     #[error(transparent)]
     Api(#[from] api::Error),
     #[error(transparent)]

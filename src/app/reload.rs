@@ -1,5 +1,5 @@
 //! SIGHUP: the configuration is read again, and what may change while the daemon runs counts from then on: tiers,
-//! time-outs, callers' limits, and the servers' budgets. A configuration with a problem changes nothing.
+//! time-outs, callers' limits, the servers' budgets, and the listener's certificates. A configuration with a problem changes nothing.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -7,15 +7,19 @@ use std::sync::Arc;
 
 use tokio::signal::unix::Signal;
 
+use crate::api::Tls;
 use crate::config::{self, Config, Live};
 use crate::postgres::Server;
 use crate::shutdown::Tasks;
+
+const NOT_READ: &str = "the configuration is not read again; the former one counts";
 
 /// What a reload changes.
 #[derive(Debug)]
 pub(super) struct Reload {
     pub(super) live: Live,
     pub(super) servers: BTreeMap<String, Server>,
+    pub(super) tls: Option<Tls>,
     /// As the daemon was started.
     pub(super) started: Arc<Config>,
 }
@@ -34,12 +38,19 @@ impl Reload {
             }
             match config::load(&file) {
                 Ok(config) => self.apply(config),
-                Err(error) => tracing::error!(%error, "the configuration is not read again; the former one counts"),
+                Err(error) => tracing::error!(%error, "{NOT_READ}"),
             }
         }
     }
 
     fn apply(&self, config: Config) {
+        if let (Some(tls), Some(files)) = (&self.tls, &config.tls) {
+            match files.server_config() {
+                Ok(config) => tls.replace(config),
+                // They were right a moment ago, when the configuration was read.
+                Err(error) => return tracing::error!(error, "{NOT_READ}"),
+            }
+        }
         let waiting = self.started.waiting_for_restart(&config);
         if !waiting.is_empty() {
             tracing::warn!(settings = waiting.join(", "), "these settings changed and count only after a restart");
@@ -50,6 +61,6 @@ impl Reload {
             }
         }
         self.live.replace(config.limits);
-        tracing::info!("the configuration was read again; its limits count from now on");
+        tracing::info!("the configuration was read again; its limits and certificates count from now on");
     }
 }

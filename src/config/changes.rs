@@ -1,5 +1,5 @@
-//! Which settings count only after a restart and have changed: all but [`Limits`](super::Limits) and the servers'
-//! budgets. Says their names, as the file has them, and never a value. A setting that is new does not compile before it
+//! Which settings count only after a restart and have changed: all but [`Limits`](super::Limits), the servers' budgets,
+//! and what the listener's TLS is made of. Says their names, as the file has them, and never a value. A setting that is new does not compile before it
 //! is compared here, or set aside as one that counts at once.
 
 use secrecy::{ExposeSecret as _, SecretString};
@@ -23,13 +23,14 @@ impl Config {
     pub fn waiting_for_restart(&self, new: &Self) -> Vec<String> {
         let mut found = Vec::new();
         let own = compare!(self, new, Config {
-            instance, listen, tls, access, spool_dir, tenant_migrations_dir, catalog_server, drain_timeout,
+            instance, listen, access, spool_dir, tenant_migrations_dir, catalog_server, drain_timeout,
         } others {
-            naming, keys, shares, servers, store, operations, migrator, backup, limits,
+            naming, keys, tls, shares, servers, store, operations, migrator, backup, limits,
         });
         let prefix = ("prefix", self.naming != new.naming);
         let keys = ("keys_file", keys_differ(&self.keys, &new.keys));
-        note(&mut found, "", own.into_iter().chain([prefix, keys]));
+        let tls = ("tls", self.tls.is_some() != new.tls.is_some());
+        note(&mut found, "", own.into_iter().chain([prefix, keys, tls]));
         let shares = compare!(&self.shares, &new.shares, SharesConfig { interval, take_over_after } others {});
         note(&mut found, "shares.", shares);
         servers(&self.servers, &new.servers, &mut found);
@@ -121,7 +122,7 @@ mod tests {
         take_over_after = "15s"
         [tls]
         certificate_file = "a.pem"
-        key_file = "b.pem"
+        key_file = "a.key"
         client_certificate = "optional"
         [[access.jwt]]
         name = "login"
@@ -179,6 +180,11 @@ mod tests {
         stall_timeout = "1m"
         pause_drain_max = "5s"
     "#;
+    const TLS: &str = r#"[tls]
+        certificate_file = "a.pem"
+        key_file = "a.key"
+        client_certificate = "optional"
+"#;
     const KEYS: &str = r#"
         key_encryption_key = "one"
         manifest_signing_key = "two"
@@ -202,9 +208,7 @@ mod tests {
         ("drain_timeout = \"30s\"", "drain_timeout = \"31s\"", &["drain_timeout"]),
         ("interval = \"1s\"\n        take", "interval = \"2s\"\n        take", &["shares.interval"]),
         ("\"15s\"", "\"17s\"", &["shares.take_over_after"]),
-        ("certificate_file = \"a.pem\"", "certificate_file = \"c.pem\"", &["tls"]),
-        ("key_file = \"b.pem\"", "key_file = \"c.pem\"", &["tls"]),
-        ("\"optional\"", "\"optional\"\n        client_ca_file = \"c.pem\"", &["tls"]),
+        (TLS, "", &["tls"]),
         ("audiences = [\"tenantd\"]", "audiences = [\"tenantd\", \"other\"]", &["access"]),
         ("localhost", "::1", &["servers.db1.host"]),
         ("port = 5432", "port = 5433", &["servers.db1.port"]),
@@ -240,6 +244,9 @@ mod tests {
         ("stream_idle_max = \"1m\"", "stream_idle_max = \"2m\"", &[]),
         ("20000", "20001", &[]),
         ("users_max = 1", "users_max = 2", &[]),
+        ("certificate_file = \"a.pem\"", "certificate_file = \"c.pem\"", &[]),
+        ("key_file = \"a.key\"", "key_file = \"c.key\"", &[]),
+        ("\"optional\"", "\"optional\"\n        client_ca_file = \"c.pem\"", &[]),
     ];
 
     fn read(directory: &Path, text: &str) -> Config {
@@ -255,8 +262,12 @@ mod tests {
         for folder in ["migrations", "more"] {
             fs::create_dir(at(folder)).unwrap();
         }
-        for file in ["a.pem", "b.pem", "c.pem"] {
-            fs::write(at(file), "").unwrap();
+        // The same pair under two names.
+        let pair = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        for (file, text) in [("pem", pair.cert.pem()), ("key", pair.signing_key.serialize_pem())] {
+            for name in ["a", "c"] {
+                fs::write(at(&format!("{name}.{file}")), &text).unwrap();
+            }
         }
         write_private(&at("keys.toml"), KEYS).unwrap();
         write_private(&at("same-keys.toml"), KEYS).unwrap();

@@ -9,6 +9,7 @@ mod files;
 mod live;
 mod load;
 mod mending;
+mod tls;
 mod validate;
 
 use std::net::SocketAddr;
@@ -21,6 +22,7 @@ pub use access::{AccessConfig, CertificateConfig, IssuerConfig, KeysFrom, Signat
 pub use files::{Credentials, Keys, RoleLogin, write_private};
 pub use live::Live;
 pub use load::{Error, load};
+pub use tls::{ClientCa, TlsFiles, roots_read};
 
 use crate::domain::share::InstanceName;
 use crate::domain::tenant::Naming;
@@ -61,23 +63,6 @@ impl Config {
     pub fn server(&self, name: &str) -> Option<&ServerConfig> {
         self.servers.iter().find(|server| server.name == name)
     }
-}
-
-/// The listener's certificate chain and key, in PEM.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsFiles {
-    pub certificate_file: PathBuf,
-    pub key_file: PathBuf,
-    pub client_ca: Option<ClientCa>,
-}
-
-/// Whose certificates callers may show.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClientCa {
-    /// Roots, in PEM.
-    pub file: PathBuf,
-    /// Whether a connection without a certificate is refused.
-    pub is_required: bool,
 }
 
 /// One PostgreSQL server.

@@ -52,11 +52,14 @@ fn listener(config: &Config, problems: &mut Vec<String>) {
         let client_ca = tls.client_ca.as_ref().map(|ca| ca.file.clone());
         [Some(tls.certificate_file.clone()), Some(tls.key_file.clone()), client_ca].into_iter().flatten()
     };
-    for file in config.tls.iter().flat_map(files) {
-        if !file.is_file() {
-            problems.push(format!("tls: {} is no file", file.display()));
-        }
+    let Some(tls) = &config.tls else { return };
+    let missing: Vec<_> = files(tls).filter(|file| !file.is_file()).collect();
+    if missing.is_empty()
+        && let Err(problem) = tls.server_config()
+    {
+        problems.push(format!("tls: {problem}"));
     }
+    problems.extend(missing.iter().map(|file| format!("tls: {} is no file", file.display())));
 }
 
 fn servers(config: &Config, problems: &mut Vec<String>) {

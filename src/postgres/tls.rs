@@ -1,17 +1,14 @@
 //! TLS towards a server: the certificate and the host's name are checked, against the system's roots or those of one file.
 
-use std::fs;
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::errors::Error;
 use super::socket::Lent;
-use crate::config::{ServerConfig, ServerTls};
+use crate::config::{ServerConfig, ServerTls, roots_read};
 
 /// The TLS side of connecting.
 pub(super) struct Tls {
@@ -52,8 +49,8 @@ impl Tls {
 }
 
 fn roots(config: &ServerConfig) -> Result<RootCertStore, String> {
-    let mut roots = RootCertStore::empty();
     let Some(file) = &config.ca_file else {
+        let mut roots = RootCertStore::empty();
         let (taken, _unusable) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         return if taken > 0 {
             Ok(roots)
@@ -61,11 +58,5 @@ fn roots(config: &ServerConfig) -> Result<RootCertStore, String> {
             Err("this machine has no root certificates; install ca-certificates, or name a ca_file".to_owned())
         };
     };
-    let fail = |reason: &dyn std::fmt::Display| format!("ca_file {}: {reason}", file.display());
-    let pem = fs::read(file).map_err(|error| fail(&error))?;
-    for certificate in CertificateDer::pem_slice_iter(&pem) {
-        let certificate = certificate.map_err(|error| fail(&error))?;
-        roots.add(certificate).map_err(|error| fail(&error))?;
-    }
-    if roots.is_empty() { Err(fail(&"no certificate in it")) } else { Ok(roots) }
+    roots_read(file).map_err(|problem| format!("ca_file {problem}"))
 }

@@ -9,9 +9,8 @@ use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
-use uuid::Uuid;
 
-use crate::harness::{Client, Fleet, Point, Spec, Standstills, last, until};
+use crate::harness::{Client, Fleet, Spec, Standstills, last, until};
 
 /// Sessions on the fleet's databases.
 async fn sessions(judge: &tokio_postgres::Client, fleet: &Fleet) -> Vec<String> {
@@ -121,10 +120,8 @@ async fn who_watches_an_operation_hears_that_the_daemon_goes_and_not_that_it_is_
     let fleet = Fleet::new(Spec::default()).await;
     let daemon = fleet.spawn();
     daemon.client.tenant("acme").await;
-    let standstills = Standstills::install(fleet.judge(fleet.naming.shared_database().as_str()).await).await;
-    let request = Uuid::new_v4();
-    let point = Point { place: "operation_steps", name: "dump".to_owned(), state: "RUNNING" };
-    let armed = standstills.arm(request, &point).await;
+    let standstills = Standstills::install(&fleet).await;
+    let (request, armed) = standstills.arm_step("dump").await;
     let operation = daemon.client.backup_create(request, "acme").await.unwrap();
     standstills.reached(armed).await;
     let watched = WatchOperationRequest { operation_id: operation.operation_id };

@@ -13,7 +13,7 @@ use tonic::{Code, Request, Status};
 use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 
-use crate::harness::{Client, Daemon, Fleet, Spec, reason, tenantd};
+use crate::harness::{Client, Daemon, Fleet, Spec, reason, tenantd, until};
 
 struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -81,12 +81,12 @@ async fn fleet(servers: &Authority, clients: &Authority, client_certificate: &st
     fleet
 }
 
-fn endpoint(daemon: &Daemon, servers: &Authority, leaf: Option<&Leaf>) -> Endpoint {
+fn endpoint(port: u16, servers: &Authority, leaf: Option<&Leaf>) -> Endpoint {
     let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(&servers.pem)).domain_name("localhost");
     if let Some(leaf) = leaf {
         tls = tls.identity(Identity::from_pem(&leaf.certificate, &leaf.key));
     }
-    let url = format!("https://127.0.0.1:{}", daemon.address.port());
+    let url = format!("https://127.0.0.1:{port}");
     Endpoint::from_shared(url).unwrap().tls_config(tls).unwrap()
 }
 
@@ -106,7 +106,7 @@ async fn a_certificate_is_its_caller() {
     let daemon = fleet.start().await;
     let admin_key = std::fs::read_to_string(fleet.admin_key_file()).unwrap();
     let admin = Some(admin_key.trim());
-    let over = |leaf: Option<&Leaf>| endpoint(&daemon, &servers, leaf);
+    let over = |leaf: Option<&Leaf>| endpoint(daemon.address.port(), &servers, leaf);
     let unauthenticated = (Code::Unauthenticated, "UNAUTHENTICATED".to_owned());
 
     let shop = over(Some(&clients.client("spiffe://example.com/shop")));
@@ -153,9 +153,9 @@ async fn where_certificates_are_required_nothing_else_connects() {
     let daemon = fleet.start().await;
     let admin = std::fs::read_to_string(fleet.admin_key_file()).unwrap();
     let admin = Some(admin.trim());
-    let without = whoami(&endpoint(&daemon, &servers, None), admin).await.unwrap_err();
+    let without = whoami(&endpoint(daemon.address.port(), &servers, None), admin).await.unwrap_err();
     assert_eq!(reason(&without), "", "{without:?}");
-    let unknown = endpoint(&daemon, &servers, Some(&clients.client("laptop.example.com")));
+    let unknown = endpoint(daemon.address.port(), &servers, Some(&clients.client("laptop.example.com")));
     assert_eq!(whoami(&unknown, admin).await.unwrap().principal, "api-key:first-admin");
     fleet.stop(daemon).await;
 }
@@ -204,6 +204,48 @@ async fn the_command_line_shows_its_certificate() {
     let without = call("without", None, &with_key);
     assert!(!without.status.success(), "{without:?}");
     fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn renewed_certificates_count_at_the_next_hangup() {
+    let (servers, clients) = (Authority::new(), Authority::new());
+    let fleet = fleet(&servers, &clients, "required").await;
+    let daemon = fleet.spawn();
+    let port = daemon.client.address().port();
+    let admin = std::fs::read_to_string(fleet.admin_key_file()).unwrap();
+    let whoami = async |servers: &Authority, clients: &Authority| {
+        let leaf = clients.client("laptop.example.com");
+        whoami(&endpoint(port, servers, Some(&leaf)), Some(admin.trim())).await.is_ok()
+    };
+    // Who says nothing keeps nobody waiting.
+    let _silent = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    assert!(whoami(&servers, &clients).await);
+    let leaf = clients.client("laptop.example.com");
+    let stays = Client::over(&endpoint(port, &servers, Some(&leaf)), Some(admin.trim()));
+    stays.access().who_am_i(WhoAmIRequest {}).await.unwrap();
+
+    // One half of a pair is not enough.
+    let (new_servers, new_clients) = (Authority::new(), Authority::new());
+    let new = new_servers.leaf("localhost", ExtendedKeyUsagePurpose::ServerAuth);
+    let write = |file: &str, text: &str| std::fs::write(fleet.dir.join(file), text).unwrap();
+    write("listener.pem", &new.certificate);
+    write("clients.pem", &new_clients.pem);
+    let refused = "the configuration is not read again";
+    fleet.expect_log(refused);
+    daemon.hang_up();
+    until("the problem is told", async || fleet.has_logged(refused).then_some(())).await;
+    assert!(fleet.latest().contains("listener.key"), "{}", fleet.latest());
+    assert!(whoami(&servers, &clients).await);
+
+    write("listener.key", &new.key);
+    daemon.hang_up();
+    until("the new pair counts", async || whoami(&new_servers, &new_clients).await.then_some(())).await;
+    assert!(!whoami(&servers, &clients).await);
+    assert!(!whoami(&new_servers, &clients).await);
+    // Who was there before stays.
+    stays.access().who_am_i(WhoAmIRequest {}).await.unwrap();
+    daemon.terminate().await;
+    fleet.finish().await;
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::issuer::{Issuer, SigningKey, claims};
 use super::users::user;
-use crate::harness::{Fleet, Point, Spec, Standstills, last, reason, until};
+use crate::harness::{Fleet, Spec, Standstills, last, reason, until};
 
 const LONG: &str = "SELECT pg_sleep(600)";
 
@@ -189,10 +189,8 @@ async fn who_watches_an_operation_loses_it_with_its_tenant() {
     let daemon = fleet.start().await;
     daemon.client.tenant("acme").await;
     let viewer = daemon.client.with_key(&daemon.client.key_new(&["viewer"], &["acme", "bolt"]).await);
-    let standstills = Standstills::install(fleet.judge(fleet.naming.shared_database().as_str()).await).await;
-    let request = Uuid::new_v4();
-    let point = Point { place: "operation_steps", name: "dump".to_owned(), state: "RUNNING" };
-    let armed = standstills.arm(request, &point).await;
+    let standstills = Standstills::install(&fleet).await;
+    let (request, armed) = standstills.arm_step("dump").await;
     let operation = daemon.client.backup_create(request, "acme").await.unwrap();
     standstills.reached(armed).await;
 

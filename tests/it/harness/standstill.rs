@@ -4,7 +4,7 @@
 use tokio_postgres::Client;
 use uuid::Uuid;
 
-use super::until;
+use super::{Fleet, until};
 
 /// Triggers that wait at the points in `standstill.points`. `place` is the table, `name` the step, the target's code
 /// or the operation's kind, `state` the state that is about to be written.
@@ -64,10 +64,17 @@ pub struct Armed {
 }
 
 impl Standstills {
-    /// `judge` is a superuser's session in the fleet's shared database.
-    pub async fn install(judge: Client) -> Self {
+    pub async fn install(fleet: &Fleet) -> Self {
+        let judge = fleet.judge(fleet.naming.shared_database().as_str()).await;
         judge.batch_execute(INSTALL).await.unwrap();
         Self { judge }
+    }
+
+    /// Arms the beginning of a step, for the operation that will be made with the request id that comes with it.
+    pub async fn arm_step(&self, name: &str) -> (Uuid, Armed) {
+        let request = Uuid::new_v4();
+        let point = Point { place: "operation_steps", name: name.to_owned(), state: "RUNNING" };
+        (request, self.arm(request, &point).await)
     }
 
     /// Arms a point for the operation that will be made with this request id.

@@ -39,8 +39,7 @@ pub async fn run(kind: Kind) {
     let cases = cases(&operation);
     assert!(cases.len() >= 3 * operation.steps.len(), "three instants for each step: {cases:#?}");
     scenario.provide(cases.len()).await;
-    let standstills =
-        Standstills::install(scenario.fleet.judge(scenario.fleet.naming.shared_database().as_str()).await).await;
+    let standstills = Standstills::install(&scenario.fleet).await;
     // While a claim stands still, the daemon claims nothing else.
     let (claims, others): (Vec<_>, Vec<_>) = cases.into_iter().partition(|case| case.point.is_claim());
     for cases in claims.chunks(1).chain(others.chunks(CASES_PER_KILL)) {

@@ -8,7 +8,7 @@ use tenantd::proto::v1::{OperationState, RolloutState, VerifyBackupRequest};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
-use crate::harness::{Fleet, Point, Proxy, Spec, Standstills, machine, result_text, until};
+use crate::harness::{Fleet, Proxy, Spec, Standstills, machine, result_text, until};
 
 /// About 24 MB in the dump, and half of it in the bucket: random digits do not compress further.
 pub const BLOBS: &str = "CREATE TABLE blobs AS
@@ -83,12 +83,10 @@ async fn during_pg_restore() {
     let daemon = fleet.spawn();
     daemon.client.tenant("acme").await;
     let backup = daemon.client.backup("acme").await;
-    let standstills = Standstills::install(fleet.judge(fleet.naming.shared_database().as_str()).await).await;
+    let standstills = Standstills::install(&fleet).await;
     let before = fleet.inventory().await;
 
-    let request = Uuid::new_v4();
-    let point = Point { place: "operation_steps", name: "contents".to_owned(), state: "RUNNING" };
-    let armed = standstills.arm(request, &point).await;
+    let (request, armed) = standstills.arm_step("contents").await;
     let operation = daemon.client.restore_create(request, &backup.backup_id, Some("copy")).await.unwrap();
     standstills.reached(armed).await;
     let database = database_under_construction(operation.operation_id.parse().unwrap());

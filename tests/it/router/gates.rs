@@ -5,9 +5,8 @@ use tenantd::proto::v1::{ResolveTenantRequest, ResumeTenantRequest, Route, Suspe
 use tokio_postgres::{Client as Session, NoTls};
 use tonic::Code;
 use tonic_types::StatusExt as _;
-use uuid::Uuid;
 
-use crate::harness::{Client, Fleet, Point, Spec, Standstills, reason, until};
+use crate::harness::{Client, Fleet, Spec, Standstills, reason, until};
 
 async fn resolve(client: &Client, include_credentials: bool) -> Result<Route, tonic::Status> {
     let selector = Some(Selector::Code("acme".to_owned()));
@@ -69,11 +68,9 @@ async fn a_pause_makes_callers_wait_and_keeps_direct_clients_out() {
     client.sql("acme", "DELETE FROM things").await;
     let route = resolve(client, true).await.unwrap();
     let session = direct(&route).await.unwrap();
-    let standstills = Standstills::install(fleet.judge(fleet.naming.shared_database().as_str()).await).await;
+    let standstills = Standstills::install(&fleet).await;
 
-    let request = Uuid::new_v4();
-    let point = Point { place: "operation_steps", name: "swap".to_owned(), state: "RUNNING" };
-    let armed = standstills.arm(request, &point).await;
+    let (request, armed) = standstills.arm_step("swap").await;
     let operation = client.restore_create(request, &backup.backup_id, None).await.unwrap();
     standstills.reached(armed).await;
     ended(&session).await;
