@@ -4,14 +4,20 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument as _, Span};
+
+/// How long a task that has panicked stays away.
+const PANIC_PAUSE: Duration = Duration::from_secs(1);
 
 /// Spawns, names, and joins a daemon's tasks. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -63,6 +69,23 @@ impl Tasks {
             ),
         );
         handle
+    }
+
+    /// Runs a task that has to be there for as long as the daemon is: one that panics is begun anew.
+    pub fn keep<F, T>(&self, name: &'static str, mut task: F)
+    where
+        F: FnMut() -> T + Send + 'static,
+        T: Future<Output = ()> + Send + 'static,
+    {
+        let token = self.token.clone();
+        self.spawn(name, async move {
+            while AssertUnwindSafe(task()).catch_unwind().await.is_err() {
+                tracing::error!(task = name, "a task has panicked, and is begun anew");
+                if token.run_until_cancelled(sleep(PANIC_PAUSE)).await.is_none() {
+                    return;
+                }
+            }
+        });
     }
 
     /// Runs blocking work (compression, hashing) on a thread of its own, under its name, inside the daemon's span.
@@ -140,6 +163,24 @@ pub fn stop_signals(tasks: &Tasks) -> std::io::Result<CancellationToken> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_is_kept_is_begun_anew_when_it_panics() {
+        let tasks = Tasks::new(Span::none());
+        let (token, mut begun, (sender, reached)) = (tasks.token().clone(), 0, tokio::sync::oneshot::channel());
+        let mut sender = Some(sender);
+        tasks.keep("clumsy", move || {
+            begun += 1;
+            let (token, sender) = (token.clone(), if begun == 2 { sender.take() } else { None });
+            async move {
+                let sender = sender.unwrap();
+                sender.send(()).unwrap();
+                token.cancelled().await;
+            }
+        });
+        reached.await.unwrap();
+        assert!(tasks.end(Duration::from_secs(10)).await.is_empty());
+    }
 
     #[tokio::test]
     async fn every_task_is_joined_and_a_stubborn_one_is_named() {

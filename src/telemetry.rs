@@ -19,7 +19,7 @@ pub enum LogFormat {
 pub const FILTER_DEFAULT: &str =
     "info,aws=warn,h2=warn,hyper=warn,refinery_core=warn,s3s=off,s3s::service=error,tower=warn";
 
-/// Sends the process's logs to standard error.
+/// Sends the process's logs to standard error, and with them what panics say.
 ///
 /// # Errors
 /// When `filter` is no filter directive, or a subscriber is set already.
@@ -33,6 +33,11 @@ pub fn init(filter: &str, format: LogFormat) -> Result<(), Error> {
             registry.with(lines.with_ansi(std::io::stderr().is_terminal()).with_target(false)).try_init()?;
         }
     }
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let what = panic.payload_as_str().unwrap_or("no text");
+        tracing::error!(place, "a defect of the daemon: a panic: {what}");
+    }));
     Ok(())
 }
 

@@ -115,7 +115,10 @@ impl Access {
 
     fn start(&self, tasks: &Tasks) {
         let (inner, token) = (Arc::clone(&self.0), tasks.token().clone());
-        tasks.spawn("changes of rights", async move { news::listen(&inner.accounts, &inner.known, &token).await });
+        tasks.keep("changes of rights", move || {
+            let (inner, token) = (Arc::clone(&inner), token.clone());
+            async move { news::listen(&inner.accounts, &inner.known, &token).await }
+        });
         let (inner, token) = (Arc::clone(&self.0), tasks.token().clone());
         tasks.spawn("use of keys", async move {
             while token.run_until_cancelled(sleep(usage::FLUSH_INTERVAL)).await.is_some() {

@@ -80,8 +80,8 @@ impl Error {
     pub(super) fn is_away(&self) -> bool {
         match self {
             Self::Away => true,
-            Self::Accounts(error) => error.is_transient() || matches!(**error, accounts::Error::Session(_)),
-            Self::Catalog(error) => error.is_transient(),
+            Self::Accounts(error) => error.is_away(),
+            Self::Catalog(error) => error.is_away(),
             _ => false,
         }
     }

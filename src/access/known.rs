@@ -41,7 +41,6 @@ impl Caller {
 
     fn concerns(&self, change: Change) -> bool {
         match (change, &self.source) {
-            (Change::All, _) => true,
             (Change::Key(id), Source::Key(key)) => key.id == id,
             (Change::Token(id), Source::Token { claims, .. }) => claims.token == Some(id),
             (Change::User(id), Source::Token { standing, .. }) => {
@@ -62,10 +61,18 @@ pub(super) struct Before {
 #[derive(Debug)]
 pub(super) struct Known(Mutex<Callers>);
 
+/// Who was let in.
+#[derive(Debug, Clone, Default)]
+struct Entry {
+    /// Has to be read anew when there is none.
+    caller: Option<Arc<Caller>>,
+    /// Something may have been announced since it was read that was not heard. It counts only while nothing can be read.
+    is_doubtful: bool,
+}
+
 #[derive(Debug)]
 struct Callers {
-    /// `None` for who was let in, and has to be read anew.
-    by_hash: LruCache<Presented, Option<Arc<Caller>>>,
+    by_hash: LruCache<Presented, Entry>,
     /// Grows with each change.
     changes: u64,
 }
@@ -82,7 +89,7 @@ impl Known {
     /// A caller that was read within `age_max`, and is right at `now`.
     pub(super) fn get(&self, hash: &Presented, age_max: Duration, now: OffsetDateTime) -> Option<Arc<Caller>> {
         let mut callers = self.callers();
-        let caller = callers.by_hash.get(hash)?.as_ref()?;
+        let caller = callers.by_hash.get(hash).filter(|entry| !entry.is_doubtful)?.caller.as_ref()?;
         (caller.read_at.elapsed() <= age_max && caller.is_right_at(now)).then(|| Arc::clone(caller))
     }
 
@@ -93,7 +100,8 @@ impl Known {
         age_max: Duration,
         now: OffsetDateTime,
     ) -> Option<Result<Arc<Caller>, Error>> {
-        let caller = self.callers().by_hash.get(hash)?.clone().filter(|caller| caller.read_at.elapsed() <= age_max)?;
+        let caller =
+            self.callers().by_hash.get(hash)?.caller.clone().filter(|caller| caller.read_at.elapsed() <= age_max)?;
         if caller.is_right_at(now) {
             return Some(Ok(caller));
         }
@@ -119,9 +127,9 @@ impl Known {
     pub(super) fn put(&self, hash: Presented, caller: &Arc<Caller>, before: Before) {
         let mut callers = self.callers();
         if callers.changes == before.changes {
-            callers.by_hash.put(hash, Some(Arc::clone(caller)));
+            callers.by_hash.put(hash, Entry { caller: Some(Arc::clone(caller)), is_doubtful: false });
         } else {
-            callers.by_hash.get_or_insert(hash, || None);
+            callers.by_hash.get_or_insert(hash, Entry::default);
         }
     }
 
@@ -138,8 +146,10 @@ impl Known {
         let mut callers = self.callers();
         callers.changes += 1;
         for (_, known) in &mut callers.by_hash {
-            if known.as_ref().is_some_and(|caller| caller.concerns(change)) {
-                *known = None;
+            match change {
+                Change::All => known.is_doubtful = true,
+                change if known.caller.as_ref().is_some_and(|caller| caller.concerns(change)) => known.caller = None,
+                _ => {}
             }
         }
     }
@@ -175,6 +185,10 @@ mod tests {
         assert!(known.contains(&hash) && known.get(&hash, Duration::MAX, now).is_none());
         known.put(hash, &caller(), known.before());
         assert!(known.get(&hash, Duration::MAX, now).is_some());
+        // What may have been missed is read anew, unless nobody can be asked.
+        known.forget(Change::All);
+        assert!(known.get(&hash, Duration::MAX, now).is_none());
+        assert!(known.get_stale(&hash, Duration::MAX, now).unwrap().is_ok());
         known.remove(&hash);
         assert!(!known.contains(&hash));
     }

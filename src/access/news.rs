@@ -17,7 +17,7 @@ pub(super) async fn listen(accounts: &Accounts, known: &Known, down: &Cancellati
     loop {
         let heard = async {
             let mut changes = accounts.changes().await?;
-            // Whatever was announced before this was not heard.
+            // Whatever was announced before this was not heard. It is read anew, as soon as that can be read.
             known.forget(Change::All);
             pause = RETRY_MIN;
             while let Some(change) = changes.next().await {

@@ -59,7 +59,8 @@ pub use tls::Tls;
 
 /// A request with more is refused.
 const REQUEST_BYTES_MAX: usize = 4 << 20;
-/// Calls at the same moment on one connection; more wait.
+/// Calls at the same moment on one connection; more wait. As many may have been given up by their callers before they
+/// were looked at, without costing the others their connection.
 const CALLS_PER_CONNECTION_MAX: u32 = 1_024;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -119,6 +120,7 @@ pub async fn serve(listener: TcpListener, api: Api, shutdown: impl Future<Output
 
     let server = Server::builder()
         .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
+        .http2_max_pending_accept_reset_streams(Some(CALLS_PER_CONNECTION_MAX as usize))
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
     let server = server.layer(guard).add_routes(routes);

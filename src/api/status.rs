@@ -262,7 +262,7 @@ impl From<catalog::Error> for Status {
                 .meta("revision", position.revision)
                 .meta("compacted_revision", position.compacted_revision)
                 .status(),
-            _ if error.is_transient() => away("the shared database", &error),
+            _ if error.is_away() => away("the shared database", &error),
             _ if error.is_no_room() => no_room("the shared database", &error),
             E::ServerUnknown { .. }
             | E::SecretUnknown { .. }
@@ -358,9 +358,9 @@ impl From<router::Error> for Status {
     }
 }
 
-/// Whether the cause is one that a caller can be told: it passes, or it is the tenant's, and was logged when it began.
+/// Whether the cause is one that a caller can be told: it passes, or the server refuses the session.
 fn is_known(error: &postgres::Error) -> bool {
-    error.is_transient() || matches!(error.kind(), postgres::Kind::DatabaseMissing | postgres::Kind::Authentication)
+    error.is_transient() || error.refused_session()
 }
 
 impl From<query::Error> for Status {
@@ -458,7 +458,7 @@ impl From<accounts::Error> for Status {
                     "a key was made with this request id before; its secret was in that answer and nowhere else";
                 Refusal::new(Code::AlreadyExists, Reason::RequestIdReused, message).status()
             }
-            error if error.is_transient() => away("the auth database", error),
+            error if error.is_away() => away("the auth database", error),
             error if error.is_no_room() => no_room("the auth database", error),
             error => internal(error),
         }
@@ -468,7 +468,7 @@ impl From<accounts::Error> for Status {
 impl From<postgres::Error> for Status {
     fn from(error: postgres::Error) -> Self {
         match error.kind() {
-            kind if kind.is_transient() => away("a PostgreSQL server", &error),
+            kind if kind.is_transient() || error.refused_session() => away("a PostgreSQL server", &error),
             postgres::Kind::NoRoom => no_room("a database", &error),
             _ => internal(&error),
         }

@@ -146,7 +146,8 @@ impl App {
     /// Reads the limits in `file` and the listener's certificates again at each hangup.
     pub fn reload_on(&self, hangup: Signal, file: &Path) {
         let (live, servers) = (self.parts.live.clone(), self.parts.servers.clone());
-        let reload = Reload { live, servers, tls: self.tls.clone(), started: Arc::clone(&self.config) };
+        let (tls, router) = (self.tls.clone(), self.parts.router.clone());
+        let reload = Reload { live, servers, tls, router, started: Arc::clone(&self.config) };
         reload.on(hangup, file, &self.tasks);
     }
 

@@ -10,6 +10,7 @@ use tokio::signal::unix::Signal;
 use crate::api::Tls;
 use crate::config::{self, Config, Live};
 use crate::postgres::Server;
+use crate::router::Router;
 use crate::shutdown::Tasks;
 
 const NOT_READ: &str = "the configuration is not read again; the former one counts";
@@ -20,6 +21,7 @@ pub(super) struct Reload {
     pub(super) live: Live,
     pub(super) servers: BTreeMap<String, Server>,
     pub(super) tls: Option<Tls>,
+    pub(super) router: Router,
     /// As the daemon was started.
     pub(super) started: Arc<Config>,
 }
@@ -60,7 +62,12 @@ impl Reload {
                 running.budget().resize(server.connections_max, server.connections_reserved);
             }
         }
+        let former = self.live.current();
+        let is_for_sessions = former.router.statement_timeout != config.limits.router.statement_timeout;
         self.live.replace(config.limits);
+        if is_for_sessions {
+            self.router.pools_renew();
+        }
         tracing::info!("the configuration was read again; its limits and certificates count from now on");
     }
 }

@@ -78,6 +78,11 @@ impl Error {
         }
     }
 
+    /// Whether the shared database cannot be asked, for whatever reason: refused, renamed, full, silent.
+    pub fn is_away(&self) -> bool {
+        self.is_transient() || matches!(self, Self::Session(error) if error.is_of_connecting())
+    }
+
     /// Whether the server can keep nothing more.
     pub fn is_no_room(&self) -> bool {
         matches!(self, Self::Statement(error) if error.kind() == postgres::Kind::NoRoom)

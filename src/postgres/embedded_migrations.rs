@@ -4,6 +4,8 @@
 //! Daemons that start at the same moment take turns by an advisory lock; each file and its history row are one
 //! transaction.
 
+use std::collections::BTreeSet;
+
 use refinery_core::traits::r#async::{AsyncMigrate, AsyncQuery, AsyncTransaction};
 use refinery_core::{Migration, Runner};
 use time::OffsetDateTime;
@@ -32,6 +34,10 @@ pub async fn migrate(client: &Client, database: &'static str, files: &[(&'static
         Migration::unapplied(name, sql).map_err(|error| Error::Embedded { name, problem: error.to_string() })
     });
     let migrations: Vec<_> = parsed.collect::<Result<_, _>>()?;
+    // Others, tenants among them, may hold the lock: whoever has nothing to do needs none.
+    if is_up_to_date(client, &migrations).await {
+        return Ok(0);
+    }
     let statement = |cause| Error::Statement { database, cause: errors::Error::Sql(cause) };
     client.batch_execute(&format!("SELECT pg_advisory_lock({LOCK_KEY})")).await.map_err(statement)?;
     let outcome = Runner::new(&migrations).run_async(&mut Wrapper(client)).await;
@@ -40,6 +46,15 @@ pub async fn migrate(client: &Client, database: &'static str, files: &[(&'static
     let report = outcome.map_err(|error| Error::Apply { database, problem: chain(&error) })?;
     unlocked.map_err(statement)?;
     Ok(report.applied_migrations().len())
+}
+
+/// Whether the history is just these. When it cannot be read, or is another one, the runner says what is to be said.
+async fn is_up_to_date(client: &Client, migrations: &[Migration]) -> bool {
+    let applied =
+        Wrapper(client).query("SELECT version, name, applied_on, checksum FROM refinery_schema_history").await;
+    let known = |migration: &Migration| (migration.version(), migration.name().to_owned(), migration.checksum());
+    let sorted = |of: &[Migration]| of.iter().map(known).collect::<BTreeSet<_>>();
+    applied.is_ok_and(|applied| applied.len() == migrations.len() && sorted(&applied) == sorted(migrations))
 }
 
 /// The error with all of its causes: PostgreSQL's own message is at the end of the chain.

@@ -141,6 +141,11 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         self.kind().is_transient()
     }
+
+    /// Whether the server answered, and gave no session: to this role, in this database, or to nobody.
+    pub fn refused_session(&self) -> bool {
+        matches!(self, Self::Connect { .. } | Self::ServerRefused { .. }) && self.as_db_error().is_some()
+    }
 }
 
 impl Kind {

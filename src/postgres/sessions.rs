@@ -62,6 +62,11 @@ impl Error {
             Self::Commit(_) | Self::Failed | Self::Closed | Self::Pool(_) => false,
         }
     }
+
+    /// Whether there was no session to begin with, so that nothing was done.
+    pub fn is_of_connecting(&self) -> bool {
+        matches!(self, Self::Timeout | Self::Connect(_) | Self::Closed | Self::Pool(_))
+    }
 }
 
 /// Opens sessions as the daemon's role, for the pool.

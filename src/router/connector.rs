@@ -113,14 +113,28 @@ impl Drop for Starving<'_> {
     }
 }
 
+/// A connect that ends in a panic has failed as any other.
+struct Unfinished<'a>(Option<(&'a Place, PartyId)>);
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        let Some((place, id)) = self.0 else { return };
+        for caller in place.change(|floor| floor.failed(id, false, None)) {
+            let _gone = caller.send(Err(Failure::Closed));
+        }
+    }
+}
+
 /// Makes one connection and gives it to whoever waits longest.
 async fn connect(place: &Place, (pass, permit): (Pass, Permit), id: PartyId, slot: &Arc<Slot>) {
     let begun = Instant::now();
+    let mut unfinished = Unfinished(Some((place, id)));
     let made = tokio::select! {
         biased;
         () = slot.closed.cancelled() => Err(Failure::Closed),
         made = make(place, (pass, permit), id, slot) => made,
     };
+    unfinished.0 = None;
     match made {
         Ok(object) => {
             let now = Instant::now();
@@ -181,6 +195,8 @@ fn blame(error: &postgres::Error) -> Blame {
         // Starting or going down; the other codes of this kind end one session.
         (Kind::Shutdown, error) if error.code().is_some_and(|code| code.code() == "57P03") => Blame::Server,
         (Kind::Unreachable, _) => Blame::Doubt,
+        // The session was refused, and not for a reason that ends with it: a right, a closed database, a setting.
+        (Kind::Permission | Kind::InUse | Kind::Other, postgres::Error::Connect { .. }) => Blame::Tenant,
         _ => Blame::Nobody,
     }
 }

@@ -14,7 +14,6 @@ use secrecy::SecretString;
 use uuid::Uuid;
 
 use super::error::Error;
-use super::routes::is_away;
 use super::{Router, Shared};
 use crate::catalog::{self, Catalog, Follower, Secret};
 use crate::config::RoleLogin;
@@ -156,8 +155,8 @@ impl Shared {
                 Ok(sealed)
             }
             // Better than nothing: most epochs begin for another reason.
-            (Err(error), Some(kept)) if is_away(&error) => Ok(kept.sealed),
-            (Err(error), _) if is_away(&error) => Err(Error::CatalogAway { cause: error.to_string() }),
+            (Err(error), Some(kept)) if error.is_away() => Ok(kept.sealed),
+            (Err(error), _) if error.is_away() => Err(Error::CatalogAway { cause: error.to_string() }),
             (Err(error), _) => Err(error.into()),
         }
     }

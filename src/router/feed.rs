@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use super::Inner;
-use super::routes::{Batch, is_away};
+use super::routes::Batch;
 use crate::catalog::{self, Follower, RouteChange};
 
 /// How long a session may say nothing before it is asked.
@@ -67,7 +67,7 @@ impl Feed {
         match lost {
             Lost::Session(cause) => tracing::info!(cause, "the session that follows the shared database is over"),
             Lost::Away(error) => {
-                if is_away(&error) {
+                if error.is_away() {
                     routes.away_since(&error.to_string());
                 }
                 if !self.warned {

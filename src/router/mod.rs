@@ -38,6 +38,7 @@ mod watch;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, OnceCell};
 use tokio::time::{Instant, timeout_at};
@@ -116,10 +117,14 @@ impl Router {
         let servers: BTreeMap<_, _> =
             servers.into_iter().map(|(name, server)| (name, Arc::new(Place::new(server)))).collect();
         for place in servers.values() {
-            tasks.spawn("router spare", reaper::spare(Arc::clone(place), tasks.clone()));
-            tasks.spawn("router surplus", reaper::shrink(Arc::clone(place), tasks.clone()));
+            let keep = |name, run: fn(Arc<Place>, Tasks) -> BoxFuture<'static, ()>| {
+                let (place, own) = (Arc::clone(place), tasks.clone());
+                tasks.keep(name, move || run(Arc::clone(&place), own.clone()));
+            };
+            keep("router spare", |place, tasks| Box::pin(reaper::spare(place, tasks)));
+            keep("router surplus", |place, tasks| Box::pin(reaper::shrink(place, tasks)));
             for _ in 0..place.server.config().connects_parallel_max.max(1) {
-                tasks.spawn("router connector", connector::run(Arc::clone(place), tasks.clone()));
+                keep("router connector", |place, tasks| Box::pin(connector::run(place, tasks)));
             }
         }
         let shared = Shared {
@@ -139,8 +144,9 @@ impl Router {
             slots: Slots::default(),
             gates: Notify::new(),
         });
-        tasks.spawn("router reaper", reaper::run(Arc::clone(&inner)));
-        tasks.spawn("catalog feed", feed::run(Arc::clone(&inner)));
+        let (reaped, fed) = (Arc::clone(&inner), Arc::clone(&inner));
+        tasks.keep("router reaper", move || reaper::run(Arc::clone(&reaped)));
+        tasks.keep("catalog feed", move || feed::run(Arc::clone(&fed)));
         Self(inner)
     }
 

@@ -67,4 +67,9 @@ impl Router {
     pub fn pool_evict(&self, tenant: TenantId) -> bool {
         self.0.slots.evict(tenant)
     }
+
+    /// As [`Router::pool_evict`], of every tenant: sessions begin with settings that have changed.
+    pub fn pools_renew(&self) {
+        self.0.slots.evict_all();
+    }
 }

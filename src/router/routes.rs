@@ -133,7 +133,7 @@ impl Routes {
                     self.gone(selector, read_at, forgets);
                     return Ok(None);
                 }
-                Ok(Err(error)) if !is_away(&error) => return Err(error.into()),
+                Ok(Err(error)) if !error.is_away() => return Err(error.into()),
                 Ok(Err(error)) => self.away_since(&error.to_string()),
                 Err(_elapsed) => self.away_since(&format!("the shared database gave no answer within {patience:?}")),
             }
@@ -257,11 +257,6 @@ async fn ask_once(catalog: &Catalog, selector: &Selector) -> Result<Tenant, cata
         Selector::Code(code) => catalog.tenant_get(&TenantRef::Code(code.clone())).await,
         Selector::Host(host) => catalog.tenant_by_host(host).await,
     }
-}
-
-/// Whether the shared database cannot be asked, for whatever reason: refused, renamed, full, silent.
-pub(super) fn is_away(error: &catalog::Error) -> bool {
-    matches!(error, catalog::Error::Session(_)) || error.is_transient()
 }
 
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {

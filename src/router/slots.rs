@@ -118,6 +118,14 @@ impl Slots {
         true
     }
 
+    /// Closes every pool, as [`Slots::evict`] does.
+    pub(super) fn evict_all(&self) {
+        let tenants: Vec<TenantId> = self.table().slots.iter().map(|(tenant, _)| *tenant).collect();
+        for tenant in tenants {
+            self.evict(tenant);
+        }
+    }
+
     /// Closes the pools that nobody has used since before `then`.
     pub(super) fn close_before(&self, then: Instant) {
         let mut closing = Vec::new();

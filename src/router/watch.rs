@@ -17,7 +17,7 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::error::Error;
-use super::routes::{Batch, is_away};
+use super::routes::Batch;
 use super::{Inner, Router};
 use crate::catalog::{self, RouteChange};
 use crate::domain::principal::Scope;
@@ -178,5 +178,5 @@ fn unknown(mark: Mark, position: Position) -> Error {
 }
 
 fn told(error: catalog::Error) -> Error {
-    if is_away(&error) { Error::CatalogAway { cause: error.to_string() } } else { error.into() }
+    if error.is_away() { Error::CatalogAway { cause: error.to_string() } } else { error.into() }
 }

@@ -175,6 +175,44 @@ async fn a_call_that_is_given_up_leaves_no_statement_running() {
 }
 
 #[tokio::test]
+async fn calls_that_are_given_up_at_once_do_not_cost_others_their_connection() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.spawn();
+    let client = &daemon.client;
+    client.tenant("acme").await;
+    // All of them travel on one connection.
+    let stays = tokio::spawn({
+        let client = client.clone();
+        async move { client.execute("acme", "SELECT pg_sleep(1)").await }
+    });
+    for _ in 0..10 {
+        let calls =
+            (0..100).map(|_| tokio::time::timeout(Duration::from_millis(2), client.execute("acme", "SELECT 1")));
+        futures_util::future::join_all(calls).await;
+    }
+    stays.await.unwrap().unwrap();
+    daemon.terminate().await;
+    fleet.finish().await;
+}
+
+#[tokio::test]
+async fn a_daemon_with_nothing_to_migrate_waits_for_no_lock() {
+    let fleet = Fleet::new(Spec::default()).await;
+    fleet.start().await.stop().await;
+    let mut holders = Vec::new();
+    for database in [fleet.naming.shared_database(), fleet.naming.auth_database()] {
+        let holder = fleet.judge(database.as_str()).await;
+        // "tenantd" in ASCII; anybody who gets into the database may hold it.
+        holder.batch_execute("SELECT pg_advisory_lock(32762643847147620)").await.unwrap();
+        holders.push(holder);
+    }
+    let daemon = tokio::time::timeout(Duration::from_secs(20), fleet.start()).await.unwrap();
+    daemon.stop().await;
+    drop(holders);
+    fleet.finish().await;
+}
+
+#[tokio::test]
 async fn a_drain_cuts_off_what_does_not_end() {
     let fleet = Fleet::new(Spec::default().setting("", "drain_timeout", "\"300ms\"")).await;
     fleet.expect_log("calls that did not end in time are cut off");

@@ -57,6 +57,27 @@ async fn tiers_and_budgets_change_without_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_may_take_as_long_as_the_new_configuration_says() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.spawn();
+    daemon.client.tenant("acme").await;
+    let timeout = async || daemon.client.sql("acme", "SELECT current_setting('statement_timeout')").await;
+    assert_ne!(timeout().await, "7s");
+    fleet.configure(&[("[router]", "statement_timeout", "\"7s\"".to_owned())]);
+    daemon.hang_up();
+    until("the new time counts", async || (timeout().await == "7s").then_some(())).await;
+
+    fleet.expect_log("the configuration is not read again");
+    fleet.configure(&[("[router]", "connection_lifetime_max", "\"5000000000000h\"".to_owned())]);
+    daemon.hang_up();
+    let told = "\"5000000000000h\" is too long";
+    until("the problem is told", async || fleet.latest().contains(told).then_some(())).await;
+    fleet.configure(&[]);
+    daemon.terminate().await;
+    fleet.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_waits_for_a_restart_is_named_and_secrets_are_not_shown() {
     const SECRET: &str = "hunter2";
     let fleet = Fleet::new(Spec::default()).await;

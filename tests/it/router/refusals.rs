@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use tenantd::proto::v1::{ExecuteRequest, ListPoolsRequest, Value, value::Kind};
+use tenantd::proto::v1::{
+    EvictPoolRequest, ExecuteRequest, GetTenantStatsRequest, ListPoolsRequest, ListTenantsRequest, Value, value::Kind,
+};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -60,6 +62,87 @@ async fn a_full_queue_and_a_missing_database_are_told_with_their_causes() {
     .await;
     judge.batch_execute(&format!("ALTER DATABASE {0}_away RENAME TO {0}", bolt.database)).await.unwrap();
     until("the tenant is reached again", async || client.execute("bolt", "SELECT 1").await.ok()).await;
+    fleet.stop(daemon).await;
+}
+
+/// What keeps the router's login out of a database, and what lets it in again.
+const SHUT: [(&str, &str, &str); 3] = [
+    ("42501", "REVOKE CONNECT ON DATABASE {d} FROM {r}, {o}", "GRANT CONNECT ON DATABASE {d} TO {r}, {o}"),
+    ("55000", "ALTER DATABASE {d} ALLOW_CONNECTIONS false", "ALTER DATABASE {d} ALLOW_CONNECTIONS true"),
+    (
+        "58P01",
+        "ALTER ROLE {r} IN DATABASE {d} SET session_preload_libraries = 'missing'",
+        "ALTER ROLE {r} IN DATABASE {d} RESET session_preload_libraries",
+    ),
+];
+
+#[tokio::test]
+async fn a_session_that_is_refused_is_told_with_its_cause_and_not_asked_for_again_and_again() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    let client = &daemon.client;
+    let acme = client.tenant("acme").await;
+    fleet.expect_log("the tenant cannot be reached");
+    let judge = fleet.judge("postgres").await;
+    let (router, owner) = (format!("{}__r", acme.database), acme.database.clone());
+    for (code, shut, open) in SHUT {
+        let run = async |sql: &str| {
+            let sql = sql.replace("{d}", &acme.database).replace("{r}", &router).replace("{o}", &owner);
+            judge.batch_execute(&sql).await.unwrap();
+        };
+        run(shut).await;
+        let evict = EvictPoolRequest { tenant: "acme".to_owned(), reason: "a test".to_owned(), ..Default::default() };
+        client.router().evict_pool(evict).await.unwrap();
+        let mut blocked = 0;
+        for _ in 0..200 {
+            let refusal = client.execute("acme", "SELECT 1").await.unwrap_err();
+            let (status, reason, sqlstate, _) = told(&refusal, "sqlstate");
+            let found = (status, reason.as_str(), sqlstate.as_str());
+            assert_eq!(found, (Code::Unavailable, "CONNECTION_UNAVAILABLE", code), "{refusal:?}");
+            blocked += usize::from(refusal.message().contains("not tried again"));
+        }
+        assert!(blocked > 150, "{code}: {blocked}");
+        run(open).await;
+        until("the tenant is reached again", async || client.execute("acme", "SELECT 1").await.ok()).await;
+    }
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn while_the_catalog_has_another_name_what_needs_it_is_told_to_come_back() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    let client = &daemon.client;
+    client.tenant("acme").await;
+    client.execute("acme", "SELECT 1").await.unwrap();
+    for expected in ["does not answer", "the catalog", "changes of rights"] {
+        fleet.allow_log(expected);
+    }
+    let judge = fleet.judge("postgres").await;
+    let shared = fleet.naming.shared_database();
+    let rename = async |from: &str, to: &str| {
+        let end = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = $1";
+        judge.batch_execute(&format!("ALTER DATABASE {from} ALLOW_CONNECTIONS false")).await.unwrap();
+        judge.query(end, &[&from]).await.unwrap();
+        judge.batch_execute(&format!("ALTER DATABASE {from} RENAME TO {to}")).await.unwrap();
+        judge.batch_execute(&format!("ALTER DATABASE {to} ALLOW_CONNECTIONS true")).await.unwrap();
+    };
+    let away = format!("{shared}_away");
+    rename(shared.as_str(), &away).await;
+    let stats = GetTenantStatsRequest { tenant: "acme".to_owned() };
+    let list = ListTenantsRequest::default();
+    for refusal in [
+        client.router().get_tenant_stats(stats).await.map(drop).unwrap_err(),
+        client.tenants().list_tenants(list).await.map(drop).unwrap_err(),
+        client.tenant_get("acme").await.map(drop).unwrap_err(),
+    ] {
+        let (code, reason, _, retry) = told(&refusal, "cause");
+        assert_eq!((code, reason.as_str()), (Code::Unavailable, "CONNECTION_UNAVAILABLE"), "{refusal:?}");
+        assert!(retry.is_some(), "{refusal:?}");
+    }
+    client.execute("acme", "SELECT 1").await.unwrap();
+    rename(&away, shared.as_str()).await;
+    until("the catalog is back", async || client.tenant_get("acme").await.ok()).await;
     fleet.stop(daemon).await;
 }
 
