@@ -188,15 +188,15 @@ enum Blame {
 
 fn blame(error: &postgres::Error) -> Blame {
     match (error.kind(), error) {
-        (Kind::DatabaseMissing | Kind::Authentication | Kind::LimitReached, _) => Blame::Tenant,
+        // Refused, and not for a reason that ends with this session: a right, a closed database, a setting.
+        (Kind::DatabaseMissing | Kind::Authentication | Kind::LimitReached, _)
+        | (Kind::Permission | Kind::InUse | Kind::Other, postgres::Error::Connect { .. }) => Blame::Tenant,
         (Kind::ServerFull, _) | (_, postgres::Error::Unreachable { .. } | postgres::Error::ShareUncertain { .. }) => {
             Blame::Server
         }
         // Starting or going down; the other codes of this kind end one session.
         (Kind::Shutdown, error) if error.code().is_some_and(|code| code.code() == "57P03") => Blame::Server,
         (Kind::Unreachable, _) => Blame::Doubt,
-        // The session was refused, and not for a reason that ends with it: a right, a closed database, a setting.
-        (Kind::Permission | Kind::InUse | Kind::Other, postgres::Error::Connect { .. }) => Blame::Tenant,
         _ => Blame::Nobody,
     }
 }

@@ -203,7 +203,7 @@ async fn a_daemon_with_nothing_to_migrate_waits_for_no_lock() {
     for database in [fleet.naming.shared_database(), fleet.naming.auth_database()] {
         let holder = fleet.judge(database.as_str()).await;
         // "tenantd" in ASCII; anybody who gets into the database may hold it.
-        holder.batch_execute("SELECT pg_advisory_lock(32762643847147620)").await.unwrap();
+        holder.execute("SELECT pg_advisory_lock($1)", &[&0x0074_656e_616e_7464_i64]).await.unwrap();
         holders.push(holder);
     }
     let daemon = tokio::time::timeout(Duration::from_secs(20), fleet.start()).await.unwrap();
