@@ -12,6 +12,7 @@ use std::time::Duration;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use tokio::time::{Instant, sleep_until};
+use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
@@ -48,7 +49,9 @@ struct Call {
 pub struct Guard {
     pub access: Access,
     pub tasks: Tasks,
-    /// Made when the drain begins: what is still called on connections that are open is refused.
+    /// Counts the calls that run, but for health.
+    pub running: TaskTracker,
+    /// Made when the drain begins: what is called from then on is refused.
     pub draining: Arc<Cut>,
     /// Made when the drain has taken too long: running calls are cut off.
     pub cut: Arc<Cut>,
@@ -89,6 +92,7 @@ where
         let span =
             guard.tasks.span_of(|root| tracing::debug_span!(parent: root, "call", method = request.uri().path()));
         let method = path(&request);
+        let running = (!method.path().starts_with(HEALTH)).then(|| guard.running.token());
         let call = async move {
             let named = named_timeout(&request);
             let deadline = Instant::now() + named.unwrap_or(DEADLINE_DEFAULT);
@@ -105,7 +109,7 @@ where
                 {
                     guard.failed(&origin, &caller, refusal).await;
                 }
-                Ok(answer.map(|body| Bounded::body(body, Arc::clone(&guard.cut))))
+                Ok(answer.map(|body| Bounded::body(body, Arc::clone(&guard.cut), running)))
             };
             // What ends a call that names no deadline is part of its method.
             let over = async {

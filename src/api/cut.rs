@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::Status;
 use tonic::body::Body;
 
@@ -60,11 +61,13 @@ pub(super) struct Bounded {
     cut: Arc<Cut>,
     /// Made when there is something to wait for, which most answers never have.
     waiting: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+    /// The call runs until its answer is over.
+    _running: Option<TaskTrackerToken>,
 }
 
 impl Bounded {
-    pub(super) fn body(inner: Body, cut: Arc<Cut>) -> Body {
-        Body::new(Self { inner: Some(inner), cut, waiting: None })
+    pub(super) fn body(inner: Body, cut: Arc<Cut>, running: Option<TaskTrackerToken>) -> Body {
+        Body::new(Self { inner: Some(inner), cut, waiting: None, _running: running })
     }
 }
 
@@ -119,7 +122,7 @@ mod tests {
         let (sender, receiver) = tokio::sync::mpsc::channel::<Result<Frame<Bytes>, Status>>(1);
         let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
         let cut = Arc::new(Cut::default());
-        let mut body = Bounded::body(Body::new(http_body_util::StreamBody::new(stream)), Arc::clone(&cut));
+        let mut body = Bounded::body(Body::new(http_body_util::StreamBody::new(stream)), Arc::clone(&cut), None);
         sender.send(Ok(Frame::data(Bytes::from_static(b"one")))).await.unwrap();
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "one");
         cut.make();

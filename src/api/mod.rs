@@ -29,7 +29,9 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::server::NamedService as _;
 use tonic::service::RoutesBuilder;
 use tonic::transport::Server;
@@ -101,16 +103,18 @@ struct Service {
     draining: CancellationToken,
 }
 
-/// Serves until `shutdown` resolves, then drains: health says so, nothing new is accepted, watches end, and running
-/// calls may end within the configured time; those that do not are cut off.
+/// Serves until `shutdown` resolves, then drains: health says so, new calls are refused, watches end, and running calls
+/// may end within the configured time; those that do not are cut off. The listener is open until then, so that whoever
+/// asks hears why it is refused.
 pub async fn serve(listener: TcpListener, api: Api, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
     let address = listener.local_addr().map_err(Error::Address)?;
     let (drain_timeout, tls) = (api.config.drain_timeout, api.tls.clone());
-    let draining = CancellationToken::new();
+    let (draining, closing, running) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
     let (refusing, cut) = (Arc::new(Cut::default()), Arc::new(Cut::default()));
     let guard = auth::Guard {
         access: api.access.clone(),
         tasks: api.tasks.clone(),
+        running: running.clone(),
         draining: Arc::clone(&refusing),
         cut: Arc::clone(&cut),
     };
@@ -125,7 +129,7 @@ pub async fn serve(listener: TcpListener, api: Api, shutdown: impl Future<Output
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
     let server = server.layer(guard).add_routes(routes);
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE_INTERVAL));
-    let stop = draining.clone().cancelled_owned();
+    let stop = closing.clone().cancelled_owned();
     let mut serving: BoxFuture<'_, _> = match tls {
         None => Box::pin(server.serve_with_incoming_shutdown(incoming, stop)),
         Some(tls) => Box::pin(server.serve_with_incoming_shutdown(tls.accept(incoming), stop)),
@@ -134,17 +138,23 @@ pub async fn serve(listener: TcpListener, api: Api, shutdown: impl Future<Output
         ended = &mut serving => return ended.map_err(Error::Serve),
         () = shutdown => {}
     }
+    let deadline = Instant::now() + drain_timeout;
     health_set(&reporter, ServingStatus::NotServing).await;
-    health_end(&mut reporter).await;
     refusing.make();
     draining.cancel();
-    if let Ok(ended) = tokio::time::timeout(drain_timeout, &mut serving).await {
-        return ended.map_err(Error::Serve);
+    running.close();
+    let have_ended = tokio::select! {
+        ended = &mut serving => return ended.map_err(Error::Serve),
+        waited = timeout_at(deadline, running.wait()) => waited.is_ok(),
+    };
+    if !have_ended {
+        tracing::warn!(?drain_timeout, "calls that did not end in time are cut off");
+        cut.make();
     }
-    tracing::warn!(?drain_timeout, "calls that did not end in time are cut off");
-    cut.make();
-    // Connections that are still open then belong to clients that do not listen.
-    match tokio::time::timeout(CUT_TIMEOUT, &mut serving).await {
+    health_end(&mut reporter).await;
+    closing.cancel();
+    // Some clients are still reading. Connections that are open afterwards belong to clients that do not listen.
+    match timeout_at(deadline.max(Instant::now() + CUT_TIMEOUT), &mut serving).await {
         Ok(ended) => ended.map_err(Error::Serve),
         Err(_elapsed) => Ok(()),
     }

@@ -9,6 +9,7 @@ use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
+use tonic_types::StatusExt as _;
 
 use crate::harness::{Client, Fleet, Spec, Standstills, last, until};
 
@@ -60,8 +61,15 @@ async fn running_calls_end_new_ones_are_refused_and_no_session_is_left() {
     assert_eq!(states.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
     let stopping = tokio::spawn(daemon.stop());
     assert_eq!(states.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
-    // On the connection that is there, and on a new one.
-    refused(&client).await;
+    // On the connection that is there, and on a new one, with when to come back; and health says so to who asks now.
+    for caller in [&client, &client.moved(client.address())] {
+        refused(caller).await;
+        let refusal = caller.access().who_am_i(WhoAmIRequest {}).await.unwrap_err();
+        assert!(refusal.get_error_details().retry_info().is_some(), "{refusal:?}");
+    }
+    let channel = Endpoint::from_shared(format!("http://{}", client.address())).unwrap().connect().await.unwrap();
+    let asked = HealthClient::new(channel).check(HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert_eq!(asked.status(), ServingStatus::NotServing);
     assert!(!running.is_finished() && !stopping.is_finished());
     holder.batch_execute("COMMIT").await.unwrap();
     drop(holder);
