@@ -88,6 +88,7 @@ impl App {
         } else {
             catalog_prepare(&catalog, &config).await?;
             shares::named_refuse(&catalog, &servers).await?;
+            shares::unnamed_refuse(&home, &config.naming, instance).await?;
         }
         shared_readers(&home, &config.naming).await?;
         let accounts = Accounts::new(&home, &config.naming.auth_database())?;

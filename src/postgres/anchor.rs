@@ -188,6 +188,12 @@ impl Anchor {
     }
 }
 
+/// As [`Anchor::strangers`], for a daemon without such a session.
+pub async fn strangers(server: &Server, shared_database: &DatabaseName, own: Uuid) -> Result<i64, Error> {
+    let connection = server.connect_admin(server.maintenance_database()).await?;
+    Anchor { key: Uuid::nil(), server: server.clone(), connection }.strangers(shared_database, &[own]).await
+}
+
 /// Which of these keys are held on the server, for a daemon without such a session.
 pub async fn anchors_held(server: &Server, keys: &[Uuid]) -> Result<BTreeSet<Uuid>, Error> {
     let connection = server.connect_admin(server.maintenance_database()).await?;

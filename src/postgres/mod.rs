@@ -26,7 +26,7 @@ mod socket;
 pub mod statement;
 mod tls;
 
-pub use anchor::{Anchor, AnchorLoss, Gone, anchors_held};
+pub use anchor::{Anchor, AnchorLoss, Gone, anchors_held, strangers};
 pub use budget::{Budget, Permit};
 pub use connect::{ConnectRequest, Connection, Pass, SessionOptions};
 pub use errors::{Error, Kind};

@@ -106,6 +106,9 @@ pub(super) fn pool(
     Pool::builder(manager).config(config).build().map_err(|error| Error::Pool(error.to_string()))
 }
 
+/// A statement whose daemon was killed ends within these milliseconds, and leaves its place to the next daemon.
+const CLIENT_CHECK_INTERVAL: &str = "1000";
+
 impl TenantConnections {
     /// Whether it is known what a connection is made with.
     pub(super) fn is_prepared(&self) -> bool {
@@ -182,7 +185,11 @@ impl Manager for TenantConnections {
             options: SessionOptions {
                 statement_timeout: Some(config.statement_timeout),
                 // What decides how values are read, whatever the tenant's own settings say.
-                settings: vec![("TimeZone", "UTC".to_owned()), ("lc_monetary", "C".to_owned())],
+                settings: vec![
+                    ("TimeZone", "UTC".to_owned()),
+                    ("lc_monetary", "C".to_owned()),
+                    ("client_connection_check_interval", CLIENT_CHECK_INTERVAL.to_owned()),
+                ],
                 ..SessionOptions::default()
             },
             deadline: Instant::now() + config.connect_timeout,

@@ -20,7 +20,7 @@
 //!
 //! A daemon that comes needs a connection before it has a share. For this [`crate::domain::share::KEPT`] connections of
 //! each server are in nobody's share. A daemon without a name is taken to be the only one: it needs no anchor and has
-//! the whole budget, and is refused beside daemons with names, as they are beside it.
+//! the whole budget, and is refused beside any other daemon, as those with names are beside it.
 
 mod keeper;
 
@@ -37,12 +37,13 @@ use crate::config::{Config, ServerConfig, SharesConfig};
 use crate::domain::share::{InstanceName, TooSmall};
 use crate::domain::tenant::Naming;
 use crate::postgres::admin::ServerVersion;
-use crate::postgres::{self, Anchor, AnchorLoss, Server, anchors_held};
+use crate::postgres::{self, Anchor, AnchorLoss, Server, anchors_held, strangers};
 use crate::shutdown::Tasks;
 use keeper::Keeper;
 
 /// How long it waits for sessions to go that nobody stands for any more.
 const STRANGERS_WAIT_MAX: Duration = Duration::from_secs(5);
+const STRANGERS_INTERVAL: Duration = Duration::from_millis(250);
 /// How long the sessions may take to end in which a share is given back.
 const LEAVE_MAX: Duration = Duration::from_secs(5);
 
@@ -62,6 +63,10 @@ pub enum Error {
         "a daemon without a name works on this fleet, and has the whole budget of each server for itself; give it a name too (instance), or stop it"
     )]
     Unnamed,
+    #[error(
+        "another daemon without a name works on this fleet, and each would take the whole budget of each server; give every daemon a name of its own (instance), or stop the other one"
+    )]
+    BothUnnamed,
     #[error(
         "the daemons {instances} share the budget of the server {server}; give this one a name too (instance), or stop them"
     )]
@@ -85,7 +90,10 @@ impl Error {
 
     /// Whether the one who started the daemon can put it right: a setting, or another daemon.
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::TooSmall { .. } | Self::NameTaken { .. } | Self::Unnamed | Self::Named { .. })
+        matches!(
+            self,
+            Self::TooSmall { .. } | Self::NameTaken { .. } | Self::Unnamed | Self::BothUnnamed | Self::Named { .. }
+        )
     }
 }
 
@@ -175,6 +183,19 @@ pub async fn named_refuse(catalog: &Catalog, servers: &BTreeMap<String, Server>)
             let names: Vec<&str> = alive.iter().map(|share| share.instance.as_str()).collect();
             return Err(Error::Named { server: server.name().to_owned(), instances: names.join(", ") });
         }
+    }
+    Ok(())
+}
+
+/// Refuses to start a daemon without a name beside another one. Of one that was killed the last sessions end soon.
+pub async fn unnamed_refuse(home: &Server, naming: &Naming, own: Uuid) -> Result<(), Error> {
+    let deadline = Instant::now() + STRANGERS_WAIT_MAX;
+    let database = naming.shared_database();
+    while strangers(home, &database, own).await.map_err(|source| Error::on(home, source))? > 0 {
+        if Instant::now() >= deadline {
+            return Err(Error::BothUnnamed);
+        }
+        sleep(STRANGERS_INTERVAL).await;
     }
     Ok(())
 }
