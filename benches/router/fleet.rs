@@ -35,7 +35,7 @@ const CONNECTIONS_MAX: u32 = 10_000;
 #[derive(Debug)]
 pub struct Fleet {
     naming: Naming,
-    catalog: Catalog,
+    server: Server,
     envelope: Envelope,
     dump: tenantd::domain::tenant::RoleName,
     template: DatabaseName,
@@ -65,23 +65,29 @@ impl Fleet {
         let catalog = Catalog::new(&server, &naming.shared_database()).unwrap();
         catalog.migrate().await.unwrap();
         catalog.server_register("main", &config.servers[0].host, config.servers[0].port).await.unwrap();
+        catalog.close();
         let envelope = Envelope::new(&config.keys.key_encryption_key).unwrap();
         let dump = server.dump().role.clone();
         let template = DatabaseName::new("bench_template").unwrap();
-        Self { naming, catalog, envelope, dump, template, dir: dir.to_owned(), tasks }
+        Self { naming, server, envelope, dump, template, dir: dir.to_owned(), tasks }
+    }
+
+    /// To be closed: no daemon starts beside another one, which this looks like.
+    fn catalog(&self) -> Catalog {
+        Catalog::new(&self.server, &self.naming.shared_database()).unwrap()
     }
 
     /// The tenants 0 to `count`, those made that are not there yet.
     pub async fn tenants(&self, stage: &Stage, count: usize) -> Arc<[Tenant]> {
-        let file = self.dir.join("passwords");
+        let (file, catalog) = (self.dir.join("passwords"), self.catalog());
         let mut passwords: Vec<String> =
             fs::read_to_string(&file).unwrap_or_default().lines().map(str::to_owned).collect();
         if passwords.len() < count {
             let began = Instant::now();
             let first = passwords.len();
             passwords.resize_with(count, || password_new().expose_secret().to_owned());
-            let ids = self.reserve(first, &passwords).await;
-            self.databases(stage, &self.named(first, &ids, &passwords)).await;
+            let ids = self.reserve(&catalog, first, &passwords).await;
+            self.databases(stage, catalog.id().await.unwrap(), &self.named(first, &ids, &passwords)).await;
             fs::write(&file, passwords.join("\n")).unwrap();
             println!("made the tenants {first} to {count} in {:.1} s", began.elapsed().as_secs_f64());
         }
@@ -89,8 +95,9 @@ impl Fleet {
         let mut ids = Vec::new();
         for number in 0..count {
             let tenant = TenantRef::Code(code(number).parse().unwrap());
-            ids.push(self.catalog.tenant_get(&tenant).await.unwrap().id);
+            ids.push(catalog.tenant_get(&tenant).await.unwrap().id);
         }
+        catalog.close();
         self.named(0, &ids, &passwords).into()
     }
 
@@ -105,14 +112,14 @@ impl Fleet {
     }
 
     /// Rows of the catalog for the tenants from `first` on, one for each password.
-    async fn reserve(&self, first: usize, passwords: &[String]) -> Vec<TenantId> {
+    async fn reserve(&self, catalog: &Catalog, first: usize, passwords: &[String]) -> Vec<TenantId> {
         let mut ids = Vec::new();
         let numbers: Vec<usize> = (first..passwords.len()).collect();
         for part in numbers.chunks(PER_TRANSACTION) {
-            let txn = self.catalog.begin().await.unwrap();
+            let txn = catalog.begin().await.unwrap();
             for number in part {
                 let code: TenantCode = code(*number).parse().unwrap();
-                ids.push(self.reserve_in_txn(&txn, &code, &passwords[*number]).await);
+                ids.push(self.reserve_in_txn((catalog, &txn), &code, &passwords[*number]).await);
             }
             txn.commit().await.unwrap();
         }
@@ -121,7 +128,9 @@ impl Fleet {
 
     /// Tenants that have nothing but their row, for who only wants to know where they are.
     pub async fn routes(&self, stage: &Stage, prefix: &str, count: usize) -> Vec<String> {
-        let revision = self.catalog.revision().await.unwrap();
+        let catalog = self.catalog();
+        let revision = catalog.revision().await.unwrap();
+        catalog.close();
         let shared = stage.judge(self.naming.shared_database().as_str()).await;
         let sql = format!(
             "INSERT INTO tenants (id, code, name, tier, server, database, state, revision)
@@ -134,7 +143,7 @@ impl Fleet {
         (0..count).map(|number| format!("{prefix}{number}")).collect()
     }
 
-    async fn reserve_in_txn(&self, txn: &Txn, code: &TenantCode, password: &str) -> TenantId {
+    async fn reserve_in_txn(&self, (catalog, txn): (&Catalog, &Txn), code: &TenantCode, password: &str) -> TenantId {
         let id = TenantId(Uuid::now_v7());
         let new = NewTenant {
             id,
@@ -148,19 +157,18 @@ impl Fleet {
             database: self.naming.tenant_database(code).unwrap(),
             hosts: vec![format!("{code}.example.com")],
         };
-        self.catalog.tenant_reserve_in_txn(txn, &new).await.unwrap();
-        self.catalog.tenant_transition_in_txn(txn, id, Transition::Activate).await.unwrap();
+        catalog.tenant_reserve_in_txn(txn, &new).await.unwrap();
+        catalog.tenant_transition_in_txn(txn, id, Transition::Activate).await.unwrap();
         let key = self.envelope.data_key_new().unwrap();
-        self.catalog.tenant_data_key_put_in_txn(txn, id, &key).await.unwrap();
+        catalog.tenant_data_key_put_in_txn(txn, id, &key).await.unwrap();
         let field = role_field(&self.naming.tenant_role(code, TenantRole::Router).unwrap());
         let aad = Aad { tenant: id.0, field: &field, version: 1 };
         let sealed = self.envelope.seal(&key, &aad, password.as_bytes()).unwrap();
-        self.catalog.tenant_secret_put_in_txn(txn, id, &field, 1, &sealed).await.unwrap();
+        catalog.tenant_secret_put_in_txn(txn, id, &field, 1, &sealed).await.unwrap();
         id
     }
 
-    async fn databases(&self, stage: &Stage, tenants: &[Tenant]) {
-        let catalog = self.catalog.id().await.unwrap();
+    async fn databases(&self, stage: &Stage, catalog: Uuid, tenants: &[Tenant]) {
         self.template(stage, catalog).await;
         stream::iter(tenants.chunks(tenants.len().div_ceil(PARALLEL)))
             .for_each_concurrent(PARALLEL, |part| async move {
@@ -214,7 +222,6 @@ impl Fleet {
     }
 
     pub fn close(&self) {
-        self.catalog.close();
         self.tasks.token().cancel();
     }
 }

@@ -201,9 +201,37 @@ async fn each_daemon_has_a_name_of_its_own_or_is_the_only_one() {
     let refusal = fleet.start_refused().await;
     assert!(refusal.contains("a daemon without a name works on this fleet"), "{refusal}");
     shares_become(&fleet, &[]).await;
+    fleet.configure(&[]);
+    let refusal = fleet.start_refused().await;
+    assert!(refusal.contains("another daemon without a name works on this fleet"), "{refusal}");
     unnamed.client.tenant("acme").await;
     assert_eq!(sessions(&fleet, "").await, 0);
     fleet.stop(unnamed).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_killed_daemon_without_a_name_ran_ends_with_it() {
+    let fleet = Fleet::new(spec()).await;
+    let daemon = fleet.spawn();
+    daemon.client.tenant("acme").await;
+    let mut calls = JoinSet::new();
+    for _ in 0..3 {
+        let client = daemon.client.clone();
+        calls.spawn(async move { client.execute("acme", "SELECT pg_sleep(600)").await });
+    }
+    let running = async || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep%' AND state = 'active' AND pid <> pg_backend_pid()";
+        fleet.judge("postgres").await.query_one(sql, &[]).await.unwrap().get::<_, i64>(0)
+    };
+    until("they run", async || (running().await == 3).then_some(())).await;
+    daemon.kill();
+    // Nobody ends them but PostgreSQL.
+    until("they have ended", async || (running().await == 0).then_some(())).await;
+    calls.shutdown().await;
+    let successor = fleet.spawn();
+    successor.client.execute("acme", "SELECT 1").await.unwrap();
+    successor.terminate().await;
+    fleet.finish().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
