@@ -74,6 +74,7 @@ async fn lock_logins(run: &Run) -> Result<Done, StepError> {
 
 async fn unlock_logins(run: &Run) -> Result<Done, StepError> {
     let place = Place::of(run).await?;
+    tenant_parts::router_password_restore(run, &place).await?;
     tenant_parts::logins_enable(&place, &LOCKED, true).await?;
     Ok(Done::default())
 }

@@ -17,6 +17,7 @@ use crate::postgres::admin::DatabaseLocale;
 use crate::postgres::identity::Identity;
 use crate::postgres::roles::{TenantContext, TenantLogin, TenantRoles};
 use crate::postgres::{ConnectRequest, Connection, Lane, Server, SessionOptions, admin, identity, roles};
+use crate::secrets::scram_verifier_one_round;
 
 /// For everything together: the queues, the connect, the login.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -266,6 +267,14 @@ pub(super) async fn logins_enable(place: &Place, which: &[TenantRole], enabled: 
     let client = place.server.connect_admin(place.server.maintenance_database()).await?;
     let names: Vec<RoleName> = which.iter().filter_map(|role| place.roles.name(*role)).cloned().collect();
     Ok(roles::logins_enable(&client, &names, enabled).await?)
+}
+
+/// Gives the router's login the password that the catalog has. PostgreSQL lets whoever gets a tenant's SQL to run change
+/// the password of the role that it runs as, and with it shut the router out.
+pub(super) async fn router_password_restore(run: &Run, place: &Place) -> Result<(), StepError> {
+    let login = login(run, place, TenantRole::Router).await?;
+    let client = place.server.connect_admin(place.server.maintenance_database()).await?;
+    Ok(roles::password_set(&client, &login.role, &scram_verifier_one_round(&login.password)).await?)
 }
 
 /// Waits for the router's leases and ends what is left, until the server has no session in the tenant's database.

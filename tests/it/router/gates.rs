@@ -1,5 +1,6 @@
 //! Gates as callers meet them: over gRPC, and as direct clients of the server, which pass no gate of the daemon's.
 
+use tenantd::domain::tenant::TenantRole;
 use tenantd::proto::v1::resolve_tenant_request::Selector;
 use tenantd::proto::v1::{ResolveTenantRequest, ResumeTenantRequest, Route, SuspendTenantRequest};
 use tokio_postgres::{Client as Session, NoTls};
@@ -49,6 +50,11 @@ async fn a_suspended_tenant_is_closed_to_everybody_until_it_is_resumed() {
         assert_eq!(metadata["state"], "SUSPENDED");
         assert!(metadata["allowed_states"].contains("ACTIVE"), "{metadata:?}");
     }
+
+    // Whatever has become of the router's password meanwhile.
+    let judge = fleet.judge("postgres").await;
+    let router = fleet.naming.tenant_role(&"acme".parse().unwrap(), TenantRole::Router).unwrap().quoted();
+    judge.batch_execute(&format!("ALTER ROLE {router} PASSWORD 'another'")).await.unwrap();
 
     let request = ResumeTenantRequest { tenant: "acme".to_owned(), ..ResumeTenantRequest::default() };
     let begun = client.tenants().resume_tenant(request).await.unwrap().into_inner();
