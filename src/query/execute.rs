@@ -84,17 +84,33 @@ impl Queries {
     }
 
     /// Runs the statement and gives the session back.
-    pub async fn execute(&self, mut session: Session, input: Execute<'_>) -> Result<Output, Error> {
-        let (known, bounds) = match self.admit(&input) {
-            Ok(admitted) => admitted,
+    pub async fn execute(&self, session: Session, input: Execute<'_>) -> Result<Output, Error> {
+        match self.0.statements.known(input.sql) {
+            Ok(known) => self.execute_known(session, input, &known).await,
+            Err(error) => {
+                session.release(Residue::Nothing);
+                Err(error)
+            }
+        }
+    }
+
+    /// As [`Queries::execute`], for a statement whose words were looked at before.
+    pub(super) async fn execute_known(
+        &self,
+        mut session: Session,
+        input: Execute<'_>,
+        known: &Known,
+    ) -> Result<Output, Error> {
+        let bounds = match bounds(&input, known) {
+            Ok(bounds) => bounds,
             Err(error) => {
                 session.release(Residue::Nothing);
                 return Err(error);
             }
         };
         // When it fails, the session ends: it did not answer a question of our own.
-        let way = self.way(&mut session, &known, input.user).await?;
-        self.run(session, &input, &known, bounds, way).await
+        let way = self.way(&mut session, known, input.user).await?;
+        self.run(session, &input, known, bounds, way).await
     }
 
     /// Runs the statement in this way, with what that may leave in the session.
@@ -152,11 +168,8 @@ impl Queries {
 
     fn admit(&self, input: &Execute<'_>) -> Result<(Arc<Known>, Bounds), Error> {
         let known = self.0.statements.known(input.sql)?;
-        if known.analysis.is_cursor {
-            let reason = "a cursor ends with its transaction; use StreamQuery, Transact, or LIMIT";
-            return Err(Error::Refused { word: "a statement about a cursor", reason });
-        }
-        Ok((known, Bounds { rows_max: rows_max(input.rows_max)?, bytes_max: input.bytes_max.min(BYTES_MAX) }))
+        let bounds = bounds(input, &known)?;
+        Ok((known, bounds))
     }
 
     pub(super) fn tell_if_slow(&self, session: &Session, sql: &str, elapsed: Duration) {
@@ -165,6 +178,15 @@ impl Queries {
             tracing::info!(%tenant, milliseconds = elapsed.as_millis(), statement, "slow statement");
         }
     }
+}
+
+/// How much of the result is taken; an error when the statement has none of this kind.
+fn bounds(input: &Execute<'_>, known: &Known) -> Result<Bounds, Error> {
+    if known.analysis.is_cursor {
+        let reason = "a cursor ends with its transaction; use StreamQuery, Transact, or LIMIT";
+        return Err(Error::Refused { word: "a statement about a cursor", reason });
+    }
+    Ok(Bounds { rows_max: rows_max(input.rows_max)?, bytes_max: input.bytes_max.min(BYTES_MAX) })
 }
 
 pub(super) fn rows_max(requested: i32) -> Result<usize, Error> {

@@ -8,6 +8,7 @@ mod shared;
 mod stream;
 mod texts;
 mod transact;
+mod turns;
 
 use std::time::Duration;
 
