@@ -1,9 +1,14 @@
 //! How plain reads run. A statement whose words only read may still run a tenant's own code: a view may call
 //! `set_config`, and so may a policy, a domain's check, an operator, a cast, a function in the place of a column. So a
-//! plain read is guarded: BEGIN travels before it and a ROLLBACK behind it, in one flight, and nothing of a session
-//! survives that but advisory locks, which are let go of there too. So is its preparation, in which literals are read and
-//! the checks of domains in them run. Only a connection's first statement goes without: the session is cleaned behind it,
-//! which most such sessions never need.
+//! plain read is guarded: BEGIN READ ONLY travels before it and a ROLLBACK behind it, in one flight, and nothing of a
+//! session survives that but advisory locks, which are let go of there too. So is its preparation, in which literals are
+//! read and the checks of domains in them run. Only a connection's first statement goes without: the session is cleaned
+//! behind it, which most such sessions never need.
+//!
+//! That code may also write, and then the statement is no plain read, whatever its words say: PostgreSQL refuses the
+//! write in the guard, and the statement is run anew as one that changes things. So it is at once from then on, for
+//! [`CHECK_AGE_MAX`] each time. What the guard cannot see is lost in it: a notification, and a write whose refusal the
+//! code itself catches.
 //!
 //! What is read often goes without the guard once the database has said that none of the statement's names stands for
 //! such a thing. The answer counts for [`CHECK_AGE_MAX`]; what remains is within one tenant: for so long, a table that
@@ -78,8 +83,8 @@ pub(super) struct Statements {
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Check {
-    /// Whether the statement is harmless in the tenant's database, and when that was asked.
-    answer: Option<(bool, Instant)>,
+    /// How the statement is sent in the tenant's database, and when that was found out.
+    answer: Option<(Reading, Instant)>,
     /// Since it was asked.
     uses: u32,
     /// Whether the statement was quick when it ran last without a guard.
@@ -91,8 +96,17 @@ struct Check {
 pub(super) enum Reading {
     /// In PostgreSQL's implicit transaction.
     AsIs,
-    /// Between BEGIN and ROLLBACK.
+    /// Between BEGIN READ ONLY and ROLLBACK.
     Guarded,
+    /// As what changes things: it tried to, in the guard.
+    Changes,
+}
+
+impl Check {
+    /// The answer, as long as it counts.
+    fn reading(&self) -> Option<Reading> {
+        self.answer.filter(|(_, asked)| asked.elapsed() <= CHECK_AGE_MAX).map(|(reading, _)| reading)
+    }
 }
 
 /// A statement's analysis under a number of its own.
@@ -136,10 +150,21 @@ impl Statements {
             return false;
         }
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
-        checks.get(&(tenant, known.number)).is_some_and(|check| {
-            let is_as_is = check.answer.is_some_and(|(harmless, asked)| harmless && asked.elapsed() <= CHECK_AGE_MAX);
-            is_as_is && check.is_quick
-        })
+        let check = checks.get(&(tenant, known.number));
+        check.is_some_and(|check| check.reading() == Some(Reading::AsIs) && check.is_quick)
+    }
+
+    /// Whether the statement, which only reads by its words, changes things in the tenant's database.
+    pub(super) fn changes(&self, tenant: TenantId, known: &Known) -> bool {
+        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        checks.get(&(tenant, known.number)).is_some_and(|check| check.reading() == Some(Reading::Changes))
+    }
+
+    /// It tried to.
+    pub(super) fn changed(&self, tenant: TenantId, known: &Known) {
+        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        let check = checks.get_or_insert_mut((tenant, known.number), Check::default);
+        (check.answer, check.uses) = (Some((Reading::Changes, Instant::now())), 0);
     }
 
     /// How long a read without a guard took.
@@ -158,11 +183,10 @@ impl Statements {
         let is_due = {
             let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
             let check = checks.get_or_insert_mut(key, Check::default);
-            match check.answer {
-                Some((true, asked)) if asked.elapsed() <= CHECK_AGE_MAX => return Ok(Reading::AsIs),
-                Some((false, asked)) if asked.elapsed() <= CHECK_AGE_MAX => return Ok(Reading::Guarded),
-                _old => check.uses += 1,
+            if let Some(reading) = check.reading() {
+                return Ok(reading);
             }
+            check.uses += 1;
             check.uses > USES_BEFORE_CHECK
         };
         if !is_due {
@@ -180,11 +204,10 @@ impl Statements {
         let asked = Instant::now();
         let question = session.prepare(CHECK).await?;
         let is_harmful: bool = session.client().query_one(&question, &[&known.analysis.names]).await?.try_get(0)?;
-        let answer = Some((!is_harmful, asked));
+        let reading = if is_harmful { Reading::Guarded } else { Reading::AsIs };
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
         let check = checks.get_or_insert_mut(key, Check::default);
-        (check.answer, check.uses) = (answer, 0);
-        drop(checks);
-        Ok(if is_harmful { Reading::Guarded } else { Reading::AsIs })
+        (check.answer, check.uses) = (Some((reading, asked)), 0);
+        Ok(reading)
     }
 }

@@ -9,6 +9,7 @@ mod stream;
 mod texts;
 mod transact;
 mod turns;
+mod writes;
 
 use std::time::Duration;
 

@@ -21,6 +21,8 @@ pub(super) struct Job {
     pub(super) user: Option<Uuid>,
     /// It was sent before, and its statement had to be prepared anew.
     pub(super) again: bool,
+    /// It was sent before as a plain read, and tried to change something.
+    pub(super) changes: bool,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -32,7 +34,7 @@ impl Job {
         slot: OwnedSemaphorePermit,
     ) -> Self {
         statement.sql = String::new();
-        Self { statement, known, user, again: false, _slot: slot }
+        Self { statement, known, user, again: false, changes: false, _slot: slot }
     }
 }
 

@@ -1,5 +1,6 @@
 //! One tenant's statements of one stream. While it has any, it holds a lease, for at most [`HOLD_MAX`]; plain reads are
-//! sent as they come, and their answers taken in order.
+//! sent as they come, and their answers taken in order. One that turns out to write is run beside the lane, as all do
+//! that are no plain reads.
 //!
 //! A plain read changes nothing and leaves nothing, so one whose connection was lost to another statement is sent again.
 
@@ -206,6 +207,9 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
             self.hand_on().await?;
             let landing = self.fly(session.client(), &ready, until).await?;
             for job in landing.next.into_iter().rev() {
+                if job.changes {
+                    ready.insert(job.known.number, Ready::Beside);
+                }
                 self.backlog.push_front(job);
             }
             if landing.condemned {
@@ -226,13 +230,20 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
     /// Whether the statement is a plain read, and then its prepared form.
     async fn prepare(&self, session: &mut Session, job: &Job) -> Result<Ready, Error> {
         let (statements, known) = (&self.shared.queries.0.statements, &job.known);
-        if known.analysis.residue != Residue::Nothing {
+        if job.changes || known.analysis.residue != Residue::Nothing {
             return Ok(Ready::Beside);
         }
         let reading = statements.reading(session, known).await?;
         let statement = match reading {
             Reading::AsIs => session.prepare(&known.sql).await?,
-            Reading::Guarded => session.prepare_guarded(&known.sql).await?,
+            Reading::Guarded => match session.prepare_guarded(&known.sql).await.map_err(Error::from) {
+                Err(error) if error.is_read_only() => {
+                    statements.changed(self.tenant, known);
+                    return Ok(Ready::Beside);
+                }
+                prepared => prepared?,
+            },
+            Reading::Changes => return Ok(Ready::Beside),
         };
         let columns = columns(statement.columns())?;
         Ok(Ready::Plain(Arc::new(Plain { statement, columns, reading })))
@@ -367,6 +378,12 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
                 Err(error) if error.is_stale_statement() && !flight.job.again => {
                     flight.job.again = true;
                     landing.stale = true;
+                    landing.next.push_back(flight.job);
+                }
+                Err(error) if error.is_read_only() && flight.is_guarded() => {
+                    // Nothing of it has stayed: it is run beside the lane.
+                    flight.job.changes = true;
+                    self.shared.queries.0.statements.changed(self.tenant, &flight.job.known);
                     landing.next.push_back(flight.job);
                 }
                 Err(error) => {
