@@ -41,7 +41,9 @@ pub(super) const QUICK_MAX: Duration = Duration::from_millis(10);
 const CHECK_AGE_MAX: Duration = Duration::from_mins(1);
 
 /// Whether a name of `$1` stands for something with a tenant's code behind it, or something has some that needs no name:
-/// an operator, a cast, a domain's check (which may be in a type of another name, such as a table's rows). Languages 12
+/// an operator, a cast, a domain's check (which may be in a type of another name, such as a table's rows), or what
+/// PostgreSQL works out when it loads a table, one of its partitions or of its heirs: predicates and expressions of
+/// indexes, statistics and partition keys, and checks. Languages 12
 /// and 13 are PostgreSQL's own and C, which tenants cannot write functions in; those of PostgreSQL's own functions that
 /// may do anything (`pg_advisory_lock`, `set_config`) count as a tenant's code where an operator or a check calls them.
 const CHECK: &str = "SELECT EXISTS (\
@@ -70,7 +72,27 @@ const CHECK: &str = "SELECT EXISTS (\
         SELECT FROM pg_catalog.pg_cast c JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) c.castfunc \
         WHERE c.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid \
         AND (p.prolang OPERATOR(pg_catalog.>) 13::pg_catalog.oid \
-             OR p.provolatile OPERATOR(pg_catalog.=) 'v'::pg_catalog.\"char\"))";
+             OR p.provolatile OPERATOR(pg_catalog.=) 'v'::pg_catalog.\"char\")) \
+    OR EXISTS (\
+        WITH RECURSIVE kin (own, other) AS (\
+            SELECT inhrelid, inhparent FROM pg_catalog.pg_inherits \
+            UNION ALL SELECT inhparent, inhrelid FROM pg_catalog.pg_inherits), \
+        involved (relation) AS (\
+            SELECT oid FROM pg_catalog.pg_class WHERE relname OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.name[]) \
+            AND oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid \
+            UNION SELECT other FROM involved JOIN kin ON own OPERATOR(pg_catalog.=) relation), \
+        folded (relation, tree) AS (\
+            SELECT indrelid, indexprs::pg_catalog.text FROM pg_catalog.pg_index \
+            UNION ALL SELECT indrelid, indpred::pg_catalog.text FROM pg_catalog.pg_index \
+            UNION ALL SELECT stxrelid, stxexprs::pg_catalog.text FROM pg_catalog.pg_statistic_ext \
+            UNION ALL SELECT partrelid, partexprs::pg_catalog.text FROM pg_catalog.pg_partitioned_table \
+            UNION ALL SELECT conrelid, conbin::pg_catalog.text FROM pg_catalog.pg_constraint) \
+        SELECT FROM involved JOIN folded ON folded.relation OPERATOR(pg_catalog.=) involved.relation \
+        CROSS JOIN LATERAL \
+        pg_catalog.regexp_matches(folded.tree, ':(?:op)?funcid ([0-9]+)', 'g') AS called (function) \
+        JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) called.function[1]::pg_catalog.oid \
+        WHERE p.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid \
+        OR p.provolatile OPERATOR(pg_catalog.=) 'v'::pg_catalog.\"char\")";
 
 /// What is known of statements, over all tenants.
 #[derive(Debug)]

@@ -56,6 +56,25 @@ const READS: &[(&[&str], &str)] = &[
         ],
         "SELECT a FROM public.guarded",
     ),
+    (&["CREATE INDEX ON t (a) WHERE public.leave() = 1"], "SELECT a FROM public.t"),
+    (&["CREATE INDEX ON t ((a + public.leave()))"], "SELECT a FROM public.t"),
+    (&["CREATE STATISTICS s ON (a + public.leave()) FROM t"], "SELECT a FROM public.t"),
+    (
+        &[
+            "CREATE TABLE whole (a int) PARTITION BY RANGE (a)",
+            "CREATE TABLE part PARTITION OF whole FOR VALUES FROM (0) TO (9)",
+            "CREATE INDEX ON part (a) WHERE public.leave() = 1",
+        ],
+        "SELECT a FROM public.whole",
+    ),
+    (
+        &[
+            "CREATE TABLE whole (a int) PARTITION BY RANGE ((a + public.leave()))",
+            "CREATE TABLE part PARTITION OF whole DEFAULT",
+        ],
+        "SELECT a FROM public.whole WHERE a = 1",
+    ),
+    (&["CREATE TABLE heir (CHECK (public.leave() = 1)) INHERITS (t)"], "SELECT a FROM public.t WHERE a = 1"),
 ];
 
 const STATE: &str = "SELECT coalesce(current_setting('app.kept', true), '') || '|' || current_setting('search_path') || '|' \
@@ -82,6 +101,10 @@ async fn what_a_name_runs_reaches_nobody_else() {
                 assert_eq!(only(&ask(&rooms, &tenant, STATE).await.unwrap()), text(CLEAN), "after {read}, {round}");
             }
         }
+        // A new session loads what it reads.
+        assert!(rooms.router.pool_evict(tenant.id));
+        ask(&rooms, &tenant, read).await.unwrap();
+        assert_eq!(only(&ask(&rooms, &tenant, STATE).await.unwrap()), text(CLEAN), "after {read}, anew, {with:?}");
     }
     rooms.finish().await;
 }
