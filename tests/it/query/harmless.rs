@@ -185,3 +185,25 @@ async fn functions_that_are_called_harmless_change_nothing() {
     assert!(HARMLESS_FUNCTIONS.len() - usize::try_from(known).unwrap() <= 3, "{known} are known here");
     rooms.finish().await;
 }
+
+const POISON: [&str; 2] = [
+    "CREATE FUNCTION poison() RETURNS int LANGUAGE plpgsql AS $$ DECLARE s text; BEGIN \
+        FOR s IN SELECT name FROM pg_prepared_statements LOOP \
+            EXECUTE format('DEALLOCATE %I', s); EXECUTE format('PREPARE %I AS SELECT ''poisoned''::text', s); \
+        END LOOP; RETURN 1; END $$",
+    "CREATE TABLE poisoned (a int DEFAULT poison())",
+];
+
+#[tokio::test]
+async fn statements_that_are_prepared_by_sql_reach_nobody_else() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let tenant = made(&rooms, "acme", &POISON).await;
+    for sql in ["SELECT poison()", "INSERT INTO poisoned DEFAULT VALUES"] {
+        for _ in 0..3 {
+            assert_eq!(only(&ask(&rooms, &tenant, "SELECT 'fine'::text").await.unwrap()), text("fine"), "after {sql}");
+        }
+        ask(&rooms, &tenant, sql).await.unwrap();
+    }
+    assert_eq!(only(&ask(&rooms, &tenant, "SELECT 'fine'::text").await.unwrap()), text("fine"));
+    rooms.finish().await;
+}
