@@ -83,6 +83,12 @@ impl Error {
         )
     }
 
+    /// PostgreSQL refused to change something in a transaction that only reads.
+    pub(super) fn is_read_only(&self) -> bool {
+        const READ_ONLY_SQL_TRANSACTION: &str = "25006";
+        matches!(self, Self::Sql(error) if error.sqlstate == READ_ONLY_SQL_TRANSACTION)
+    }
+
     /// A statement prepared earlier no longer fits the tables, or a tenant's function has dropped it. Nothing ran.
     pub(super) fn is_stale_statement(&self) -> bool {
         let Self::Sql(error) = self else { return false };

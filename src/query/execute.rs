@@ -3,7 +3,8 @@
 //! Most statements take one round trip: plain reads, guarded or not ([`super::harmless`]), and changes that return no
 //! rows, which PostgreSQL's implicit transaction covers. Everything else runs between BEGIN and COMMIT, so that a result
 //! that is too large changes nothing; BEGIN travels together with the statement. A plain read that is a connection's
-//! first statement needs no guard: the connection is cleaned behind it, unless it is closed before anybody wants it.
+//! first statement needs no guard: the connection is cleaned behind it, unless it is closed before anybody wants it. One
+//! that turns out to write in its guard is run anew between BEGIN and COMMIT.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use super::error::Error;
 use super::harmless::{Known, QUICK_MAX, Reading};
 use super::parameter::{Parameter, parameters, untyped};
 use super::rows::{Bounds, Fetched, Output, columns, query, query_at_once};
-use super::session::{READ_END, Session};
+use super::session::{READ_BEGIN, READ_END, Session};
 use super::statement;
 use crate::proto::v1;
 use crate::router::{Fresh, Holder, Residue};
@@ -84,17 +85,33 @@ impl Queries {
     }
 
     /// Runs the statement and gives the session back.
-    pub async fn execute(&self, mut session: Session, input: Execute<'_>) -> Result<Output, Error> {
-        let (known, bounds) = match self.admit(&input) {
-            Ok(admitted) => admitted,
+    pub async fn execute(&self, session: Session, input: Execute<'_>) -> Result<Output, Error> {
+        match self.0.statements.known(input.sql) {
+            Ok(known) => self.execute_known(session, input, &known).await,
+            Err(error) => {
+                session.release(Residue::Nothing);
+                Err(error)
+            }
+        }
+    }
+
+    /// As [`Queries::execute`], for a statement whose words were looked at before.
+    pub(super) async fn execute_known(
+        &self,
+        mut session: Session,
+        input: Execute<'_>,
+        known: &Known,
+    ) -> Result<Output, Error> {
+        let bounds = match bounds(&input, known) {
+            Ok(bounds) => bounds,
             Err(error) => {
                 session.release(Residue::Nothing);
                 return Err(error);
             }
         };
         // When it fails, the session ends: it did not answer a question of our own.
-        let way = self.way(&mut session, &known, input.user).await?;
-        self.run(session, &input, &known, bounds, way).await
+        let way = self.way(&mut session, known, input.user).await?;
+        self.run(session, &input, known, bounds, way).await
     }
 
     /// Runs the statement in this way, with what that may leave in the session.
@@ -104,7 +121,7 @@ impl Queries {
         input: &Execute<'_>,
         known: &Known,
         bounds: Bounds,
-        (way, residue): (Way, Residue),
+        (mut way, mut residue): (Way, Residue),
     ) -> Result<Output, Error> {
         let started = Instant::now();
         let mut result = attempt(&mut session, input, way, bounds).await;
@@ -113,6 +130,14 @@ impl Queries {
         {
             // The tables changed under a statement that this session had prepared. Nothing ran yet.
             session.statements_forget();
+            result = attempt(&mut session, input, way, bounds).await;
+        }
+        if let (Way::Guarded { user }, Err(failure), Some(tenant)) = (way, &result, session.tenant())
+            && failure.is_read_only()
+        {
+            // It only reads by its words. Nothing of it has stayed.
+            self.0.statements.changed(tenant, known);
+            (way, residue) = (Way::Transaction { user }, Residue::Session);
             result = attempt(&mut session, input, way, bounds).await;
         }
         let elapsed = started.elapsed();
@@ -140,10 +165,13 @@ impl Queries {
             let is_change = user.is_none() && known.analysis.is_change;
             return Ok((if is_change { Way::Change } else { Way::Transaction { user } }, residue));
         }
+        let changing = (Way::Transaction { user }, Residue::Session);
         if user.is_some() {
-            return Ok((Way::Guarded { user }, Residue::Nothing));
+            let changes = session.tenant().is_some_and(|tenant| self.0.statements.changes(tenant, known));
+            return Ok(if changes { changing } else { (Way::Guarded { user }, Residue::Nothing) });
         }
         Ok(match self.0.statements.reading(session, known).await? {
+            Reading::Changes => changing,
             Reading::AsIs => (Way::AsIs, Residue::Nothing),
             Reading::Guarded if session.is_new() => (Way::AsIs, Residue::Perhaps),
             Reading::Guarded => (Way::Guarded { user: None }, Residue::Nothing),
@@ -152,11 +180,8 @@ impl Queries {
 
     fn admit(&self, input: &Execute<'_>) -> Result<(Arc<Known>, Bounds), Error> {
         let known = self.0.statements.known(input.sql)?;
-        if known.analysis.is_cursor {
-            let reason = "a cursor ends with its transaction; use StreamQuery, Transact, or LIMIT";
-            return Err(Error::Refused { word: "a statement about a cursor", reason });
-        }
-        Ok((known, Bounds { rows_max: rows_max(input.rows_max)?, bytes_max: input.bytes_max.min(BYTES_MAX) }))
+        let bounds = bounds(input, &known)?;
+        Ok((known, bounds))
     }
 
     pub(super) fn tell_if_slow(&self, session: &Session, sql: &str, elapsed: Duration) {
@@ -165,6 +190,15 @@ impl Queries {
             tracing::info!(%tenant, milliseconds = elapsed.as_millis(), statement, "slow statement");
         }
     }
+}
+
+/// How much of the result is taken; an error when the statement has none of this kind.
+fn bounds(input: &Execute<'_>, known: &Known) -> Result<Bounds, Error> {
+    if known.analysis.is_cursor {
+        let reason = "a cursor ends with its transaction; use StreamQuery, Transact, or LIMIT";
+        return Err(Error::Refused { word: "a statement about a cursor", reason });
+    }
+    Ok(Bounds { rows_max: rows_max(input.rows_max)?, bytes_max: input.bytes_max.min(BYTES_MAX) })
 }
 
 pub(super) fn rows_max(requested: i32) -> Result<usize, Error> {
@@ -180,7 +214,7 @@ pub(super) fn rows_max(requested: i32) -> Result<usize, Error> {
 enum Way {
     /// In PostgreSQL's implicit transaction.
     AsIs,
-    /// Between BEGIN and ROLLBACK.
+    /// Between BEGIN READ ONLY and ROLLBACK.
     Guarded { user: Option<Uuid> },
     /// As it is when it returns no rows, and in a transaction otherwise.
     Change,
@@ -220,6 +254,10 @@ impl Failure {
 
     fn is_stale_statement(&self) -> bool {
         self.state == SessionState::Idle && self.error.is_stale_statement()
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.state == SessionState::Idle && self.error.is_read_only()
     }
 }
 
@@ -279,7 +317,7 @@ pub(super) async fn guarded(
     bounds: Bounds,
     user: Option<Uuid>,
 ) -> Result<Fetched, Error> {
-    let begin = async { Ok(client.batch_execute(&begin_as(user)).await?) };
+    let begin = async { Ok(client.batch_execute(&begin_as(READ_BEGIN, user)).await?) };
     let end = async { Ok(client.batch_execute(READ_END).await?) };
     let ((), rows, ()) = try_join!(begin, query(client, statement, parameters, bounds), end)?;
     Ok(rows)
@@ -292,7 +330,7 @@ async fn in_transaction(
     bounds: Bounds,
     user: Option<Uuid>,
 ) -> Result<Fetched, Failure> {
-    let begin = async { Ok(client.batch_execute(&begin_as(user)).await?) };
+    let begin = async { Ok(client.batch_execute(&begin_as("BEGIN", user)).await?) };
     // In this order on the connection: both are sent before either is awaited.
     match try_join!(begin, query(client, statement, parameters, bounds)) {
         Ok(((), rows)) => {
@@ -311,8 +349,8 @@ async fn in_transaction(
 /// Lets go of what outlives a rollback.
 pub(super) const LOCKS_END: &str = "SELECT pg_catalog.pg_advisory_unlock_all()";
 
-fn begin_as(user: Option<Uuid>) -> Cow<'static, str> {
-    user.map_or(Cow::Borrowed("BEGIN"), |user| format!("BEGIN; {}", user_set(user)).into())
+fn begin_as(begin: &'static str, user: Option<Uuid>) -> Cow<'static, str> {
+    user.map_or(Cow::Borrowed(begin), |user| format!("{begin}; {}", user_set(user)).into())
 }
 
 /// Says for the rest of the transaction who the user is. A UUID has nothing in it to be quoted.

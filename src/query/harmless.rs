@@ -1,9 +1,14 @@
 //! How plain reads run. A statement whose words only read may still run a tenant's own code: a view may call
 //! `set_config`, and so may a policy, a domain's check, an operator, a cast, a function in the place of a column. So a
-//! plain read is guarded: BEGIN travels before it and a ROLLBACK behind it, in one flight, and nothing of a session
-//! survives that but advisory locks, which are let go of there too. So is its preparation, in which literals are read and
-//! the checks of domains in them run. Only a connection's first statement goes without: the session is cleaned behind it,
-//! which most such sessions never need.
+//! plain read is guarded: BEGIN READ ONLY travels before it and a ROLLBACK behind it, in one flight, and nothing of a
+//! session survives that but advisory locks, which are let go of there too. So is its preparation, in which literals are
+//! read and the checks of domains in them run. Only a connection's first statement goes without: the session is cleaned
+//! behind it, which most such sessions never need.
+//!
+//! That code may also write, and then the statement is no plain read, whatever its words say: PostgreSQL refuses the
+//! write in the guard, and the statement is run anew as one that changes things. So it is at once from then on, for
+//! [`CHECK_AGE_MAX`] each time. What the guard cannot see is lost in it: a notification, and a write whose refusal the
+//! code itself catches.
 //!
 //! What is read often goes without the guard once the database has said that none of the statement's names stands for
 //! such a thing. The answer counts for [`CHECK_AGE_MAX`]; what remains is within one tenant: for so long, a table that
@@ -36,7 +41,9 @@ pub(super) const QUICK_MAX: Duration = Duration::from_millis(10);
 const CHECK_AGE_MAX: Duration = Duration::from_mins(1);
 
 /// Whether a name of `$1` stands for something with a tenant's code behind it, or something has some that needs no name:
-/// an operator, a cast, a domain's check (which may be in a type of another name, such as a table's rows). Languages 12
+/// an operator, a cast, a domain's check (which may be in a type of another name, such as a table's rows), or what
+/// PostgreSQL works out when it loads a table, one of its partitions or of its heirs: predicates and expressions of
+/// indexes, statistics and partition keys, and checks. Languages 12
 /// and 13 are PostgreSQL's own and C, which tenants cannot write functions in; those of PostgreSQL's own functions that
 /// may do anything (`pg_advisory_lock`, `set_config`) count as a tenant's code where an operator or a check calls them.
 const CHECK: &str = "SELECT EXISTS (\
@@ -65,7 +72,27 @@ const CHECK: &str = "SELECT EXISTS (\
         SELECT FROM pg_catalog.pg_cast c JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) c.castfunc \
         WHERE c.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid \
         AND (p.prolang OPERATOR(pg_catalog.>) 13::pg_catalog.oid \
-             OR p.provolatile OPERATOR(pg_catalog.=) 'v'::pg_catalog.\"char\"))";
+             OR p.provolatile OPERATOR(pg_catalog.=) 'v'::pg_catalog.\"char\")) \
+    OR EXISTS (\
+        WITH RECURSIVE kin (own, other) AS (\
+            SELECT inhrelid, inhparent FROM pg_catalog.pg_inherits \
+            UNION ALL SELECT inhparent, inhrelid FROM pg_catalog.pg_inherits), \
+        involved (relation) AS (\
+            SELECT oid FROM pg_catalog.pg_class WHERE relname OPERATOR(pg_catalog.=) ANY ($1::pg_catalog.name[]) \
+            AND oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid \
+            UNION SELECT other FROM involved JOIN kin ON own OPERATOR(pg_catalog.=) relation), \
+        folded (relation, tree) AS (\
+            SELECT indrelid, indexprs::pg_catalog.text FROM pg_catalog.pg_index \
+            UNION ALL SELECT indrelid, indpred::pg_catalog.text FROM pg_catalog.pg_index \
+            UNION ALL SELECT stxrelid, stxexprs::pg_catalog.text FROM pg_catalog.pg_statistic_ext \
+            UNION ALL SELECT partrelid, partexprs::pg_catalog.text FROM pg_catalog.pg_partitioned_table \
+            UNION ALL SELECT conrelid, conbin::pg_catalog.text FROM pg_catalog.pg_constraint) \
+        SELECT FROM involved JOIN folded ON folded.relation OPERATOR(pg_catalog.=) involved.relation \
+        CROSS JOIN LATERAL \
+        pg_catalog.regexp_matches(folded.tree, ':(?:op)?funcid ([0-9]+)', 'g') AS called (function) \
+        JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) called.function[1]::pg_catalog.oid \
+        WHERE p.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid \
+        OR p.provolatile OPERATOR(pg_catalog.=) 'v'::pg_catalog.\"char\")";
 
 /// What is known of statements, over all tenants.
 #[derive(Debug)]
@@ -78,8 +105,8 @@ pub(super) struct Statements {
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Check {
-    /// Whether the statement is harmless in the tenant's database, and when that was asked.
-    answer: Option<(bool, Instant)>,
+    /// How the statement is sent in the tenant's database, and when that was found out.
+    answer: Option<(Reading, Instant)>,
     /// Since it was asked.
     uses: u32,
     /// Whether the statement was quick when it ran last without a guard.
@@ -91,8 +118,17 @@ struct Check {
 pub(super) enum Reading {
     /// In PostgreSQL's implicit transaction.
     AsIs,
-    /// Between BEGIN and ROLLBACK.
+    /// Between BEGIN READ ONLY and ROLLBACK.
     Guarded,
+    /// As what changes things: it tried to, in the guard.
+    Changes,
+}
+
+impl Check {
+    /// The answer, as long as it counts.
+    fn reading(&self) -> Option<Reading> {
+        self.answer.filter(|(_, asked)| asked.elapsed() <= CHECK_AGE_MAX).map(|(reading, _)| reading)
+    }
 }
 
 /// A statement's analysis under a number of its own.
@@ -136,10 +172,21 @@ impl Statements {
             return false;
         }
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
-        checks.get(&(tenant, known.number)).is_some_and(|check| {
-            let is_as_is = check.answer.is_some_and(|(harmless, asked)| harmless && asked.elapsed() <= CHECK_AGE_MAX);
-            is_as_is && check.is_quick
-        })
+        let check = checks.get(&(tenant, known.number));
+        check.is_some_and(|check| check.reading() == Some(Reading::AsIs) && check.is_quick)
+    }
+
+    /// Whether the statement, which only reads by its words, changes things in the tenant's database.
+    pub(super) fn changes(&self, tenant: TenantId, known: &Known) -> bool {
+        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        checks.get(&(tenant, known.number)).is_some_and(|check| check.reading() == Some(Reading::Changes))
+    }
+
+    /// It tried to.
+    pub(super) fn changed(&self, tenant: TenantId, known: &Known) {
+        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
+        let check = checks.get_or_insert_mut((tenant, known.number), Check::default);
+        (check.answer, check.uses) = (Some((Reading::Changes, Instant::now())), 0);
     }
 
     /// How long a read without a guard took.
@@ -158,11 +205,10 @@ impl Statements {
         let is_due = {
             let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
             let check = checks.get_or_insert_mut(key, Check::default);
-            match check.answer {
-                Some((true, asked)) if asked.elapsed() <= CHECK_AGE_MAX => return Ok(Reading::AsIs),
-                Some((false, asked)) if asked.elapsed() <= CHECK_AGE_MAX => return Ok(Reading::Guarded),
-                _old => check.uses += 1,
+            if let Some(reading) = check.reading() {
+                return Ok(reading);
             }
+            check.uses += 1;
             check.uses > USES_BEFORE_CHECK
         };
         if !is_due {
@@ -180,11 +226,10 @@ impl Statements {
         let asked = Instant::now();
         let question = session.prepare(CHECK).await?;
         let is_harmful: bool = session.client().query_one(&question, &[&known.analysis.names]).await?.try_get(0)?;
-        let answer = Some((!is_harmful, asked));
+        let reading = if is_harmful { Reading::Guarded } else { Reading::AsIs };
         let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
         let check = checks.get_or_insert_mut(key, Check::default);
-        (check.answer, check.uses) = (answer, 0);
-        drop(checks);
-        Ok(if is_harmful { Reading::Guarded } else { Reading::AsIs })
+        (check.answer, check.uses) = (Some((reading, asked)), 0);
+        Ok(reading)
     }
 }

@@ -8,6 +8,9 @@ use super::targets::Seat;
 use crate::domain::tenant::TenantId;
 use crate::router::{Lease, Residue};
 
+/// Begins a plain read. What changes something after all is told by its refusal, instead of being undone unseen.
+pub(super) const READ_BEGIN: &str = "BEGIN READ ONLY";
+
 /// Ends a plain read: nothing of a session survives it.
 pub(super) const READ_END: &str = "ROLLBACK; SELECT pg_catalog.pg_advisory_unlock_all()";
 
@@ -77,7 +80,7 @@ impl Session {
         }
         let client: &Client = lease;
         // All of it is sent before any of it is awaited.
-        let (begin, end) = (client.batch_execute("BEGIN"), client.batch_execute(READ_END));
+        let (begin, end) = (client.batch_execute(READ_BEGIN), client.batch_execute(READ_END));
         let ((), statement, ()) = Box::pin(async { try_join!(begin, client.prepare(sql), end) }).await?;
         lease.keep_prepared(sql, &statement);
         Ok(statement)

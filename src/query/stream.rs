@@ -60,15 +60,28 @@ impl Queries {
                 return Err(error);
             }
         };
-        let residue = known.analysis.residue;
-        let reader = Reader { parts, idle_max: self.0.live.current().query.stream_idle_max };
-        let mut ended = attempt(&mut session, input, residue, &reader).await;
+        let mut residue = known.analysis.residue;
+        if session.tenant().is_some_and(|tenant| self.0.statements.changes(tenant, &known)) {
+            residue = Residue::Session;
+        }
+        let mut reader = Reader { parts, idle_max: self.0.live.current().query.stream_idle_max, has_header: false };
+        let mut ended = attempt(&mut session, input, residue, &mut reader).await;
         if let Err(End::Refused(error)) = &ended
             && error.is_stale_statement()
         {
             // Nothing was sent yet.
             session.statements_forget();
-            ended = attempt(&mut session, input, residue, &reader).await;
+            ended = attempt(&mut session, input, residue, &mut reader).await;
+        }
+        if let (Residue::Nothing, Err(End::Refused(error)), Some(tenant)) = (residue, &ended, session.tenant())
+            && error.is_read_only()
+        {
+            // It only reads by its words. Nothing of it has stayed; what was sent cannot be taken back.
+            self.0.statements.changed(tenant, &known);
+            if !reader.has_header {
+                residue = Residue::Session;
+                ended = attempt(&mut session, input, residue, &mut reader).await;
+            }
         }
         self.tell_if_slow(&session, &input.sql, started.elapsed());
         match ended {
@@ -114,6 +127,8 @@ impl From<tokio_postgres::Error> for End {
 struct Reader<'a, E> {
     parts: &'a mpsc::Sender<Result<StreamQueryResponse, E>>,
     idle_max: Duration,
+    /// The header was sent.
+    has_header: bool,
 }
 
 impl<'a, E: Send> Reader<'a, E> {
@@ -136,7 +151,7 @@ async fn attempt<E: Send>(
     session: &mut Session,
     input: &StreamQuery,
     residue: Residue,
-    reader: &Reader<'_, E>,
+    reader: &mut Reader<'_, E>,
 ) -> Result<(), End> {
     let statement = match residue {
         Residue::Nothing => session.prepare_guarded(&input.sql).await?,
@@ -144,7 +159,8 @@ async fn attempt<E: Send>(
     };
     let columns = columns(statement.columns()).map_err(End::Refused)?;
     let values = parameters(statement.params(), &input.parameters).map_err(End::Refused)?;
-    let transaction = session.client_mut().transaction().await?;
+    let is_plain = residue == Residue::Nothing;
+    let transaction = session.client_mut().build_transaction().read_only(is_plain).start().await?;
     let result = async {
         if let Some(user) = input.user {
             transaction.batch_execute(&user_set(user)).await?;
@@ -154,10 +170,15 @@ async fn attempt<E: Send>(
         let portal = transaction.bind(&statement, &values).await?;
         let has_columns = !columns.is_empty();
         let first = first_fetch(&transaction, &portal, input).await?;
-        reader.send(Part::Header(v1::StreamQueryHeader { columns })).await?;
+        let mut header = Some(Part::Header(v1::StreamQueryHeader { columns }));
+        // Whether a plain read is one is seen by its first rows.
+        if !is_plain && let Some(header) = header.take() {
+            reader.send(header).await?;
+            reader.has_header = true;
+        }
         let (mut rows_sent, mut stream) = (0, Box::pin(first));
         loop {
-            rows_sent += batches(stream.as_mut(), reader).await?;
+            rows_sent += batches(stream.as_mut(), reader, &mut header).await?;
             if let Some(affected) = stream.rows_affected() {
                 return Ok(if has_columns { rows_sent } else { affected });
             }
@@ -174,7 +195,7 @@ async fn attempt<E: Send>(
         // Rows may still be on their way; the end of the session is a rollback.
         Err(error) => return Err(End::Broken(error)),
     };
-    if residue == Residue::Nothing {
+    if is_plain {
         // A plain read has nothing to be committed, and what else its names may have done is undone.
         transaction.rollback().await?;
         session.client().batch_execute(LOCKS_END).await?;
@@ -195,11 +216,16 @@ async fn first_fetch(
     Ok(transaction.query_portal_raw(portal, batch_rows(input)?).await?)
 }
 
-/// Sends the rows of one fetch, and counts them. A row is read from the server only when there is room for its batch.
-async fn batches<E: Send>(mut stream: Pin<&mut RowStream>, reader: &Reader<'_, E>) -> Result<u64, Error> {
+/// Sends the rows of one fetch, behind the header unless that was sent, and counts them. A row is read from the server
+/// only when there is room for its batch.
+async fn batches<E: Send>(
+    mut stream: Pin<&mut RowStream>,
+    reader: &mut Reader<'_, E>,
+    header: &mut Option<Part>,
+) -> Result<u64, Error> {
     let mut count = 0;
     loop {
-        let room = reader.room().await?;
+        let mut room = Some(reader.room().await?);
         let (mut rows, mut bytes, mut is_over) = (Vec::new(), 0, false);
         while bytes < BATCH_BYTES {
             let next = {
@@ -217,8 +243,14 @@ async fn batches<E: Send>(mut stream: Pin<&mut RowStream>, reader: &Reader<'_, E
             rows.push(decoded(&row, &mut bytes)?);
         }
         count += u64::try_from(rows.len()).unwrap_or(u64::MAX);
-        if !rows.is_empty() {
-            room.send(Ok(StreamQueryResponse { part: Some(Part::Batch(v1::StreamQueryBatch { rows })) }));
+        let batch = (!rows.is_empty()).then_some(Part::Batch(v1::StreamQueryBatch { rows }));
+        reader.has_header = true;
+        for part in header.take().into_iter().chain(batch) {
+            let room = match room.take() {
+                Some(room) => room,
+                None => reader.room().await?,
+            };
+            room.send(Ok(StreamQueryResponse { part: Some(part) }));
         }
         if is_over {
             return Ok(count);

@@ -104,11 +104,16 @@ impl Slot {
             loop {
                 match floor.ask(self.id) {
                     Ask::Idle => {
+                        let before = ended.len();
                         if let Some((object, seat)) = self.pop(floor, holder, now, &mut ended) {
                             if joins == Joins::Never {
                                 floor.came(self.id, now);
                             }
                             return Ok(Found::Idle(object, seat));
+                        }
+                        // Nobody goes round for ever under the lock, should the seats and the pool ever disagree.
+                        if ended.len() == before {
+                            return Err(Error::PoolClosed);
                         }
                     }
                     Ask::Wait { held } if !is_sure(held) => return Ok(Found::Nothing { held }),

@@ -17,6 +17,7 @@ use super::party::PartyId;
 use super::place::{Place, Slot};
 use super::pool::{Given, PooledObject};
 use super::seats::Next;
+use super::slot::AT_ONCE;
 use crate::postgres::{self, Kind, Lane, Pass, Permit};
 use crate::shutdown::Tasks;
 
@@ -158,7 +159,8 @@ async fn make(
     id: PartyId,
     slot: &Arc<Slot>,
 ) -> Result<PooledObject, Failure> {
-    let mut get = pin!(slot.pool.get());
+    // Whatever is left of the task's budget, the first poll goes as far as taking what was given.
+    let mut get = pin!(slot.pool.timeout_get(&AT_ONCE));
     let mut given = Some((pass, permit));
     poll_fn(|context| {
         let Some((pass, permit)) = given.take() else { return get.as_mut().poll(context) };

@@ -3,8 +3,9 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
-use deadpool::managed::Object;
+use deadpool::managed::{Object, Timeouts};
 use futures_util::FutureExt as _;
 use tokio::time::{Instant, timeout};
 
@@ -16,6 +17,10 @@ use super::place::{Caller, Floor, Offer, Seat, Slot};
 use super::pool::{Pooled, PooledObject};
 use super::seats::Give;
 use crate::domain::route::Route;
+
+/// Asks the pool for what it has now. A get that may wait goes through tokio's budget of its task, and so may be told to
+/// wait although a connection idles; this one is told nothing but the truth.
+pub(super) const AT_ONCE: Timeouts = Timeouts { wait: Some(Duration::ZERO), create: None, recycle: None };
 
 impl Slot {
     /// Whether the pool's connections lead to where `route` says.
@@ -56,7 +61,7 @@ impl Slot {
         ended: &mut Vec<PooledObject>,
     ) -> Option<(PooledObject, Seat)> {
         // Nothing in it waits: the pool has an idle one or nothing at all.
-        while let Some(Ok(mut object)) = self.pool.get().now_or_never() {
+        while let Some(Ok(mut object)) = self.pool.timeout_get(&AT_ONCE).now_or_never() {
             object.is_clean = false;
             if floor.take(self.id, object.id, holder.clone(), now) && !object.client.is_closed() {
                 let seat = Seat { slot: Arc::clone(self), connection: object.id, is_over: false };

@@ -8,6 +8,8 @@ mod shared;
 mod stream;
 mod texts;
 mod transact;
+mod turns;
+mod writes;
 
 use std::time::Duration;
 

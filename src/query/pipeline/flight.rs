@@ -42,6 +42,11 @@ impl<'a> Flight<'a> {
         Self { job, plain, result }
     }
 
+    /// Whether what it changes is refused.
+    pub(super) fn is_guarded(&self) -> bool {
+        self.job.user.is_some() || self.plain.reading != Reading::AsIs
+    }
+
     pub(super) fn response(&self, rows: Fetched) -> v1::ExecuteResponse {
         let columns = if self.job.statement.omit_columns { Vec::new() } else { self.plain.columns.clone() };
         let row_count = i64::try_from(rows.count).unwrap_or(i64::MAX);

@@ -1,26 +1,40 @@
 //! One statement of a stream, from its request to its answer.
 
+use std::sync::Arc;
+
 use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
 use crate::proto::v1::pipeline_answer::Outcome;
 use crate::proto::v1::{PipelineAnswer, PipelineStatement};
+use crate::query::harmless::Known;
 
 /// The most bytes of values of one answer.
 pub(super) const BYTES_MAX: usize = 1 << 20;
 
 /// A statement with its place among those on their way.
 pub(super) struct Job {
+    /// Without its text, which is in `known`.
     pub(super) statement: PipelineStatement,
+    /// Looked at once, however often its lane has to begin anew.
+    pub(super) known: Arc<Known>,
     pub(super) user: Option<Uuid>,
     /// It was sent before, and its statement had to be prepared anew.
     pub(super) again: bool,
+    /// It was sent before as a plain read, and tried to change something.
+    pub(super) changes: bool,
     _slot: OwnedSemaphorePermit,
 }
 
 impl Job {
-    pub(super) fn new(statement: PipelineStatement, user: Option<Uuid>, slot: OwnedSemaphorePermit) -> Self {
-        Self { statement, user, again: false, _slot: slot }
+    pub(super) fn new(
+        mut statement: PipelineStatement,
+        known: Arc<Known>,
+        user: Option<Uuid>,
+        slot: OwnedSemaphorePermit,
+    ) -> Self {
+        statement.sql = String::new();
+        Self { statement, known, user, again: false, changes: false, _slot: slot }
     }
 }
 

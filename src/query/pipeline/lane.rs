@@ -1,5 +1,6 @@
 //! One tenant's statements of one stream. While it has any, it holds a lease, for at most [`HOLD_MAX`]; plain reads are
-//! sent as they come, and their answers taken in order.
+//! sent as they come, and their answers taken in order. One that turns out to write is run beside the lane, as all do
+//! that are no plain reads.
 //!
 //! A plain read changes nothing and leaves nothing, so one whose connection was lost to another statement is sent again.
 
@@ -40,7 +41,7 @@ const MESSAGE_BYTES: usize = 1 << 20;
 const READER_WAIT: Duration = Duration::from_millis(20);
 /// Bytes of values that are kept for a slow reader until the lease is given back.
 const PARKED_BYTES: usize = 4 << 20;
-/// Statements that a lane knows while it holds a lease.
+/// Statements that a lane knows while it holds a lease, by their numbers.
 const READY_MAX: usize = 64;
 
 /// How a statement is sent, as long as the lease is held.
@@ -55,6 +56,9 @@ enum Ready {
 struct Landing {
     /// To be looked at before anything else: it is not ready, or its time was up.
     next: VecDeque<Job>,
+    /// One was sent. The first is whatever the time is, so that one which takes longer to be prepared than the lease
+    /// lasts is not prepared for ever.
+    has_sent: bool,
     /// The connection's statements are to be prepared anew.
     stale: bool,
     /// The connection is not to be used again.
@@ -165,8 +169,8 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
         if !lease.is_new() || self.backlog.len() != 1 || !self.jobs.is_empty() {
             return None;
         }
-        let known = self.shared.queries.0.statements.known(&self.backlog.front()?.statement.sql).ok()?;
-        if known.analysis.residue == Residue::Nothing { self.backlog.pop_front() } else { None }
+        let is_plain = self.backlog.front()?.known.analysis.residue == Residue::Nothing;
+        if is_plain { self.backlog.pop_front() } else { None }
     }
 
     fn refuse(&mut self, job: &Job, error: Error) {
@@ -182,12 +186,13 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
                 self.backlog.push_front(job);
                 break;
             }
-            if !ready.contains_key(&job.statement.sql) {
+            let number = job.known.number;
+            if !ready.contains_key(&number) {
                 if ready.len() == READY_MAX {
                     ready.clear();
                 }
                 match self.prepare(&mut session, &job).await {
-                    Ok(known) => ready.insert(job.statement.sql.clone(), known),
+                    Ok(known) => ready.insert(number, known),
                     Err(error) => {
                         let is_broken = matches!(error, Error::Connection(_));
                         self.refuse(&job, error);
@@ -202,6 +207,9 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
             self.hand_on().await?;
             let landing = self.fly(session.client(), &ready, until).await?;
             for job in landing.next.into_iter().rev() {
+                if job.changes {
+                    ready.insert(job.known.number, Ready::Beside);
+                }
                 self.backlog.push_front(job);
             }
             if landing.condemned {
@@ -221,24 +229,30 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
 
     /// Whether the statement is a plain read, and then its prepared form.
     async fn prepare(&self, session: &mut Session, job: &Job) -> Result<Ready, Error> {
-        let statements = &self.shared.queries.0.statements;
-        let known = statements.known(&job.statement.sql)?;
-        if known.analysis.residue != Residue::Nothing {
+        let (statements, known) = (&self.shared.queries.0.statements, &job.known);
+        if job.changes || known.analysis.residue != Residue::Nothing {
             return Ok(Ready::Beside);
         }
-        let reading = statements.reading(session, &known).await?;
+        let reading = statements.reading(session, known).await?;
         let statement = match reading {
-            Reading::AsIs => session.prepare(&job.statement.sql).await?,
-            Reading::Guarded => session.prepare_guarded(&job.statement.sql).await?,
+            Reading::AsIs => session.prepare(&known.sql).await?,
+            Reading::Guarded => match session.prepare_guarded(&known.sql).await.map_err(Error::from) {
+                Err(error) if error.is_read_only() => {
+                    statements.changed(self.tenant, known);
+                    return Ok(Ready::Beside);
+                }
+                prepared => prepared?,
+            },
+            Reading::Changes => return Ok(Ready::Beside),
         };
         let columns = columns(statement.columns())?;
         Ok(Ready::Plain(Arc::new(Plain { statement, columns, reading })))
     }
 
     /// Begins the first statement beside the lane, if it is of that kind; false when there is no place.
-    fn is_beside_done(&mut self, ready: &HashMap<String, Ready>) -> bool {
+    fn is_beside_done(&mut self, ready: &HashMap<u64, Ready>) -> bool {
         let Some(job) = self.backlog.front() else { return true };
-        if !matches!(ready.get(&job.statement.sql), Some(Ready::Beside)) {
+        if !matches!(ready.get(&job.known.number), Some(Ready::Beside)) {
             return true;
         }
         match Arc::clone(&self.shared.beside).try_acquire_owned() {
@@ -270,7 +284,7 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
 
     /// Sends plain reads as they come until one is something else, until the time is up, or until there are none; and
     /// answers all that were sent.
-    async fn fly(&mut self, client: &Client, ready: &HashMap<String, Ready>, until: Instant) -> Result<Landing, Error> {
+    async fn fly(&mut self, client: &Client, ready: &HashMap<u64, Ready>, until: Instant) -> Result<Landing, Error> {
         let mut flights: VecDeque<Flight<'_>> = VecDeque::new();
         let mut landing = Landing::default();
         loop {
@@ -319,7 +333,7 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
         &mut self,
         cx: &mut Context<'_>,
         client: &'a Client,
-        ready: &HashMap<String, Ready>,
+        ready: &HashMap<u64, Ready>,
         until: Instant,
         flights: &mut VecDeque<Flight<'a>>,
         landing: &mut Landing,
@@ -332,13 +346,14 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
                     Poll::Ready(None) | Poll::Pending => return,
                 },
             };
-            let plain = match ready.get(&job.statement.sql) {
-                Some(Ready::Plain(plain)) if Instant::now() < until => Arc::clone(plain),
+            let plain = match ready.get(&job.known.number) {
+                Some(Ready::Plain(plain)) if !landing.has_sent || Instant::now() < until => Arc::clone(plain),
                 _other => {
                     landing.next.push_back(job);
                     return;
                 }
             };
+            landing.has_sent = true;
             flights.push_back(Flight::begin(cx, client, plain, job));
         }
     }
@@ -365,6 +380,12 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
                     landing.stale = true;
                     landing.next.push_back(flight.job);
                 }
+                Err(error) if error.is_read_only() && flight.is_guarded() => {
+                    // Nothing of it has stayed: it is run beside the lane.
+                    flight.job.changes = true;
+                    self.shared.queries.0.statements.changed(self.tenant, &flight.job.known);
+                    landing.next.push_back(flight.job);
+                }
                 Err(error) => {
                     // Rows may still be on their way, and would keep those behind waiting.
                     landing.condemned = error.leaves_rows();
@@ -389,13 +410,13 @@ async fn alone<C: Caller, E: Send + 'static>(shared: &Shared<C, E>, tenant: Tena
 async fn run<C: Caller, E: Send + 'static>(shared: &Shared<C, E>, lease: Lease, job: &Job) -> Outcome {
     let statement = &job.statement;
     let input = Execute {
-        sql: &statement.sql,
+        sql: &job.known.sql,
         parameters: &statement.parameters,
         rows_max: statement.max_rows,
         bytes_max: BYTES_MAX,
         user: job.user,
     };
-    match shared.queries.execute(lease.into(), input).await {
+    match shared.queries.execute_known(lease.into(), input, &job.known).await {
         Ok(output) => Outcome::Result(v1::ExecuteResponse {
             columns: if statement.omit_columns { Vec::new() } else { output.columns },
             rows: output.rows,

@@ -169,7 +169,14 @@ impl<C: Caller, E: Send + 'static> Dispatch<C, E> {
             Ok(checked) => checked,
             Err(error) => return self.shared.answer(vec![answer(id, Outcome::Error(*error))]).await,
         };
-        let job = Job::new(statement, user, slot);
+        let known = match self.shared.queries.0.statements.known(&statement.sql) {
+            Ok(known) => known,
+            Err(error) => {
+                let outcome = Outcome::Error(self.shared.caller.explain(error));
+                return self.shared.answer(vec![answer(id, outcome)]).await;
+            }
+        };
+        let job = Job::new(statement, known, user, slot);
         let lane = self.lanes.get_or_insert(tenant, || Lane::spawn(&self.shared, tenant, IN_FLIGHT_MAX as usize));
         // There is room for every slot.
         lane.send(job).await.map_err(|_over| Error::CallerGone)

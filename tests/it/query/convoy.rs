@@ -20,7 +20,7 @@ const READ: &str = "SELECT name FROM things WHERE id = $1";
 const OTHER: &str = "SELECT name FROM others WHERE id = $1";
 const CALLERS: usize = 48;
 
-async fn located(rooms: &Rooms, tenant: &Made) -> Fresh {
+pub async fn located(rooms: &Rooms, tenant: &Made) -> Fresh {
     let sources = Sources { explicit: Some(Selector::Id(tenant.id)), metadata: None, host: None };
     let principal = Principal::new("test", [].into(), Scope::All);
     rooms.router.locate(sources, &principal, Instant::now() + Duration::from_secs(10)).await.unwrap()

@@ -56,6 +56,25 @@ const READS: &[(&[&str], &str)] = &[
         ],
         "SELECT a FROM public.guarded",
     ),
+    (&["CREATE INDEX ON t (a) WHERE public.leave() = 1"], "SELECT a FROM public.t"),
+    (&["CREATE INDEX ON t ((a + public.leave()))"], "SELECT a FROM public.t"),
+    (&["CREATE STATISTICS s ON (a + public.leave()) FROM t"], "SELECT a FROM public.t"),
+    (
+        &[
+            "CREATE TABLE whole (a int) PARTITION BY RANGE (a)",
+            "CREATE TABLE part PARTITION OF whole FOR VALUES FROM (0) TO (9)",
+            "CREATE INDEX ON part (a) WHERE public.leave() = 1",
+        ],
+        "SELECT a FROM public.whole",
+    ),
+    (
+        &[
+            "CREATE TABLE whole (a int) PARTITION BY RANGE ((a + public.leave()))",
+            "CREATE TABLE part PARTITION OF whole DEFAULT",
+        ],
+        "SELECT a FROM public.whole WHERE a = 1",
+    ),
+    (&["CREATE TABLE heir (CHECK (public.leave() = 1)) INHERITS (t)"], "SELECT a FROM public.t WHERE a = 1"),
 ];
 
 const STATE: &str = "SELECT coalesce(current_setting('app.kept', true), '') || '|' || current_setting('search_path') || '|' \
@@ -82,6 +101,10 @@ async fn what_a_name_runs_reaches_nobody_else() {
                 assert_eq!(only(&ask(&rooms, &tenant, STATE).await.unwrap()), text(CLEAN), "after {read}, {round}");
             }
         }
+        // A new session loads what it reads.
+        assert!(rooms.router.pool_evict(tenant.id));
+        ask(&rooms, &tenant, read).await.unwrap();
+        assert_eq!(only(&ask(&rooms, &tenant, STATE).await.unwrap()), text(CLEAN), "after {read}, anew, {with:?}");
     }
     rooms.finish().await;
 }
@@ -160,5 +183,27 @@ async fn functions_that_are_called_harmless_change_nothing() {
     let known: i64 = judge.query_one(known, &[&HARMLESS_FUNCTIONS]).await.unwrap().get(0);
     // Newer servers know some that older ones do not.
     assert!(HARMLESS_FUNCTIONS.len() - usize::try_from(known).unwrap() <= 3, "{known} are known here");
+    rooms.finish().await;
+}
+
+const POISON: [&str; 2] = [
+    "CREATE FUNCTION poison() RETURNS int LANGUAGE plpgsql AS $$ DECLARE s text; BEGIN \
+        FOR s IN SELECT name FROM pg_prepared_statements LOOP \
+            EXECUTE format('DEALLOCATE %I', s); EXECUTE format('PREPARE %I AS SELECT ''poisoned''::text', s); \
+        END LOOP; RETURN 1; END $$",
+    "CREATE TABLE poisoned (a int DEFAULT poison())",
+];
+
+#[tokio::test]
+async fn statements_that_are_prepared_by_sql_reach_nobody_else() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let tenant = made(&rooms, "acme", &POISON).await;
+    for sql in ["SELECT poison()", "INSERT INTO poisoned DEFAULT VALUES"] {
+        for _ in 0..3 {
+            assert_eq!(only(&ask(&rooms, &tenant, "SELECT 'fine'::text").await.unwrap()), text("fine"), "after {sql}");
+        }
+        ask(&rooms, &tenant, sql).await.unwrap();
+    }
+    assert_eq!(only(&ask(&rooms, &tenant, "SELECT 'fine'::text").await.unwrap()), text("fine"));
     rooms.finish().await;
 }

@@ -1,6 +1,7 @@
 //! Pipeline as a caller over gRPC sees it: an answer for each statement, whatever became of the others.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tenantd::proto::v1::pipeline_answer::Outcome;
 use tenantd::proto::v1::value::Kind;
@@ -285,5 +286,27 @@ async fn who_asks_and_goes_leaves_nothing_and_who_reads_nothing_is_not_read_from
     assert_eq!(rest.len(), 500, "whoever reads at last gets all");
     assert!(rest.values().all(|outcome| matches!(outcome, Outcome::Result(_))));
     quiet(&fleet).await;
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn statements_that_take_longer_to_prepare_than_a_lease_lasts_are_answered() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    daemon.client.tenant("acme").await;
+    let mut caller = Caller::open(&daemon.client).await;
+    caller.send(vec![statement(0, "acme", "SELECT 0")]).await;
+    caller.take(1).await;
+    let long = format!("SELECT length('{}')", "x".repeat(3_900_000));
+    for id in 0..3 {
+        caller.send(vec![statement(10 + id, "acme", &long)]).await;
+        caller.send(vec![statement(20 + id, "acme", &format!("SELECT 1{}", ";".repeat(800_000)))]).await;
+        caller.send(vec![statement(30 + id, "acme", "SELECT 1")]).await;
+    }
+    let answers = tokio::time::timeout(Duration::from_mins(1), caller.take(9)).await.unwrap();
+    for (id, outcome) in &answers {
+        assert_eq!(value(outcome), &number(if *id < 20 { 3_900_000 } else { 1 }), "{id}");
+    }
+    assert!(caller.rest().await.is_empty());
     fleet.stop(daemon).await;
 }
