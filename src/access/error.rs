@@ -29,7 +29,9 @@ pub enum Error {
     #[error("there is no method {path}")]
     MethodUnknown { path: String },
     /// Logged once, when it began.
-    #[error("credentials that are not known yet cannot be checked at the moment; try again")]
+    #[error(
+        "the auth database does not answer, and without it neither credentials that are not known yet can be checked nor the audit log be written; try again"
+    )]
     Away,
     #[error("credentials cannot be checked: {0}")]
     Accounts(Box<accounts::Error>),
