@@ -398,6 +398,7 @@ impl From<query::Error> for Status {
                 .meta_if("hint", sql.hint.as_ref())
                 .retry_after(retry_after)
                 .status(),
+            E::TypeChanged { .. } => Refusal::new(Code::Aborted, Reason::Sql, &error).retry_after(retry_after).status(),
             E::Connection(_) => Refusal::new(Code::Unavailable, Reason::ConnectionUnavailable, &error).status(),
             E::Malformed { .. } => internal(&error),
             E::Router(_) | E::Open(_) | E::Catalog(_) => match error {

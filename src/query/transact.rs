@@ -239,10 +239,11 @@ impl Transaction<'_> {
         let bounds = Bounds { rows_max: rows_max(input.max_rows)?, bytes_max: BYTES_MAX };
         let result = self.prepared(input, bounds).await;
         if let Err(error) = &result
-            && error.is_stale_statement()
+            && (error.is_stale_statement() || matches!(error, Error::TypeChanged { .. }))
         {
-            // The next transaction prepares it anew.
+            // The next transaction prepares it anew, and reads its types anew.
             self.session.statements_forget();
+            self.session.client().clear_type_cache();
         }
         self.queries.tell_if_slow(self.session, &input.sql, started.elapsed());
         result

@@ -1,5 +1,6 @@
 //! Statements as a caller sends them: values come back as they went in, results are bounded, sessions are clean.
 
+mod altered;
 mod convoy;
 mod harmless;
 mod holders;

@@ -163,18 +163,22 @@ pub(super) fn multirange_text(bound_type: &Type, bytes: &[u8], text: TextOf) -> 
     Ok(format!("{{{}}}", ranges.join(",")))
 }
 
-/// A row; `fields` is empty for an anonymous one, whose fields' types come with it.
-pub(super) fn row_text(fields: &[Field], bytes: &[u8], text: TextOf) -> Result<String, Undecodable> {
+/// A row, as a type declares its fields, or an anonymous one. The fields' types come with it, and a declaration counts
+/// only where it says the same: it was read when its connection first met the type, which may have been altered since.
+pub(super) fn row_text(declared: Option<&[Field]>, bytes: &[u8], text: TextOf) -> Result<String, Undecodable> {
     let mut reader = Reader::new(bytes);
     let mut parts = Vec::new();
     for index in 0..reader.i32()? {
         let oid = reader.u32()?;
-        let declared = usize::try_from(index).ok().and_then(|index| fields.get(index)).map(Field::type_);
+        let field = usize::try_from(index).ok().and_then(|index| declared?.get(index)).map(Field::type_);
         let part = match reader.field()? {
             None => String::new(),
             Some(bytes) => {
-                let known = declared.cloned().or_else(|| Type::from_oid(oid));
-                let field_type = known.ok_or_else(|| Undecodable::Type(format!("oid {oid}")))?;
+                let known = field.filter(|field| field.oid() == oid).cloned().or_else(|| Type::from_oid(oid));
+                let field_type = known.ok_or_else(|| match declared {
+                    Some(_) => Undecodable::Changed,
+                    None => Undecodable::Type(format!("oid {oid}")),
+                })?;
                 part_quoted(&text(&field_type, bytes)?)
             }
         };

@@ -31,6 +31,8 @@ pub enum Undecodable {
     Malformed(#[from] Malformed),
     #[error("values of type {0} have no form here")]
     Type(String),
+    #[error("the type was altered since it was read")]
+    Changed,
 }
 
 /// The name of the first type in `ty` that has no decoder, if any.
@@ -95,18 +97,22 @@ fn text(ty: &Type, bytes: &[u8]) -> Result<String, Undecodable> {
         Kind::Array(element) => return container::array_text(element, bytes, text),
         Kind::Range(bound) => return container::range_text(bound, bytes, text),
         Kind::Multirange(bound) => return container::multirange_text(bound, bytes, text),
-        Kind::Composite(fields) => return container::row_text(fields, bytes, text),
+        Kind::Composite(fields) => return container::row_text(Some(fields), bytes, text),
         _scalar => {}
     }
     if *ty == Type::RECORD {
-        return container::row_text(&[], bytes, text);
+        return container::row_text(None, bytes, text);
     }
     if let Some(form) = form(ty) {
         return form(bytes).map_err(Into::into);
     }
+    // Of what is neither, the value is its text, which there is none of: a field of an anonymous row may be anything.
+    if !native(ty) {
+        return Err(Undecodable::Type(ty.name().to_owned()));
+    }
     match kind(ty, bytes) {
-        Ok(v1::value::Kind::BoolValue(value)) if native(ty) => Ok(if value { "t" } else { "f" }.to_owned()),
-        Ok(v1::value::Kind::Int64Value(value)) if native(ty) => Ok(value.to_string()),
+        Ok(v1::value::Kind::BoolValue(value)) => Ok(if value { "t" } else { "f" }.to_owned()),
+        Ok(v1::value::Kind::Int64Value(value)) => Ok(value.to_string()),
         Ok(v1::value::Kind::DoubleValue(value)) if *ty == Type::FLOAT8 => Ok(float::float8(value)),
         // The shortest text of the narrow value, not of the widened one.
         Ok(v1::value::Kind::DoubleValue(_)) if *ty == Type::FLOAT4 => Ok(float::float4(Reader::new(bytes).f32()?)),
@@ -231,6 +237,8 @@ fn uuid(bytes: &[u8]) -> Result<String, Malformed> {
 
 #[cfg(test)]
 mod tests {
+    use postgres_types::Field;
+
     use super::*;
 
     #[test]
@@ -238,6 +246,31 @@ mod tests {
         assert_eq!(value(&Type::INT4, Some(&[0, 0])), Err(Undecodable::Malformed(Malformed)));
         assert_eq!(value(&Type::INT4, Some(&[0, 0, 0, 0, 0])), Err(Undecodable::Malformed(Malformed)));
         assert!(value(&Type::INT4_ARRAY, Some(&[0, 0, 0, 7])).is_err());
+    }
+
+    /// One field, with the OID that stands before it.
+    fn row(oid: u32, field: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(field.len()).unwrap().to_be_bytes();
+        [&1_u32.to_be_bytes(), &oid.to_be_bytes(), &length, field].concat()
+    }
+
+    #[test]
+    fn a_field_is_read_by_the_type_that_comes_with_it() {
+        let declared = |ty| vec![Field::new("a".to_owned(), ty)];
+        let composite = |ty| Type::new("pair".to_owned(), 70_000, Kind::Composite(declared(ty)), "public".to_owned());
+        let of = |ty: &Type, bytes: &[u8]| text(ty, bytes);
+        let five = row(Type::INT8.oid(), &5_i64.to_be_bytes());
+        assert_eq!(of(&composite(Type::INT8), &five), Ok("(5)".to_owned()));
+        assert_eq!(of(&composite(Type::FLOAT8), &five), Ok("(5)".to_owned()));
+        let mood = Type::new("mood".to_owned(), 70_001, Kind::Enum(vec!["ok".to_owned()]), "public".to_owned());
+        let ok = row(mood.oid(), b"ok");
+        assert_eq!(of(&composite(mood), &ok), Ok("(ok)".to_owned()));
+        assert_eq!(of(&composite(Type::INT8), &ok), Err(Undecodable::Changed));
+        assert_eq!(of(&Type::RECORD, &ok), Err(Undecodable::Type("oid 70001".to_owned())));
+        assert_eq!(
+            of(&Type::RECORD, &row(Type::PG_NODE_TREE.oid(), b"x")),
+            Err(Undecodable::Type("pg_node_tree".to_owned()))
+        );
     }
 
     #[test]
