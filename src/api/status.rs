@@ -2,6 +2,7 @@
 //! details that fit. What nobody expected becomes a neutral INTERNAL with an id; its causes go to the log under that
 //! id. A caller never sees a password, a key, or another tenant's name.
 
+mod bounds;
 pub(super) mod denials;
 pub(super) mod queries;
 
@@ -157,7 +158,7 @@ impl Refusal {
         let reason = self.reason.as_str_name();
         let reason = reason.strip_prefix("ERROR_REASON_").unwrap_or(reason);
         self.details.set_error_info(reason, DOMAIN, self.metadata);
-        Status::with_error_details(self.code, self.message, self.details)
+        bounds::bounded(Status::with_error_details(self.code, self.message, self.details))
     }
 }
 

@@ -90,5 +90,5 @@ impl Service {
 
 /// An error of a statement, as part of a stream.
 pub(super) fn explain(error: query::Error) -> v1::StatementError {
-    status::queries::in_band(&error.into())
+    status::queries::explained(error)
 }

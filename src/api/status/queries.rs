@@ -4,6 +4,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::proto::v1::{self, ErrorReason as Reason};
+use crate::query;
 
 /// A status as part of a stream that goes on.
 pub(in crate::api) fn in_band(status: &Status) -> v1::StatementError {
@@ -24,6 +25,20 @@ pub(in crate::api) fn in_band(status: &Status) -> v1::StatementError {
             .retry_info()
             .and_then(|info| info.retry_delay)
             .and_then(|delay| prost_types::Duration::try_from(delay).ok()),
+    }
+}
+
+/// Why a statement failed, as part of a stream that goes on; unlike a status, it may be of any length.
+pub(in crate::api) fn explained(error: query::Error) -> v1::StatementError {
+    let refusal = if let query::Error::Sql(refusal) = &error { Some(refusal.clone()) } else { None };
+    let answer = in_band(&error.into());
+    let Some(refusal) = refusal else { return answer };
+    v1::StatementError {
+        message: refusal.message,
+        constraint: refusal.constraint.unwrap_or_default(),
+        detail: refusal.detail.unwrap_or_default(),
+        hint: refusal.hint.unwrap_or_default(),
+        ..answer
     }
 }
 
