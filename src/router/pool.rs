@@ -182,7 +182,11 @@ impl Manager for TenantConnections {
             options: SessionOptions {
                 statement_timeout: Some(config.statement_timeout),
                 // What decides how values are read, whatever the tenant's own settings say.
-                settings: vec![("TimeZone", "UTC".to_owned()), ("lc_monetary", "C".to_owned())],
+                settings: vec![
+                    ("TimeZone", "UTC".to_owned()),
+                    ("lc_monetary", "C".to_owned()),
+                    ("array_nulls", "on".to_owned()),
+                ],
                 ..SessionOptions::default()
             },
             deadline: Instant::now() + config.connect_timeout,
