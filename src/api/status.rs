@@ -369,10 +369,12 @@ impl From<query::Error> for Status {
         use query::Error as E;
         let retry_after = error.retry_after();
         match &error {
-            E::Empty | E::Several | E::Refused { .. } | E::Unsupported { .. } => {
+            E::Empty | E::Nul | E::Several | E::Refused { .. } | E::NotReading { .. } | E::Unsupported { .. } => {
                 invalid(vec![("sql", error.to_string())])
             }
-            E::ParameterCount { .. } | E::Parameter { .. } => invalid(vec![("parameters", error.to_string())]),
+            E::ParametersMax { .. } | E::ParameterCount { .. } | E::Parameter { .. } => {
+                invalid(vec![("parameters", error.to_string())])
+            }
             E::RowsMax { .. } => invalid(vec![("max_rows", error.to_string())]),
             E::BatchRows { .. } => invalid(vec![("batch_rows", error.to_string())]),
             E::NoAction | E::BegunAlready => invalid(vec![("action", error.to_string())]),

@@ -16,6 +16,14 @@ pub enum Error {
     Several,
     #[error("{word} is not taken here: {reason}")]
     Refused { word: &'static str, reason: &'static str },
+    #[error(
+        "{word} is not taken here: the daemon's own databases are read only, by SELECT, WITH, VALUES, TABLE, SHOW and EXPLAIN"
+    )]
+    NotReading { word: String },
+    #[error("the statement has a NUL character, which PostgreSQL's texts cannot have")]
+    Nul,
+    #[error("a statement has at most {max} parameters ($1, $2 …)")]
+    ParametersMax { max: usize },
     #[error("the statement has {wanted} parameters ($1, $2 …), and {given} values were given")]
     ParameterCount { wanted: usize, given: usize },
     #[error("${number} cannot be given as {wanted}: {reason}")]

@@ -15,6 +15,7 @@ use super::execute::{BYTES_MAX, rows_max, user_set};
 use super::parameter::parameters;
 use super::rows::{Bounds, columns, query};
 use super::session::Session;
+use super::statement::only_reads;
 use crate::proto::v1::transact_request::Action;
 use crate::proto::v1::transact_response::Outcome;
 use crate::proto::v1::{self, TransactRequest, TransactResponse};
@@ -231,6 +232,9 @@ impl Transaction<'_> {
     async fn execute(&mut self, input: &v1::TransactionStatement) -> Result<v1::ExecuteResponse, Error> {
         let started = std::time::Instant::now();
         let known = self.queries.0.statements.known(&input.sql)?;
+        if self.session.tenant().is_none() {
+            only_reads(&input.sql)?;
+        }
         // What a plain read's names may have done is committed with the rest.
         self.residue = match (self.residue, known.analysis.residue) {
             (Residue::Anything, _) | (_, Residue::Anything) => Residue::Anything,

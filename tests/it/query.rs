@@ -5,6 +5,7 @@ mod convoy;
 mod harmless;
 mod holders;
 mod pipeline;
+mod refused;
 mod shared;
 mod stream;
 mod texts;
