@@ -121,8 +121,9 @@ pub(super) fn decoded(row: &Row, bytes: &mut usize) -> Result<v1::Row, Error> {
     const VALUE_BYTES: usize = 8;
     let decode = |(index, column): (usize, &Column)| {
         let Raw(raw) = row.try_get(index)?;
-        *bytes += VALUE_BYTES + raw.map_or(0, <[u8]>::len);
-        decode::value(column.type_(), raw).map_err(|why| undecodable(column, why))
+        let value = decode::value(column.type_(), raw).map_err(|why| undecodable(column, why))?;
+        *bytes += VALUE_BYTES + raw.map_or(0, <[u8]>::len).max(decode::text_bytes(&value));
+        Ok(value)
     };
     let values = row.columns().iter().enumerate().map(decode).collect::<Result<_, Error>>()?;
     Ok(v1::Row { values })
@@ -132,6 +133,7 @@ fn undecodable(column: &Column, why: Undecodable) -> Error {
     let (column, type_name) = (column.name().to_owned(), column.type_().name().to_owned());
     match why {
         Undecodable::Malformed(_) => Error::Malformed { column, type_name },
+        Undecodable::Long => Error::TooManyBytes { bytes_max: decode::TEXT_BYTES_MAX },
         Undecodable::Changed => Error::TypeChanged { column, type_name },
         // Only a row that says by itself what is in it has one.
         Undecodable::Type(inner) => {

@@ -75,3 +75,22 @@ async fn a_row_with_a_field_that_has_no_form_is_to_be_cast() {
     assert_eq!(only(&ask(&rooms, &acme, cast).await.unwrap()), text("(1,\"a b\")0"));
     rooms.finish().await;
 }
+
+#[tokio::test]
+async fn rows_within_rows_are_bounded_by_their_text() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let acme = rooms.tenant("acme").await;
+    let deep = "CREATE FUNCTION deep(n int) RETURNS record LANGUAGE plpgsql AS $$ DECLARE r record; \
+                BEGIN r := row(1); FOR i IN 1 .. n LOOP r := row(r); END LOOP; RETURN r; END $$";
+    all(&rooms, &acme, &[deep]).await;
+    assert_eq!(only(&ask(&rooms, &acme, "SELECT deep(2)").await.unwrap()), text("(\"(\"\"(1)\"\")\")"));
+    assert!(ask(&rooms, &acme, "SELECT deep(12)").await.is_ok());
+    for sql in ["SELECT deep(40)", "SELECT deep(2000)", "SELECT deep(99)"] {
+        let refused = ask(&rooms, &acme, sql).await;
+        let is_deep = matches!(&refused, Err(Error::Sql(error)) if error.sqlstate.starts_with("54"));
+        assert!(is_deep || matches!(refused, Err(Error::TooManyBytes { .. })), "{sql}: {refused:?}");
+    }
+    let many = ask(&rooms, &acme, "SELECT deep(14) FROM generate_series(1, 1000)").await;
+    assert!(matches!(many, Err(Error::TooManyBytes { .. })), "{:?}", many.map(|output| output.row_count));
+    rooms.finish().await;
+}

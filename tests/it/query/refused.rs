@@ -50,6 +50,7 @@ async fn what_cannot_be_sent_is_refused_and_costs_no_connection() {
     let nul = "SELECT 'a\0b'";
     assert_eq!(field(&client.rows(request(nul)).await.unwrap_err()), "sql");
     assert_eq!(field(&streamed(client, stream(nul)).await), "sql");
+    assert_eq!(client.sql("acme", "SELECT pg_backend_pid()").await, backend);
     let begin = || BeginTransaction { tenant: "acme".to_owned(), ..BeginTransaction::default() };
     let refused = Caller::begin_as(client, begin()).await.fails(execute(nul)).await;
     assert_eq!(refused.code, i32::from(Code::InvalidArgument), "{refused:?}");
@@ -81,7 +82,6 @@ async fn what_cannot_be_sent_is_refused_and_costs_no_connection() {
     }
     let open = client.execute("acme", "(").await.unwrap_err();
     assert_eq!(open.get_error_details().error_info().unwrap().metadata["sqlstate"], "42601", "{open:?}");
-    assert_eq!(client.sql("acme", "SELECT pg_backend_pid()").await, backend);
     fleet.stop(daemon).await;
 }
 
