@@ -209,6 +209,50 @@ async fn nothing_but_queries_is_taken() {
 }
 
 #[tokio::test]
+async fn a_query_has_no_function_that_writes_or_locks() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = two_tenants(&fleet).await;
+    let client = &daemon.client;
+    let calls = [
+        "lo_from_bytea(0, '\\x41')",
+        "lo_create(0)",
+        "lo_creat(-1)",
+        "lo_put(1, 0, '\\x41')",
+        "lo_unlink(1)",
+        "lo_export(1, '/tmp/x')",
+        "pg_advisory_lock(1)",
+        "pg_try_advisory_lock(1, 2)",
+        "pg_advisory_xact_lock_shared(1)",
+        "pg_logical_emit_message(false, 'a', 'b')",
+    ];
+    let targets = [(Target::TenantShared, "acme"), (Target::Shared, ""), (Target::Auth, "")];
+    for (target, tenant) in targets {
+        for call in calls {
+            let refused = ask(client, target, tenant, &format!("SELECT {call}")).await.expect_err(call);
+            assert_eq!(refused.code(), Code::PermissionDenied, "{call}: {refused:?}");
+        }
+        // What the daemon itself runs for such a caller is allowed.
+        let request = ExecuteRequest {
+            tenant: tenant.to_owned(),
+            sql: "SELECT 1".to_owned(),
+            target: target.into(),
+            user_id: Uuid::new_v4().to_string(),
+            ..ExecuteRequest::default()
+        };
+        assert_eq!(client.rows(request).await.unwrap(), [["1"]]);
+    }
+    for (target, tenant) in &targets[..2] {
+        let junk = "SELECT pg_notify('tenantd_catalog', 'junk')";
+        assert_eq!(ask(client, *target, tenant, junk).await.unwrap_err().code(), Code::PermissionDenied);
+    }
+    client.tenant("third").await;
+    let made = fleet.judge(fleet.naming.shared_database().as_str()).await;
+    let objects = "SELECT count(*) FROM pg_largeobject_metadata";
+    assert_eq!(made.query_one(objects, &[]).await.unwrap().get::<_, i64>(0), 0);
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
 async fn administrators_read_the_whole_and_nobody_writes() {
     let fleet = Fleet::new(Spec::default()).await;
     let daemon = two_tenants(&fleet).await;
