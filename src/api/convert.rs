@@ -65,6 +65,16 @@ pub(super) fn tenant_ref(text: &str) -> Result<TenantRef, Status> {
     }
 }
 
+/// Where a statement runs.
+pub(super) fn target(number: i32) -> Result<v1::Target, Status> {
+    v1::Target::try_from(number).map_err(|_unknown| status::invalid(vec![("target", format!("{number} is no target"))]))
+}
+
+pub(super) fn isolation_level(number: i32) -> Result<v1::IsolationLevel, Status> {
+    v1::IsolationLevel::try_from(number)
+        .map_err(|_unknown| status::invalid(vec![("isolation_level", format!("{number} is no isolation level"))]))
+}
+
 pub(super) fn tenant(tenant: Tenant) -> v1::Tenant {
     v1::Tenant {
         tenant_id: tenant.id.to_string(),

@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::ongoing::Ongoing;
-use super::{Service, auth, scope, status};
+use super::{Service, auth, convert, scope, status};
 use crate::domain::permission::Permission;
 use crate::domain::principal::Principal;
 use crate::domain::route::Route;
@@ -63,12 +63,19 @@ impl Service {
         Ok(Place::Whole(whole))
     }
 
-    async fn session(&self, holder: &Holder, place: &Place, deadline: Instant) -> Result<Session, Status> {
+    /// The session for a statement, or for a transaction when there is none.
+    async fn session(
+        &self,
+        holder: &Holder,
+        place: &Place,
+        sql: Option<&str>,
+        deadline: Instant,
+    ) -> Result<Session, Status> {
         let queries = &self.api.queries;
         Ok(match place {
             Place::Tenant(located) => queries.session_at(holder, located, deadline).await?,
-            Place::TenantShared(route) => Box::pin(queries.session_shared(route, deadline)).await?,
-            Place::Whole(whole) => Box::pin(queries.session_whole(*whole, deadline)).await?,
+            Place::TenantShared(route) => Box::pin(queries.session_shared(route, sql, deadline)).await?,
+            Place::Whole(whole) => Box::pin(queries.session_whole(*whole, sql, deadline)).await?,
         })
     }
 
@@ -79,6 +86,7 @@ impl Service {
         request: &Request<T>,
         target: Target,
         tenant: &str,
+        sql: Option<&str>,
         deadline: Instant,
     ) -> Result<Session, Status> {
         let place = self.place(&ongoing.principal(), request, target, tenant).await?;
@@ -86,7 +94,7 @@ impl Service {
             Place::Tenant(Fresh { route, .. }) | Place::TenantShared(route) => ongoing.reached(&route.code),
             Place::Whole(_) => ongoing.used_on_fleet(Permission::Administrate),
         }
-        self.session(&ongoing.holder(), &place, deadline).await
+        self.session(&ongoing.holder(), &place, sql, deadline).await
     }
 }
 
@@ -100,7 +108,8 @@ impl QueryService for Service {
         let (message, principal) = (request.get_ref(), auth::caller(&request)?);
         let user = user(&principal, &message.user_id)?;
         let deadline = auth::call_deadline(&request);
-        let place = self.place(&principal, &request, message.target(), &message.tenant).await?;
+        let target = convert::target(message.target)?;
+        let place = self.place(&principal, &request, target, &message.tenant).await?;
         let holder = Holder { principal: Some(principal), method: "Execute" };
         let statement = Execute {
             sql: &message.sql,
@@ -113,7 +122,7 @@ impl QueryService for Service {
         let output = match &place {
             Place::Tenant(located) => queries.execute_at(&holder, located, statement, deadline).await?,
             _own => {
-                let session = Box::pin(self.session(&holder, &place, deadline)).await?;
+                let session = Box::pin(self.session(&holder, &place, Some(&message.sql), deadline)).await?;
                 queries.execute(session, statement).await?
             }
         };
@@ -132,7 +141,8 @@ impl QueryService for Service {
         let user = user(&*auth::caller(&request)?, &message.user_id)?;
         let ongoing = Ongoing::new(self, &request, "/tenantd.v1.QueryService/StreamQuery")?;
         let deadline = auth::call_deadline(&request);
-        let session = self.stream_session(&ongoing, &request, message.target(), &message.tenant, deadline).await?;
+        let (target, sql) = (convert::target(message.target)?, Some(message.sql.as_str()));
+        let session = self.stream_session(&ongoing, &request, target, &message.tenant, sql, deadline).await?;
         let message = request.into_inner();
         let input =
             StreamQuery { sql: message.sql, parameters: message.parameters, batch_rows: message.batch_rows, user };

@@ -2,6 +2,7 @@
 //! details that fit. What nobody expected becomes a neutral INTERNAL with an id; its causes go to the log under that
 //! id. A caller never sees a password, a key, or another tenant's name.
 
+mod bounds;
 pub(super) mod denials;
 pub(super) mod queries;
 
@@ -20,7 +21,7 @@ use super::called::method;
 use crate::domain::lifecycle::{IllegalTransition, TenantState};
 use crate::domain::route::SelectError;
 use crate::proto::v1::ErrorReason as Reason;
-use crate::{access, accounts, backup, catalog, migrator, operations, postgres, query, router, store};
+use crate::{access, accounts, backup, catalog, migrator, operations, postgres, router, store};
 
 /// `ErrorInfo.domain`.
 const DOMAIN: &str = "tenantd";
@@ -32,14 +33,7 @@ pub(super) type BadField = (&'static str, String);
 
 /// Every field that is not usable, at once.
 pub(super) fn invalid(fields: Vec<BadField>) -> Status {
-    let message = match fields.as_slice() {
-        [(_, problem)] => problem.clone(),
-        several => format!("{} fields of the request are not usable", several.len()),
-    };
-    let violations: Vec<_> = fields.into_iter().map(|(field, problem)| FieldViolation::new(field, problem)).collect();
-    Refusal::new(Code::InvalidArgument, Reason::InvalidArgument, message).with(|details| {
-        details.set_bad_request(violations);
-    })
+    Refusal::invalid(fields)
 }
 
 /// The caller may not do this.
@@ -78,24 +72,7 @@ pub(super) fn watch_over() -> Status {
 
 /// What nobody expected. The caller gets an id, the log gets the causes.
 pub(super) fn internal(error: &(dyn StdError + 'static)) -> Status {
-    let error_id = Uuid::new_v4();
-    let mut causes = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let text = cause.to_string();
-        if !causes.ends_with(&text) {
-            causes = format!("{causes}: {text}");
-        }
-        source = cause.source();
-    }
-    tracing::error!(method = method(), %error_id, error = causes, "a call failed for a reason that nobody expected");
-    Refusal::new(
-        Code::Internal,
-        Reason::Internal,
-        format!("an unexpected fault; the daemon's log has it as {error_id}"),
-    )
-    .meta("error_id", error_id)
-    .status()
+    Refusal::internal(error)
 }
 
 /// The status as the answer of a call.
@@ -120,6 +97,39 @@ impl Refusal {
     fn new(code: Code, reason: Reason, message: impl Display) -> Self {
         let message = message.to_string();
         Self { code, reason, message, metadata: HashMap::new(), details: ErrorDetails::new() }
+    }
+
+    fn invalid(fields: Vec<BadField>) -> Status {
+        let message = match fields.as_slice() {
+            [(_, problem)] => problem.clone(),
+            several => format!("{} fields of the request are not usable", several.len()),
+        };
+        let violations: Vec<_> =
+            fields.into_iter().map(|(field, problem)| FieldViolation::new(field, problem)).collect();
+        Self::new(Code::InvalidArgument, Reason::InvalidArgument, message).with(|details| {
+            details.set_bad_request(violations);
+        })
+    }
+
+    fn internal(error: &(dyn StdError + 'static)) -> Status {
+        let error_id = Uuid::new_v4();
+        let mut causes = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            let text = cause.to_string();
+            if !causes.ends_with(&text) {
+                causes = format!("{causes}: {text}");
+            }
+            source = cause.source();
+        }
+        tracing::error!(method = method(), %error_id, error = causes, "a call failed for a reason that nobody expected");
+        Self::new(
+            Code::Internal,
+            Reason::Internal,
+            format!("an unexpected fault; the daemon's log has it as {error_id}"),
+        )
+        .meta("error_id", error_id)
+        .status()
     }
 
     fn meta(mut self, name: &str, value: impl Display) -> Self {
@@ -157,7 +167,7 @@ impl Refusal {
         let reason = self.reason.as_str_name();
         let reason = reason.strip_prefix("ERROR_REASON_").unwrap_or(reason);
         self.details.set_error_info(reason, DOMAIN, self.metadata);
-        Status::with_error_details(self.code, self.message, self.details)
+        bounds::bounded(Status::with_error_details(self.code, self.message, self.details))
     }
 }
 
@@ -361,53 +371,6 @@ impl From<router::Error> for Status {
 /// Whether the cause is one that a caller can be told: it passes, or the server refuses the session.
 fn is_known(error: &postgres::Error) -> bool {
     error.is_transient() || error.refused_session()
-}
-
-impl From<query::Error> for Status {
-    fn from(error: query::Error) -> Self {
-        use query::Error as E;
-        let retry_after = error.retry_after();
-        match &error {
-            E::Empty | E::Several | E::Refused { .. } | E::Unsupported { .. } => {
-                invalid(vec![("sql", error.to_string())])
-            }
-            E::ParameterCount { .. } | E::Parameter { .. } => invalid(vec![("parameters", error.to_string())]),
-            E::RowsMax { .. } => invalid(vec![("max_rows", error.to_string())]),
-            E::BatchRows { .. } => invalid(vec![("batch_rows", error.to_string())]),
-            E::NoAction | E::BegunAlready => invalid(vec![("action", error.to_string())]),
-            E::SavepointUnknown { .. } | E::SavepointsMax { .. } => invalid(vec![("savepoint", error.to_string())]),
-            E::TransactionFailed => {
-                Refusal::new(Code::FailedPrecondition, Reason::Sql, &error).meta("sqlstate", "25P02").status()
-            }
-            E::CallerSilent { .. } => Refusal::new(Code::Aborted, Reason::Cancelled, &error).status(),
-            E::CallerGone => Refusal::new(Code::Cancelled, Reason::Cancelled, &error).status(),
-            E::TargetBusy { .. } => Refusal::new(Code::ResourceExhausted, Reason::ConnectionUnavailable, &error)
-                .retry_after(RETRY_AFTER)
-                .status(),
-            E::SharedElsewhere { .. } => {
-                Refusal::new(Code::FailedPrecondition, Reason::ConnectionUnavailable, &error).status()
-            }
-            E::TooManyRows { .. } | E::TooManyBytes { .. } => {
-                Refusal::new(Code::OutOfRange, Reason::ResultTooLarge, &error).status()
-            }
-            E::Sql(sql) => Refusal::new(queries::sql_code(&sql.sqlstate), Reason::Sql, &sql.message)
-                .meta("sqlstate", &sql.sqlstate)
-                .meta_if("position", sql.position)
-                .meta_if("constraint", sql.constraint.as_ref())
-                .meta_if("detail", sql.detail.as_ref())
-                .meta_if("hint", sql.hint.as_ref())
-                .retry_after(retry_after)
-                .status(),
-            E::Connection(_) => Refusal::new(Code::Unavailable, Reason::ConnectionUnavailable, &error).status(),
-            E::Malformed { .. } => internal(&error),
-            E::Router(_) | E::Open(_) | E::Catalog(_) => match error {
-                E::Router(error) => (*error).into(),
-                E::Open(error) => (*error).into(),
-                E::Catalog(error) => (*error).into(),
-                other => internal(&other),
-            },
-        }
-    }
 }
 
 impl From<operations::Error> for Status {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::error::Error;
 use crate::config::{Credentials, Keys, RoleLogin, ServerConfig, ServerTls, write_private};
-use crate::domain::tenant::{Naming, RoleName};
+use crate::domain::tenant::{DatabaseName, Naming, RoleName};
 use crate::postgres::{ConnectRequest, Connection, Lane, Server, SessionOptions, bootstrap as postgres_bootstrap};
 use crate::secrets::{keys_new, password_new};
 use crate::shutdown::Tasks;
@@ -55,28 +55,37 @@ pub async fn bootstrap(request: &BootstrapRequest, tasks: &Tasks) -> Result<Vec<
         credentials: credentials.clone(),
     };
     let server = Server::new(&config, tasks, Uuid::new_v4())?;
-    let superuser = superuser(&server, &request.superuser).await?;
-    done.extend(postgres_bootstrap::bootstrap_roles(&superuser, &credentials).await?);
-    if request.catalog {
-        done.extend(
-            postgres_bootstrap::bootstrap_databases(
-                &superuser,
-                &naming,
-                &credentials.daemon.role,
-                &credentials.dump.role,
-            )
-            .await?,
-        );
+    let catalog = request.catalog.then_some(&naming);
+    done.extend(prepare(&server, &request.superuser, &credentials, catalog).await?);
+    Ok(done)
+}
+
+/// The server's roles, and a fleet's two databases when it is to have them.
+pub(super) async fn prepare(
+    server: &Server,
+    login: &RoleLogin,
+    credentials: &Credentials,
+    catalog: Option<&Naming>,
+) -> Result<Vec<String>, Error> {
+    let client = superuser(server, login, server.maintenance_database()).await?;
+    let mut done = postgres_bootstrap::bootstrap_roles(&client, credentials).await?;
+    let (daemon, dump) = (&credentials.daemon.role, &credentials.dump.role);
+    if let Some(naming) = catalog {
+        done.extend(postgres_bootstrap::bootstrap_databases(&client, naming, daemon, dump).await?);
+        for database in [naming.shared_database(), naming.auth_database()] {
+            let inside = superuser(server, login, &database).await?;
+            done.push(postgres_bootstrap::bootstrap_functions(&inside, naming, daemon, dump).await?);
+        }
     }
     Ok(done)
 }
 
 /// A session with rights that the daemon never has.
-pub(super) async fn superuser(server: &Server, login: &RoleLogin) -> Result<Connection, Error> {
+async fn superuser(server: &Server, login: &RoleLogin, database: &DatabaseName) -> Result<Connection, Error> {
     let request = ConnectRequest {
         lane: Lane::Administration,
         login,
-        database: server.maintenance_database(),
+        database,
         application_name: &server.session_name("bootstrap"),
         options: SessionOptions::default(),
         deadline: tokio::time::Instant::now() + CONNECT_TIMEOUT,

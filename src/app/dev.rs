@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::bootstrap::{credentials, keys, superuser};
+use super::bootstrap::{self, credentials, keys};
 use super::daemon::{App, TASKS_END_MAX};
 use super::error::Error;
 use crate::config::{self, ServerConfig, ServerTls};
@@ -18,7 +18,7 @@ use crate::domain::operation::OperationState;
 use crate::domain::tenant::Naming;
 use crate::embedded::{Cluster, ClusterRequest, S3Server};
 use crate::operations::{CreateTenant, Failure, Operations, Request, deterministic_id};
-use crate::postgres::{Server, bootstrap as postgres_bootstrap};
+use crate::postgres::Server;
 use crate::secrets::password_new;
 use crate::shutdown::{Tasks, stop_signals};
 
@@ -153,12 +153,7 @@ async fn prepare(files: &Files, cluster: &Cluster, naming: &Naming, tasks: &Task
         credentials: credentials.clone(),
     };
     let server = Server::new(&config, tasks, Uuid::new_v4())?;
-    let superuser = superuser(&server, cluster.superuser()).await?;
-    done.extend(postgres_bootstrap::bootstrap_roles(&superuser, &credentials).await?);
-    done.extend(
-        postgres_bootstrap::bootstrap_databases(&superuser, naming, &credentials.daemon.role, &credentials.dump.role)
-            .await?,
-    );
+    done.extend(bootstrap::prepare(&server, cluster.superuser(), &credentials, Some(naming)).await?);
     for sentence in done {
         tracing::debug!("{sentence}");
     }

@@ -1,5 +1,6 @@
 //! What a superuser does once per server: the daemon's two roles, with the least that they need, and closed doors
-//! for everybody else; then a fleet's two databases. Everything may be repeated.
+//! for everybody else; then a fleet's two databases, and what a query could do in them beside reading. Everything may
+//! be repeated.
 //!
 //! Answers with what was done, in sentences; passwords are in none of them.
 
@@ -69,6 +70,41 @@ pub async fn bootstrap_databases(
         done.push(format!("The database {name} {verb}; only the daemon and its dump role may enter it."));
     }
     Ok(done)
+}
+
+/// In the shared or the auth database, as a superuser: takes from PUBLIC the functions by which a query writes or holds
+/// up others although its transaction is read only. That PUBLIC are tenants' logins and the dump role; letting go of
+/// locks stays allowed, which the daemon does for them.
+pub async fn bootstrap_functions(
+    inside: &Client,
+    naming: &Naming,
+    daemon: &RoleName,
+    dump: &RoleName,
+) -> Result<String, Error> {
+    let database: String =
+        inside.query_one("SELECT pg_catalog.current_database()::pg_catalog.text", &[]).await?.try_get(0)?;
+    let is_shared = database == naming.shared_database().as_str();
+    let sql = "SELECT proname::pg_catalog.text, pg_catalog.format('pg_catalog.%I(%s)', proname, \
+                      pg_catalog.pg_get_function_identity_arguments(oid)) \
+               FROM pg_catalog.pg_proc WHERE pronamespace = 'pg_catalog'::pg_catalog.regnamespace AND prokind = 'f' \
+               AND proname ~ '^(lo_.*|loread|lowrite|pg_notify|pg_logical_emit_message|pg_(try_)?advisory_(xact_)?lock.*)$'";
+    let mut script = Vec::new();
+    for row in inside.query(sql, &[]).await? {
+        let (name, function): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
+        let grantee = match name {
+            // In the auth database triggers notify, whoever writes.
+            "pg_notify" if !is_shared => continue,
+            // What dumps read large objects by.
+            "lo_open" | "lo_close" | "loread" => Some(dump),
+            // The daemon has no large objects; some of these functions read and write the server's files.
+            name if name.starts_with("lo") || name == "pg_logical_emit_message" => None,
+            _own => Some(daemon),
+        };
+        script.push(format!("REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC"));
+        script.extend(grantee.map(|role| format!("GRANT EXECUTE ON FUNCTION {function} TO {}", role.quoted())));
+    }
+    inside.batch_execute(&script.join("; ")).await?;
+    Ok(format!("In the database {database}, nobody else makes large objects or takes advisory locks."))
 }
 
 async fn daemon_role(superuser: &Client, credentials: &Credentials, done: &mut Vec<String>) -> Result<(), Error> {

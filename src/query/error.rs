@@ -16,6 +16,14 @@ pub enum Error {
     Several,
     #[error("{word} is not taken here: {reason}")]
     Refused { word: &'static str, reason: &'static str },
+    #[error(
+        "{word} is not taken here: the daemon's own databases are read only, by SELECT, WITH, VALUES, TABLE, SHOW and EXPLAIN"
+    )]
+    NotReading { word: String },
+    #[error("the statement has a NUL character, which PostgreSQL's texts cannot have")]
+    Nul,
+    #[error("a statement has at most {max} parameters ($1, $2 …)")]
+    ParametersMax { max: usize },
     #[error("the statement has {wanted} parameters ($1, $2 …), and {given} values were given")]
     ParameterCount { wanted: usize, given: usize },
     #[error("${number} cannot be given as {wanted}: {reason}")]
@@ -41,6 +49,10 @@ pub enum Error {
     CallerGone,
     #[error("column {column:?} has type {type_name}, which has no form here; cast it to text in the statement")]
     Unsupported { column: String, type_name: String },
+    #[error(
+        "the type {type_name} of column {column:?} was altered since it was read, and nothing was changed; run the statement again"
+    )]
+    TypeChanged { column: String, type_name: String },
     #[error(
         "the result has more than {rows_max} rows, and nothing was changed; ask for less by LIMIT, or raise max_rows (at most 10,000)"
     )]
@@ -71,6 +83,8 @@ impl Error {
         match self {
             // Serialization failures and deadlocks: the transaction was rolled back, and another took its place.
             Self::Sql(error) if matches!(error.sqlstate.as_str(), "40001" | "40P01") => Some(Duration::from_millis(50)),
+            // On a connection that reads the type anew.
+            Self::TypeChanged { .. } => Some(Duration::from_millis(50)),
             _other => None,
         }
     }
@@ -79,7 +93,12 @@ impl Error {
     pub(super) fn leaves_rows(&self) -> bool {
         matches!(
             self,
-            Self::TooManyRows { .. } | Self::TooManyBytes { .. } | Self::Malformed { .. } | Self::Connection(_)
+            Self::TooManyRows { .. }
+                | Self::TooManyBytes { .. }
+                | Self::Unsupported { .. }
+                | Self::TypeChanged { .. }
+                | Self::Malformed { .. }
+                | Self::Connection(_)
         )
     }
 

@@ -45,6 +45,7 @@ use crate::router::{Fresh, Holder, Router};
 use crate::shutdown::Tasks;
 use convoy::Convoys;
 use harmless::Statements;
+use statement::only_reads;
 use targets::Targets;
 
 /// A cheap handle.
@@ -85,13 +86,16 @@ impl Queries {
         Ok(Session::Tenant(self.0.router.acquire_at(holder, located, deadline).await?))
     }
 
-    /// A session in the shared database that sees the tenant's rows.
-    pub async fn session_shared(&self, route: &Route, deadline: Instant) -> Result<Session, Error> {
+    /// A session in the shared database that sees the tenant's rows, for this statement; none when it is for a
+    /// transaction, whose statements are looked at as they come.
+    pub async fn session_shared(&self, route: &Route, sql: Option<&str>, deadline: Instant) -> Result<Session, Error> {
+        sql.map_or(Ok(()), only_reads)?;
         Ok(Session::Own(self.0.targets.tenant(route, deadline).await?))
     }
 
-    /// A session that reads one of the daemon's own databases as a whole; for administrators.
-    pub async fn session_whole(&self, which: Whole, deadline: Instant) -> Result<Session, Error> {
+    /// As [`Queries::session_shared`], in one of the daemon's own databases as a whole; for administrators.
+    pub async fn session_whole(&self, which: Whole, sql: Option<&str>, deadline: Instant) -> Result<Session, Error> {
+        sql.map_or(Ok(()), only_reads)?;
         Ok(Session::Own(self.0.targets.whole(which, deadline).await?))
     }
 }

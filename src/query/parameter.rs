@@ -12,6 +12,9 @@ use super::error::Error;
 use crate::proto::v1;
 use crate::proto::v1::value::Kind as Value;
 
+/// Parameters of one statement: the protocol counts them in two bytes.
+pub(super) const PARAMETERS_MAX: usize = 65_535;
+
 /// One parameter, ready to be bound.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) enum Parameter {
@@ -29,6 +32,9 @@ impl fmt::Debug for Parameter {
 
 /// As many values as the statement has parameters, each converted to its parameter's type.
 pub(super) fn parameters(types: &[Type], values: &[v1::Value]) -> Result<Vec<Parameter>, Error> {
+    if values.len() > PARAMETERS_MAX {
+        return Err(Error::ParametersMax { max: PARAMETERS_MAX });
+    }
     if types.len() != values.len() {
         return Err(Error::ParameterCount { wanted: types.len(), given: values.len() });
     }
@@ -62,7 +68,7 @@ pub(super) fn untyped(values: &[v1::Value]) -> Option<Vec<Parameter>> {
         Value::NullValue(_) => Some(Parameter::Null),
         scalar => scalar_text(scalar).ok().map(Parameter::Text),
     };
-    values.iter().map(untyped).collect()
+    if values.len() > PARAMETERS_MAX { None } else { values.iter().map(untyped).collect() }
 }
 
 /// What a domain is made from.

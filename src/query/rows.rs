@@ -6,7 +6,7 @@ use futures_util::TryStreamExt as _;
 use postgres_types::{FromSql, Type};
 use tokio_postgres::{Client, Column, Row, Statement};
 
-use super::decode;
+use super::decode::{self, Undecodable};
 use super::error::Error;
 use super::parameter::Parameter;
 use crate::proto::v1;
@@ -120,14 +120,26 @@ pub(super) fn decoded(row: &Row, bytes: &mut usize) -> Result<v1::Row, Error> {
     /// What a value takes beside its bytes.
     const VALUE_BYTES: usize = 8;
     let decode = |(index, column): (usize, &Column)| {
-        let malformed =
-            || Error::Malformed { column: column.name().to_owned(), type_name: column.type_().name().to_owned() };
         let Raw(raw) = row.try_get(index)?;
-        *bytes += VALUE_BYTES + raw.map_or(0, <[u8]>::len);
-        decode::value(column.type_(), raw).map_err(|_undecodable| malformed())
+        let value = decode::value(column.type_(), raw).map_err(|why| undecodable(column, why))?;
+        *bytes += VALUE_BYTES + raw.map_or(0, <[u8]>::len).max(decode::text_bytes(&value));
+        Ok(value)
     };
     let values = row.columns().iter().enumerate().map(decode).collect::<Result<_, Error>>()?;
     Ok(v1::Row { values })
+}
+
+fn undecodable(column: &Column, why: Undecodable) -> Error {
+    let (column, type_name) = (column.name().to_owned(), column.type_().name().to_owned());
+    match why {
+        Undecodable::Malformed(_) => Error::Malformed { column, type_name },
+        Undecodable::Long => Error::TooManyBytes { bytes_max: decode::TEXT_BYTES_MAX },
+        Undecodable::Changed => Error::TypeChanged { column, type_name },
+        // Only a row that says by itself what is in it has one.
+        Undecodable::Type(inner) => {
+            Error::Unsupported { column, type_name: format!("{type_name} with a field of type {inner}") }
+        }
+    }
 }
 
 /// A value's bytes as the server sent them.

@@ -8,6 +8,7 @@
 use super::calls::is_harmless;
 use super::error::Error;
 use super::lexer::{Token, Tokens};
+use super::parameter::PARAMETERS_MAX;
 use crate::domain::tenant::IDENTIFIER_BYTES_MAX;
 use crate::router::Residue;
 
@@ -48,6 +49,9 @@ const CHANGING: &[&str] = &["INSERT", "UPDATE", "DELETE", "MERGE"];
 /// Words that make more of a query than a reader.
 const WRITING: &[&str] = &["INSERT", "UPDATE", "DELETE", "MERGE", "INTO", "EXPLAIN"];
 
+/// Statements that read, or that fail in a transaction that is read only.
+const READING: &[&str] = &["SELECT", "WITH", "VALUES", "TABLE", "SHOW", "EXPLAIN"];
+
 /// What is known of a statement from its words.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Analysis {
@@ -61,15 +65,39 @@ pub(super) struct Analysis {
     pub(super) names: Vec<String>,
 }
 
+/// Refuses everything but a query: a transaction that is read only keeps only tables as they are, and not roles,
+/// grants, locks and comments, and it is not read only any more when a statement before its first query says so.
+pub(super) fn only_reads(sql: &str) -> Result<(), Error> {
+    let word = match Tokens::of(sql).find(is_beginning) {
+        Some(Token::Word(first)) if any_of(READING, first) => return Ok(()),
+        Some(Token::Word(first)) => first[..first.floor_char_boundary(IDENTIFIER_BYTES_MAX)].to_uppercase(),
+        Some(Token::Symbol(symbol)) => symbol.to_string(),
+        Some(Token::Quoted(_) | Token::Literal(_)) => "a name or a value at the beginning".to_owned(),
+        None => "a statement without a word".to_owned(),
+    };
+    Err(Error::NotReading { word })
+}
+
+/// Not a parenthesis around a query, and not an empty statement before it.
+fn is_beginning(token: &Token<'_>) -> bool {
+    !matches!(token, Token::Symbol('(' | ';'))
+}
+
 /// Reads the statement's words; an error when it is refused.
 pub(super) fn analysis(sql: &str) -> Result<Analysis, Error> {
+    if sql.contains('\0') {
+        return Err(Error::Nul);
+    }
     let tokens: Vec<Token<'_>> = Tokens::of(sql).collect();
-    let first = tokens.iter().find(|token| !matches!(token, Token::Symbol('(' | ';')));
-    let first = match first {
+    let first = match tokens.iter().find(|token| is_beginning(token)) {
         Some(Token::Word(first)) => *first,
         Some(_) => "",
+        None if tokens.contains(&Token::Symbol('(')) => "",
         None => return Err(Error::Empty),
     };
+    if tokens.windows(2).any(|pair| matches!(pair, [Token::Symbol('$'), Token::Literal(n)] if is_beyond(n))) {
+        return Err(Error::ParametersMax { max: PARAMETERS_MAX });
+    }
     if let Some((word, reason)) = REFUSED.iter().find(|(word, _)| word.eq_ignore_ascii_case(first)) {
         return Err(Error::Refused { word, reason });
     }
@@ -89,6 +117,13 @@ pub(super) fn analysis(sql: &str) -> Result<Analysis, Error> {
     };
     let names = if residue == Residue::Nothing { names(&tokens) } else { Vec::new() };
     Ok(Analysis { residue, is_change: any_of(CHANGING, first), is_cursor, names })
+}
+
+/// Whether a parameter has a number that the protocol has no room for.
+fn is_beyond(number: &str) -> bool {
+    let end = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
+    let digits = number[..end].trim_start_matches('0');
+    !digits.is_empty() && digits.parse().map_or(true, |number: usize| number > PARAMETERS_MAX)
 }
 
 fn any_of(words: &[&str], word: &str) -> bool {
@@ -169,7 +204,51 @@ mod tests {
         ] {
             assert!(refused(sql), "{sql}");
         }
-        assert!(matches!(residue(" -- nothing"), Err(Error::Empty)));
+        for sql in ["", " -- nothing", ";;", "/* ("] {
+            assert!(matches!(residue(sql), Err(Error::Empty)), "{sql}");
+        }
+        assert!(residue("(").is_ok(), "what is wrong with it PostgreSQL says");
+    }
+
+    #[test]
+    fn what_the_protocol_cannot_carry_is_refused() {
+        for sql in ["select 'a\0b'", "\0", "select 1 \0"] {
+            assert!(matches!(residue(sql), Err(Error::Nul)), "{sql:?}");
+        }
+        for sql in ["select $65536", "select $1, $000070000::int", "select $99999999999999999999999999"] {
+            assert!(matches!(residue(sql), Err(Error::ParametersMax { .. })), "{sql}");
+        }
+        for sql in ["select $65535", "select $0000065535::int", "select '$70000', $$ $70000 $$, 70000 -- $70000"] {
+            assert!(residue(sql).is_ok(), "{sql}");
+        }
+    }
+
+    #[test]
+    fn what_reads_is_seen_through_comments_and_parentheses() {
+        for sql in [
+            "select 1",
+            "/* set /* x */ */ -- set\n ((Select 1))",
+            "; with a as (select 1) table a",
+            "values (1)",
+            "table t",
+            "show all",
+            "explain analyze select 1",
+        ] {
+            assert!(only_reads(sql).is_ok(), "{sql}");
+        }
+        for (sql, word) in [
+            ("set transaction read write", "SET"),
+            ("/* select */ lock table t", "LOCK"),
+            ("-- select\n(; notify c", "NOTIFY"),
+            ("selec 1", "SELEC"),
+            ("\u{a0}select 1", "\u{a0}SELECT"),
+            ("?", "?"),
+            ("\"select\" 1", "a name or a value at the beginning"),
+            ("'select'", "a name or a value at the beginning"),
+            ("(/*", "a statement without a word"),
+        ] {
+            assert!(matches!(only_reads(sql), Err(Error::NotReading { word: named }) if named == word), "{sql}");
+        }
     }
 
     #[test]

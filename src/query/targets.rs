@@ -147,7 +147,8 @@ impl Targets {
         database: &DatabaseName,
         deadline: Instant,
     ) -> Result<Connection, Error> {
-        let settings = [("default_transaction_read_only", "on"), ("TimeZone", "UTC"), ("lc_monetary", "C")];
+        let settings =
+            [("default_transaction_read_only", "on"), ("TimeZone", "UTC"), ("lc_monetary", "C"), ("array_nulls", "on")];
         let request = ConnectRequest {
             lane: Lane::Administration,
             login,

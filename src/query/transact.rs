@@ -15,6 +15,7 @@ use super::execute::{BYTES_MAX, rows_max, user_set};
 use super::parameter::parameters;
 use super::rows::{Bounds, columns, query};
 use super::session::Session;
+use super::statement::only_reads;
 use crate::proto::v1::transact_request::Action;
 use crate::proto::v1::transact_response::Outcome;
 use crate::proto::v1::{self, TransactRequest, TransactResponse};
@@ -231,6 +232,9 @@ impl Transaction<'_> {
     async fn execute(&mut self, input: &v1::TransactionStatement) -> Result<v1::ExecuteResponse, Error> {
         let started = std::time::Instant::now();
         let known = self.queries.0.statements.known(&input.sql)?;
+        if self.session.tenant().is_none() {
+            only_reads(&input.sql)?;
+        }
         // What a plain read's names may have done is committed with the rest.
         self.residue = match (self.residue, known.analysis.residue) {
             (Residue::Anything, _) | (_, Residue::Anything) => Residue::Anything,
@@ -239,10 +243,11 @@ impl Transaction<'_> {
         let bounds = Bounds { rows_max: rows_max(input.max_rows)?, bytes_max: BYTES_MAX };
         let result = self.prepared(input, bounds).await;
         if let Err(error) = &result
-            && error.is_stale_statement()
+            && (error.is_stale_statement() || matches!(error, Error::TypeChanged { .. }))
         {
-            // The next transaction prepares it anew.
+            // The next transaction prepares it anew, and reads its types anew.
             self.session.statements_forget();
+            self.session.client().clear_type_cache();
         }
         self.queries.tell_if_slow(self.session, &input.sql, started.elapsed());
         result

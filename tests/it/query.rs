@@ -1,9 +1,11 @@
 //! Statements as a caller sends them: values come back as they went in, results are bounded, sessions are clean.
 
+mod altered;
 mod convoy;
 mod harmless;
 mod holders;
 mod pipeline;
+mod refused;
 mod shared;
 mod stream;
 mod texts;

@@ -12,7 +12,7 @@ use tonic::{Request, Status, Streaming};
 use super::Answers;
 use super::user::user;
 use crate::api::ongoing::Ongoing;
-use crate::api::{Service, auth, status};
+use crate::api::{Service, auth, convert, status};
 use crate::proto::v1::transact_request::Action;
 use crate::proto::v1::{self, TransactRequest, TransactResponse};
 use crate::query::{self, Begin};
@@ -78,11 +78,12 @@ impl Service {
                 return Err(query::Error::NoAction.into());
             };
             let how = Begin {
-                isolation: begin.isolation_level(),
+                isolation: convert::isolation_level(begin.isolation_level)?,
                 read_only: begin.read_only,
                 user: user(&who.principal(), &begin.user_id)?,
             };
-            let session = service.stream_session(&who, &call, begin.target(), &begin.tenant, deadline).await?;
+            let target = convert::target(begin.target)?;
+            let session = service.stream_session(&who, &call, target, &begin.tenant, None, deadline).await?;
             Ok(service.api.queries.transact(session, how, requests, &answers, explain).await?)
         }))
     }
@@ -90,5 +91,5 @@ impl Service {
 
 /// An error of a statement, as part of a stream.
 pub(super) fn explain(error: query::Error) -> v1::StatementError {
-    status::queries::in_band(&error.into())
+    status::queries::explained(error)
 }

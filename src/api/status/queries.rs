@@ -1,9 +1,11 @@
-//! PostgreSQL's codes as gRPC's, and a status as part of a stream that goes on.
+//! Why a statement failed: as a status, with PostgreSQL's codes as gRPC's, and as part of a stream that goes on.
 
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use super::{RETRY_AFTER, Refusal};
 use crate::proto::v1::{self, ErrorReason as Reason};
+use crate::query;
 
 /// A status as part of a stream that goes on.
 pub(in crate::api) fn in_band(status: &Status) -> v1::StatementError {
@@ -27,8 +29,74 @@ pub(in crate::api) fn in_band(status: &Status) -> v1::StatementError {
     }
 }
 
+/// Why a statement failed, as part of a stream that goes on; unlike a status, it may be of any length.
+pub(in crate::api) fn explained(error: query::Error) -> v1::StatementError {
+    let refusal = if let query::Error::Sql(refusal) = &error { Some(refusal.clone()) } else { None };
+    let answer = in_band(&error.into());
+    let Some(refusal) = refusal else { return answer };
+    v1::StatementError {
+        message: refusal.message,
+        constraint: refusal.constraint.unwrap_or_default(),
+        detail: refusal.detail.unwrap_or_default(),
+        hint: refusal.hint.unwrap_or_default(),
+        ..answer
+    }
+}
+
+impl From<query::Error> for Status {
+    fn from(error: query::Error) -> Self {
+        use query::Error as E;
+        let retry_after = error.retry_after();
+        match &error {
+            E::Empty | E::Nul | E::Several | E::Refused { .. } | E::NotReading { .. } | E::Unsupported { .. } => {
+                Refusal::invalid(vec![("sql", error.to_string())])
+            }
+            E::ParametersMax { .. } | E::ParameterCount { .. } | E::Parameter { .. } => {
+                Refusal::invalid(vec![("parameters", error.to_string())])
+            }
+            E::RowsMax { .. } => Refusal::invalid(vec![("max_rows", error.to_string())]),
+            E::BatchRows { .. } => Refusal::invalid(vec![("batch_rows", error.to_string())]),
+            E::NoAction | E::BegunAlready => Refusal::invalid(vec![("action", error.to_string())]),
+            E::SavepointUnknown { .. } | E::SavepointsMax { .. } => {
+                Refusal::invalid(vec![("savepoint", error.to_string())])
+            }
+            E::TransactionFailed => {
+                Refusal::new(Code::FailedPrecondition, Reason::Sql, &error).meta("sqlstate", "25P02").status()
+            }
+            E::CallerSilent { .. } => Refusal::new(Code::Aborted, Reason::Cancelled, &error).status(),
+            E::CallerGone => Refusal::new(Code::Cancelled, Reason::Cancelled, &error).status(),
+            E::TargetBusy { .. } => Refusal::new(Code::ResourceExhausted, Reason::ConnectionUnavailable, &error)
+                .retry_after(RETRY_AFTER)
+                .status(),
+            E::SharedElsewhere { .. } => {
+                Refusal::new(Code::FailedPrecondition, Reason::ConnectionUnavailable, &error).status()
+            }
+            E::TooManyRows { .. } | E::TooManyBytes { .. } => {
+                Refusal::new(Code::OutOfRange, Reason::ResultTooLarge, &error).status()
+            }
+            E::Sql(sql) => Refusal::new(sql_code(&sql.sqlstate), Reason::Sql, &sql.message)
+                .meta("sqlstate", &sql.sqlstate)
+                .meta_if("position", sql.position)
+                .meta_if("constraint", sql.constraint.as_ref())
+                .meta_if("detail", sql.detail.as_ref())
+                .meta_if("hint", sql.hint.as_ref())
+                .retry_after(retry_after)
+                .status(),
+            E::TypeChanged { .. } => Refusal::new(Code::Aborted, Reason::Sql, &error).retry_after(retry_after).status(),
+            E::Connection(_) => Refusal::new(Code::Unavailable, Reason::ConnectionUnavailable, &error).status(),
+            E::Malformed { .. } => Refusal::internal(&error),
+            E::Router(_) | E::Open(_) | E::Catalog(_) => match error {
+                E::Router(error) => (*error).into(),
+                E::Open(error) => (*error).into(),
+                E::Catalog(error) => (*error).into(),
+                other => Refusal::internal(&other),
+            },
+        }
+    }
+}
+
 /// The code that fits a refusal of PostgreSQL's, by its class.
-pub(super) fn sql_code(sqlstate: &str) -> Code {
+fn sql_code(sqlstate: &str) -> Code {
     match (sqlstate, sqlstate.get(..2).unwrap_or_default()) {
         ("40001" | "40P01" | "55P03", _) => Code::Aborted,
         ("57014", _) => Code::DeadlineExceeded,

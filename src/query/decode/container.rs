@@ -14,10 +14,33 @@ use crate::proto::v1;
 /// Dimensions that PostgreSQL allows.
 const DIMENSIONS_MAX: i32 = 6;
 
-/// Decodes one element to its text form.
-pub(super) type TextOf = fn(&Type, &[u8]) -> Result<String, Undecodable>;
+/// Bytes of the texts within a text.
+pub(in crate::query) const TEXT_BYTES_MAX: usize = 16 << 20;
+
+/// Decodes one element to its text form; so many values may be within each other below it.
+pub(super) type TextOf = fn(&Type, &[u8], usize) -> Result<String, Undecodable>;
 /// Decodes one element to a value.
 pub(super) type ValueOf = fn(&Type, Option<&[u8]>) -> Result<v1::Value, Undecodable>;
+
+/// Texts within a text. Each quotes those inside it, which doubles their quotes: a row in a row, and so on, grows by
+/// that far faster than its bytes do.
+struct Inner {
+    text: TextOf,
+    depth: usize,
+    bytes: usize,
+}
+
+impl Inner {
+    fn new(text: TextOf, depth: usize) -> Self {
+        Self { text, depth, bytes: 0 }
+    }
+
+    fn text(&mut self, ty: &Type, bytes: &[u8]) -> Result<String, Undecodable> {
+        let text = (self.text)(ty, bytes, self.depth)?;
+        self.bytes += text.len();
+        if self.bytes > TEXT_BYTES_MAX { Err(Undecodable::Long) } else { Ok(text) }
+    }
+}
 
 struct Array<'a> {
     /// Length and lower bound of each.
@@ -53,6 +76,7 @@ pub(super) fn array(
     bytes: &[u8],
     value: ValueOf,
     text: TextOf,
+    depth: usize,
 ) -> Result<v1::value::Kind, Undecodable> {
     let array = parse(bytes)?;
     match array.dimensions.as_slice() {
@@ -61,15 +85,17 @@ pub(super) fn array(
                 array.elements.into_iter().map(|element| value(element_type, element)).collect::<Result<_, _>>()?;
             Ok(v1::value::Kind::ArrayValue(v1::ArrayValue { elements }))
         }
-        _bounds_or_dimensions => Ok(v1::value::Kind::TextValue(text_of(element_type, &array, text)?)),
+        _bounds_or_dimensions => {
+            Ok(v1::value::Kind::TextValue(text_of(element_type, &array, Inner::new(text, depth))?))
+        }
     }
 }
 
-pub(super) fn array_text(element_type: &Type, bytes: &[u8], text: TextOf) -> Result<String, Undecodable> {
-    text_of(element_type, &parse(bytes)?, text)
+pub(super) fn array_text(ty: &Type, bytes: &[u8], text: TextOf, depth: usize) -> Result<String, Undecodable> {
+    text_of(ty, &parse(bytes)?, Inner::new(text, depth))
 }
 
-fn text_of(element_type: &Type, array: &Array<'_>, text: TextOf) -> Result<String, Undecodable> {
+fn text_of(element_type: &Type, array: &Array<'_>, mut inner: Inner) -> Result<String, Undecodable> {
     let mut out = String::new();
     if array.dimensions.iter().any(|(_, lower)| *lower != 1) {
         for (length, lower) in &array.dimensions {
@@ -85,7 +111,7 @@ fn text_of(element_type: &Type, array: &Array<'_>, text: TextOf) -> Result<Strin
     let lengths: Vec<usize> = array.dimensions.iter().map(|(length, _)| *length).collect();
     let mut elements = array.elements.iter().map(|element| match element {
         None => Ok("NULL".to_owned()),
-        Some(bytes) => text(element_type, bytes).map(|text| element_quoted(&text, delimiter)),
+        Some(bytes) => inner.text(element_type, bytes).map(|text| element_quoted(&text, delimiter)),
     });
     braces(&lengths, delimiter, &mut elements, &mut out)?;
     Ok(out)
@@ -128,7 +154,11 @@ pub(in crate::query) fn element_quoted(text: &str, delimiter: char) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
-pub(super) fn range_text(bound_type: &Type, bytes: &[u8], text: TextOf) -> Result<String, Undecodable> {
+pub(super) fn range_text(bound_type: &Type, bytes: &[u8], text: TextOf, depth: usize) -> Result<String, Undecodable> {
+    range(bound_type, bytes, &mut Inner::new(text, depth))
+}
+
+fn range(bound_type: &Type, bytes: &[u8], inner: &mut Inner) -> Result<String, Undecodable> {
     const EMPTY: u8 = 0x01;
     const LOWER_INCLUSIVE: u8 = 0x02;
     const UPPER_INCLUSIVE: u8 = 0x04;
@@ -144,7 +174,7 @@ pub(super) fn range_text(bound_type: &Type, bytes: &[u8], text: TextOf) -> Resul
             return Ok(String::new());
         }
         let bytes = reader.field()?.ok_or(Malformed)?;
-        Ok(part_quoted(&text(bound_type, bytes)?))
+        Ok(part_quoted(&inner.text(bound_type, bytes)?))
     };
     let (lower, upper) = (bound(LOWER_INFINITE)?, bound(UPPER_INFINITE)?);
     reader.end()?;
@@ -153,29 +183,43 @@ pub(super) fn range_text(bound_type: &Type, bytes: &[u8], text: TextOf) -> Resul
     Ok(format!("{open}{lower},{upper}{close}"))
 }
 
-pub(super) fn multirange_text(bound_type: &Type, bytes: &[u8], text: TextOf) -> Result<String, Undecodable> {
-    let mut reader = Reader::new(bytes);
+pub(super) fn multirange_text(
+    bound_type: &Type,
+    bytes: &[u8],
+    text: TextOf,
+    depth: usize,
+) -> Result<String, Undecodable> {
+    let (mut reader, mut inner) = (Reader::new(bytes), Inner::new(text, depth));
     let mut ranges = Vec::new();
     for _ in 0..reader.i32()? {
-        ranges.push(range_text(bound_type, reader.field()?.ok_or(Malformed)?, text)?);
+        ranges.push(range(bound_type, reader.field()?.ok_or(Malformed)?, &mut inner)?);
     }
     reader.end()?;
     Ok(format!("{{{}}}", ranges.join(",")))
 }
 
-/// A row; `fields` is empty for an anonymous one, whose fields' types come with it.
-pub(super) fn row_text(fields: &[Field], bytes: &[u8], text: TextOf) -> Result<String, Undecodable> {
-    let mut reader = Reader::new(bytes);
+/// A row, as a type declares its fields, or an anonymous one. The fields' types come with it, and a declaration counts
+/// only where it says the same: it was read when its connection first met the type, which may have been altered since.
+pub(super) fn row_text(
+    declared: Option<&[Field]>,
+    bytes: &[u8],
+    text: TextOf,
+    depth: usize,
+) -> Result<String, Undecodable> {
+    let (mut reader, mut inner) = (Reader::new(bytes), Inner::new(text, depth));
     let mut parts = Vec::new();
     for index in 0..reader.i32()? {
         let oid = reader.u32()?;
-        let declared = usize::try_from(index).ok().and_then(|index| fields.get(index)).map(Field::type_);
+        let field = usize::try_from(index).ok().and_then(|index| declared?.get(index)).map(Field::type_);
         let part = match reader.field()? {
             None => String::new(),
             Some(bytes) => {
-                let known = declared.cloned().or_else(|| Type::from_oid(oid));
-                let field_type = known.ok_or_else(|| Undecodable::Type(format!("oid {oid}")))?;
-                part_quoted(&text(&field_type, bytes)?)
+                let known = field.filter(|field| field.oid() == oid).cloned().or_else(|| Type::from_oid(oid));
+                let field_type = known.ok_or_else(|| match declared {
+                    Some(_) => Undecodable::Changed,
+                    None => Undecodable::Type(format!("oid {oid}")),
+                })?;
+                part_quoted(&inner.text(&field_type, bytes)?)
             }
         };
         parts.push(part);

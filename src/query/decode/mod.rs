@@ -14,7 +14,7 @@ mod various;
 use postgres_types::{Kind, Type};
 use uuid::Uuid;
 
-pub(super) use container::{delimiter, element_quoted};
+pub(super) use container::{TEXT_BYTES_MAX, delimiter, element_quoted};
 use reader::Reader;
 
 use crate::proto::v1;
@@ -31,7 +31,14 @@ pub enum Undecodable {
     Malformed(#[from] Malformed),
     #[error("values of type {0} have no form here")]
     Type(String),
+    #[error("the type was altered since it was read")]
+    Changed,
+    #[error("the text form is too long")]
+    Long,
 }
+
+/// Values within each other in one text: rows in rows, arrays in rows, and so on.
+const DEPTH_MAX: usize = 100;
 
 /// The name of the first type in `ty` that has no decoder, if any.
 pub fn unsupported(ty: &Type) -> Option<String> {
@@ -59,7 +66,7 @@ fn kind(ty: &Type, bytes: &[u8]) -> Result<v1::value::Kind, Undecodable> {
     use v1::value::Kind as Value;
     match ty.kind() {
         Kind::Domain(inner) => return kind(inner, bytes),
-        Kind::Array(element) if !is_vector(ty) => return container::array(element, bytes, value, text),
+        Kind::Array(element) if !is_vector(ty) => return container::array(element, bytes, value, text, DEPTH_MAX),
         _other => {}
     }
     let mut reader = Reader::new(bytes);
@@ -72,10 +79,19 @@ fn kind(ty: &Type, bytes: &[u8]) -> Result<v1::value::Kind, Undecodable> {
         Type::FLOAT4 => Value::DoubleValue(reader.f32()?.into()),
         Type::FLOAT8 => Value::DoubleValue(reader.f64()?),
         Type::BYTEA => return Ok(Value::BytesValue(bytes.to_vec())),
-        _ => return Ok(Value::TextValue(text(ty, bytes)?)),
+        _ => return Ok(Value::TextValue(text(ty, bytes, DEPTH_MAX)?)),
     };
     reader.end()?;
     Ok(value)
+}
+
+/// How long the value is, when it is text or has texts in it.
+pub fn text_bytes(value: &v1::Value) -> usize {
+    match &value.kind {
+        Some(v1::value::Kind::TextValue(text)) => text.len(),
+        Some(v1::value::Kind::ArrayValue(array)) => array.elements.iter().map(text_bytes).sum(),
+        _other => 0,
+    }
 }
 
 /// Types with a field of their own in [`v1::Value`].
@@ -84,29 +100,34 @@ fn native(ty: &Type) -> bool {
     natives.contains(ty)
 }
 
-/// A text form that PostgreSQL reads back as the same value.
-fn text(ty: &Type, bytes: &[u8]) -> Result<String, Undecodable> {
+/// A text form that PostgreSQL reads back as the same value; so many values may be within each other below it.
+fn text(ty: &Type, bytes: &[u8], depth: usize) -> Result<String, Undecodable> {
+    let depth = depth.checked_sub(1).ok_or(Undecodable::Long)?;
     match ty.kind() {
         Kind::Enum(_) => return utf8(bytes).map_err(Into::into),
-        Kind::Domain(inner) => return text(inner, bytes),
+        Kind::Domain(inner) => return text(inner, bytes, depth),
         Kind::Array(element) if is_vector(ty) => {
-            return container::array_text(element, bytes, text).map(|array| various::blanks(&array));
+            return container::array_text(element, bytes, text, depth).map(|array| various::blanks(&array));
         }
-        Kind::Array(element) => return container::array_text(element, bytes, text),
-        Kind::Range(bound) => return container::range_text(bound, bytes, text),
-        Kind::Multirange(bound) => return container::multirange_text(bound, bytes, text),
-        Kind::Composite(fields) => return container::row_text(fields, bytes, text),
+        Kind::Array(element) => return container::array_text(element, bytes, text, depth),
+        Kind::Range(bound) => return container::range_text(bound, bytes, text, depth),
+        Kind::Multirange(bound) => return container::multirange_text(bound, bytes, text, depth),
+        Kind::Composite(fields) => return container::row_text(Some(fields), bytes, text, depth),
         _scalar => {}
     }
     if *ty == Type::RECORD {
-        return container::row_text(&[], bytes, text);
+        return container::row_text(None, bytes, text, depth);
     }
     if let Some(form) = form(ty) {
         return form(bytes).map_err(Into::into);
     }
+    // Of what is neither, the value is its text, which there is none of: a field of an anonymous row may be anything.
+    if !native(ty) {
+        return Err(Undecodable::Type(ty.name().to_owned()));
+    }
     match kind(ty, bytes) {
-        Ok(v1::value::Kind::BoolValue(value)) if native(ty) => Ok(if value { "t" } else { "f" }.to_owned()),
-        Ok(v1::value::Kind::Int64Value(value)) if native(ty) => Ok(value.to_string()),
+        Ok(v1::value::Kind::BoolValue(value)) => Ok(if value { "t" } else { "f" }.to_owned()),
+        Ok(v1::value::Kind::Int64Value(value)) => Ok(value.to_string()),
         Ok(v1::value::Kind::DoubleValue(value)) if *ty == Type::FLOAT8 => Ok(float::float8(value)),
         // The shortest text of the narrow value, not of the widened one.
         Ok(v1::value::Kind::DoubleValue(_)) if *ty == Type::FLOAT4 => Ok(float::float4(Reader::new(bytes).f32()?)),
@@ -231,6 +252,8 @@ fn uuid(bytes: &[u8]) -> Result<String, Malformed> {
 
 #[cfg(test)]
 mod tests {
+    use postgres_types::Field;
+
     use super::*;
 
     #[test]
@@ -238,6 +261,31 @@ mod tests {
         assert_eq!(value(&Type::INT4, Some(&[0, 0])), Err(Undecodable::Malformed(Malformed)));
         assert_eq!(value(&Type::INT4, Some(&[0, 0, 0, 0, 0])), Err(Undecodable::Malformed(Malformed)));
         assert!(value(&Type::INT4_ARRAY, Some(&[0, 0, 0, 7])).is_err());
+    }
+
+    /// One field, with the OID that stands before it.
+    fn row(oid: u32, field: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(field.len()).unwrap().to_be_bytes();
+        [&1_u32.to_be_bytes(), &oid.to_be_bytes(), &length, field].concat()
+    }
+
+    #[test]
+    fn a_field_is_read_by_the_type_that_comes_with_it() {
+        let declared = |ty| vec![Field::new("a".to_owned(), ty)];
+        let composite = |ty| Type::new("pair".to_owned(), 70_000, Kind::Composite(declared(ty)), "public".to_owned());
+        let of = |ty: &Type, bytes: &[u8]| text(ty, bytes, DEPTH_MAX);
+        let five = row(Type::INT8.oid(), &5_i64.to_be_bytes());
+        assert_eq!(of(&composite(Type::INT8), &five), Ok("(5)".to_owned()));
+        assert_eq!(of(&composite(Type::FLOAT8), &five), Ok("(5)".to_owned()));
+        let mood = Type::new("mood".to_owned(), 70_001, Kind::Enum(vec!["ok".to_owned()]), "public".to_owned());
+        let ok = row(mood.oid(), b"ok");
+        assert_eq!(of(&composite(mood), &ok), Ok("(ok)".to_owned()));
+        assert_eq!(of(&composite(Type::INT8), &ok), Err(Undecodable::Changed));
+        assert_eq!(of(&Type::RECORD, &ok), Err(Undecodable::Type("oid 70001".to_owned())));
+        assert_eq!(
+            of(&Type::RECORD, &row(Type::PG_NODE_TREE.oid(), b"x")),
+            Err(Undecodable::Type("pg_node_tree".to_owned()))
+        );
     }
 
     #[test]

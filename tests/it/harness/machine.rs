@@ -177,9 +177,12 @@ impl Machine {
     pub async fn databases_create(&self, naming: &Naming) {
         let _alone = self.bootstrapping.lock().await;
         let judge = self.judge(MAINTENANCE_DATABASE).await;
-        bootstrap::bootstrap_databases(&judge, naming, &self.credentials.daemon.role, &self.credentials.dump.role)
-            .await
-            .unwrap();
+        let (daemon, dump) = (&self.credentials.daemon.role, &self.credentials.dump.role);
+        bootstrap::bootstrap_databases(&judge, naming, daemon, dump).await.unwrap();
+        for database in [naming.shared_database(), naming.auth_database()] {
+            let inside = self.judge(database.as_str()).await;
+            bootstrap::bootstrap_functions(&inside, naming, daemon, dump).await.unwrap();
+        }
     }
 
     /// Everything that a fleet has on the server, to keep the run's disk small.

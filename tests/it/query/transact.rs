@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::harness::{Client, Fleet, Spec, reason, until};
 
 /// A caller in a transaction.
-struct Caller {
+pub(super) struct Caller {
     requests: mpsc::Sender<TransactRequest>,
     answers: Streaming<TransactResponse>,
 }
@@ -26,7 +26,7 @@ fn begin() -> BeginTransaction {
     BeginTransaction { tenant: "acme".to_owned(), ..BeginTransaction::default() }
 }
 
-fn execute(sql: &str) -> Action {
+pub(super) fn execute(sql: &str) -> Action {
     Action::Execute(TransactionStatement { sql: sql.to_owned(), ..TransactionStatement::default() })
 }
 
@@ -42,18 +42,22 @@ impl Caller {
     }
 
     async fn begin(client: &Client) -> Self {
+        Self::begin_as(client, begin()).await
+    }
+
+    pub(super) async fn begin_as(client: &Client, begin: BeginTransaction) -> Self {
         let mut caller = Self::open(client, None).await;
-        assert!(matches!(caller.ask(Action::Begin(begin())).await, Ok(Outcome::Begun(_))));
+        assert!(matches!(caller.ask(Action::Begin(begin)).await, Ok(Outcome::Begun(_))));
         caller
     }
 
-    async fn ask(&mut self, action: Action) -> Result<Outcome, Status> {
+    pub(super) async fn ask(&mut self, action: Action) -> Result<Outcome, Status> {
         self.requests.send(TransactRequest { action: Some(action) }).await.unwrap();
         let answer = self.answers.message().await?;
         Ok(answer.expect("an answer").outcome.unwrap())
     }
 
-    async fn run(&mut self, sql: &str) -> String {
+    pub(super) async fn run(&mut self, sql: &str) -> String {
         match self.ask(execute(sql)).await.unwrap() {
             Outcome::Result(result) => match result.rows.first() {
                 Some(row) => format!("{:?}", row.values[0].kind.as_ref().unwrap()),
@@ -63,7 +67,7 @@ impl Caller {
         }
     }
 
-    async fn fails(&mut self, action: Action) -> StatementError {
+    pub(super) async fn fails(&mut self, action: Action) -> StatementError {
         match self.ask(action).await.unwrap() {
             Outcome::Error(error) => error,
             other => panic!("{other:?}"),
