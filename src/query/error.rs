@@ -7,6 +7,9 @@ use tokio_postgres::error::{DbError, ErrorPosition};
 use crate::domain::tenant::TenantCode;
 use crate::{catalog, postgres, router};
 
+/// What no statement begins with, and a function may run.
+const PREPARED_BY_SQL: &str = "PREPARE in a function";
+
 /// What went wrong, and whose it is to mend.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -98,8 +101,19 @@ impl Error {
                 | Self::Unsupported { .. }
                 | Self::TypeChanged { .. }
                 | Self::Malformed { .. }
-                | Self::Connection(_)
-        )
+        ) || self.ends_session()
+    }
+
+    /// The session is not to be used again, wherever in a statement it was found out.
+    pub(super) fn ends_session(&self) -> bool {
+        matches!(self, Self::Connection(_) | Self::Refused { word: PREPARED_BY_SQL, .. })
+    }
+
+    /// A plain read left statements behind that were prepared by SQL.
+    pub(super) fn prepared_by_sql() -> Self {
+        let reason =
+            "statements are prepared by the daemon, whose names for them are not a function's; nothing was changed";
+        Self::Refused { word: PREPARED_BY_SQL, reason }
     }
 
     /// PostgreSQL refused to change something in a transaction that only reads.

@@ -20,7 +20,7 @@ use super::error::Error;
 use super::harmless::{Known, QUICK_MAX, Reading};
 use super::parameter::{Parameter, parameters, untyped};
 use super::rows::{Bounds, Fetched, Output, columns, query, query_at_once};
-use super::session::{READ_BEGIN, READ_END, Session};
+use super::session::{READ_BEGIN, Session, read_end, refused_or};
 use super::statement;
 use crate::proto::v1;
 use crate::router::{Fresh, Holder, Residue};
@@ -238,7 +238,7 @@ pub(super) struct Failure {
 impl Failure {
     pub(super) fn idle(error: impl Into<Error>) -> Self {
         let error = error.into();
-        let state = if matches!(error, Error::Connection(_)) { SessionState::Unknown } else { SessionState::Idle };
+        let state = if error.ends_session() { SessionState::Unknown } else { SessionState::Idle };
         Self { error, state }
     }
 
@@ -270,7 +270,7 @@ async fn attempt(session: &mut Session, input: &Execute<'_>, way: Way, bounds: B
     }
     let statement = match way {
         Way::Guarded { .. } => session.prepare_guarded(input.sql).await,
-        _ => session.prepare(input.sql).await,
+        _ => session.prepare(input.sql).await.map_err(Error::from),
     }
     .map_err(Failure::idle)?;
     let columns = columns(statement.columns()).map_err(Failure::idle)?;
@@ -318,9 +318,9 @@ pub(super) async fn guarded(
     user: Option<Uuid>,
 ) -> Result<Fetched, Error> {
     let begin = async { Ok(client.batch_execute(&begin_as(READ_BEGIN, user)).await?) };
-    let end = async { Ok(client.batch_execute(READ_END).await?) };
-    let ((), rows, ()) = try_join!(begin, query(client, statement, parameters, bounds), end)?;
-    Ok(rows)
+    let read = async { refused_or(query(client, statement, parameters, bounds).await) };
+    let ((), rows, ()) = try_join!(begin, read, read_end(client))?;
+    rows
 }
 
 async fn in_transaction(
@@ -345,9 +345,6 @@ async fn in_transaction(
         Err(error) => Err(Failure::unknown(error)),
     }
 }
-
-/// Lets go of what outlives a rollback.
-pub(super) const LOCKS_END: &str = "SELECT pg_catalog.pg_advisory_unlock_all()";
 
 fn begin_as(begin: &'static str, user: Option<Uuid>) -> Cow<'static, str> {
     user.map_or(Cow::Borrowed(begin), |user| format!("{begin}; {}", user_set(user)).into())

@@ -2,8 +2,9 @@
 //! Given back by [`Session::release`]; dropped otherwise, which ends it and cancels what it runs.
 
 use futures_util::try_join;
-use tokio_postgres::{Client, Statement};
+use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 
+use super::error::Error;
 use super::targets::Seat;
 use crate::domain::tenant::TenantId;
 use crate::router::{Lease, Residue};
@@ -11,8 +12,41 @@ use crate::router::{Lease, Residue};
 /// Begins a plain read. What changes something after all is told by its refusal, instead of being undone unseen.
 pub(super) const READ_BEGIN: &str = "BEGIN READ ONLY";
 
-/// Ends a plain read: nothing of a session survives it.
-pub(super) const READ_END: &str = "ROLLBACK; SELECT pg_catalog.pg_advisory_unlock_all()";
+/// Lets go of what outlives a rollback, and tells what it cannot let go of.
+const REST_END: &str = "SELECT pg_catalog.pg_advisory_unlock_all(), \
+                        EXISTS (SELECT FROM pg_catalog.pg_prepared_statement() WHERE from_sql)";
+
+/// Ends a plain read's transaction: nothing of a session survives it.
+///
+/// # Errors
+/// As [`rest_end`].
+pub(super) async fn read_end(client: &Client) -> Result<(), Error> {
+    rest_none(&client.simple_query(&format!("ROLLBACK; {REST_END}")).await?)
+}
+
+/// Ends what outlives a plain read's transaction.
+///
+/// # Errors
+/// When there are statements that were prepared by SQL, perhaps under the names of the daemon's own: no rollback undoes
+/// them, and the session is not to be used again.
+pub(super) async fn rest_end(client: &Client) -> Result<(), Error> {
+    rest_none(&client.simple_query(REST_END).await?)
+}
+
+fn rest_none(answers: &[SimpleQueryMessage]) -> Result<(), Error> {
+    let has_rest =
+        |answer: &SimpleQueryMessage| matches!(answer, SimpleQueryMessage::Row(row) if row.get(1) == Some("t"));
+    if answers.iter().any(has_rest) { Err(Error::prepared_by_sql()) } else { Ok(()) }
+}
+
+/// A refusal, so that what was sent behind it is waited for nevertheless.
+pub(super) fn refused_or<T>(result: Result<T, Error>) -> Result<Result<T, Error>, Error> {
+    match result {
+        Err(error @ Error::Sql(_)) => Ok(Err(error)),
+        Err(error) => Err(error),
+        Ok(value) => Ok(Ok(value)),
+    }
+}
 
 /// A session outside a transaction, with nothing running.
 #[derive(Debug)]
@@ -73,15 +107,17 @@ impl Session {
     /// As [`Session::prepare`], for a plain read whose names may stand for a tenant's own code: where a literal of a
     /// composite type is read, a domain's check runs, and that is while the statement is parsed. Nothing of it stays;
     /// what was prepared does.
-    pub(super) async fn prepare_guarded(&mut self, sql: &str) -> Result<Statement, tokio_postgres::Error> {
-        let Self::Tenant(lease) = self else { return self.prepare(sql).await };
+    pub(super) async fn prepare_guarded(&mut self, sql: &str) -> Result<Statement, Error> {
+        let Self::Tenant(lease) = self else { return Ok(self.prepare(sql).await?) };
         if let Some(statement) = lease.prepared(sql) {
             return Ok(statement);
         }
         let client: &Client = lease;
         // All of it is sent before any of it is awaited.
-        let (begin, end) = (client.batch_execute(READ_BEGIN), client.batch_execute(READ_END));
-        let ((), statement, ()) = Box::pin(async { try_join!(begin, client.prepare(sql), end) }).await?;
+        let begin = async { Ok(client.batch_execute(READ_BEGIN).await?) };
+        let prepare = async { refused_or(client.prepare(sql).await.map_err(Error::from)) };
+        let ((), statement, ()) = Box::pin(async { try_join!(begin, prepare, read_end(client)) }).await?;
+        let statement = statement?;
         lease.keep_prepared(sql, &statement);
         Ok(statement)
     }

@@ -12,10 +12,10 @@ use uuid::Uuid;
 
 use super::Queries;
 use super::error::Error;
-use super::execute::{LOCKS_END, user_set};
+use super::execute::user_set;
 use super::parameter::parameters;
 use super::rows::{columns, decoded};
-use super::session::Session;
+use super::session::{Session, rest_end};
 use crate::proto::v1::stream_query_response::Part;
 use crate::proto::v1::{self, StreamQueryResponse};
 use crate::router::Residue;
@@ -114,12 +114,10 @@ enum End {
     Broken(Error),
 }
 
-impl From<tokio_postgres::Error> for End {
-    fn from(error: tokio_postgres::Error) -> Self {
-        match Error::from(error) {
-            error @ Error::Connection(_) => Self::Broken(error),
-            error => Self::Refused(error),
-        }
+impl<T: Into<Error>> From<T> for End {
+    fn from(error: T) -> Self {
+        let error = error.into();
+        if error.ends_session() { Self::Broken(error) } else { Self::Refused(error) }
     }
 }
 
@@ -190,6 +188,9 @@ async fn attempt<E: Send>(
         Ok(row_count) => row_count,
         Err(error @ (Error::Sql(_) | Error::BatchRows { .. })) => {
             transaction.rollback().await.map_err(|error| End::Broken(error.into()))?;
+            if is_plain {
+                rest_end(session.client()).await.map_err(End::Broken)?;
+            }
             return Err(End::Refused(error));
         }
         // Rows may still be on their way; the end of the session is a rollback.
@@ -198,7 +199,7 @@ async fn attempt<E: Send>(
     if is_plain {
         // A plain read has nothing to be committed, and what else its names may have done is undone.
         transaction.rollback().await?;
-        session.client().batch_execute(LOCKS_END).await?;
+        rest_end(session.client()).await?;
     } else {
         transaction.commit().await?;
     }

@@ -188,12 +188,8 @@ impl Manager for TenantConnections {
                 settings: vec![
                     ("TimeZone", "UTC".to_owned()),
                     ("lc_monetary", "C".to_owned()),
-                settings: vec![
-                    ("TimeZone", "UTC".to_owned()),
-                    ("lc_monetary", "C".to_owned()),
                     ("array_nulls", "on".to_owned()),
                     ("client_connection_check_interval", CLIENT_CHECK_INTERVAL.to_owned()),
-                ],
                 ],
                 ..SessionOptions::default()
             },

@@ -56,9 +56,9 @@ enum Ready {
 struct Landing {
     /// To be looked at before anything else: it is not ready, or its time was up.
     next: VecDeque<Job>,
-    /// One was sent. The first is whatever the time is, so that one which takes longer to be prepared than the lease
+    /// How many were sent. The first is whatever the time is, so that one which takes longer to be prepared than the lease
     /// lasts is not prepared for ever.
-    has_sent: bool,
+    sent: usize,
     /// The connection's statements are to be prepared anew.
     stale: bool,
     /// The connection is not to be used again.
@@ -194,7 +194,7 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
                 match self.prepare(&mut session, &job).await {
                     Ok(known) => ready.insert(number, known),
                     Err(error) => {
-                        let is_broken = matches!(error, Error::Connection(_));
+                        let is_broken = error.ends_session();
                         self.refuse(&job, error);
                         if is_broken {
                             return Ok(());
@@ -236,7 +236,7 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
         let reading = statements.reading(session, known).await?;
         let statement = match reading {
             Reading::AsIs => session.prepare(&known.sql).await?,
-            Reading::Guarded => match session.prepare_guarded(&known.sql).await.map_err(Error::from) {
+            Reading::Guarded => match session.prepare_guarded(&known.sql).await {
                 Err(error) if error.is_read_only() => {
                     statements.changed(self.tenant, known);
                     return Ok(Ready::Beside);
@@ -347,13 +347,13 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
                 },
             };
             let plain = match ready.get(&job.known.number) {
-                Some(Ready::Plain(plain)) if !landing.has_sent || Instant::now() < until => Arc::clone(plain),
+                Some(Ready::Plain(plain)) if landing.sent == 0 || Instant::now() < until => Arc::clone(plain),
                 _other => {
                     landing.next.push_back(job);
                     return;
                 }
             };
-            landing.has_sent = true;
+            landing.sent += 1;
             flights.push_back(Flight::begin(cx, client, plain, job));
         }
     }

@@ -1,6 +1,6 @@
 //! Statements that only read by their words, and run a tenant's own code by their names: nothing of it stays.
 
-use tenantd::query::{HARMLESS_FUNCTIONS, HARMLESS_VOLATILE};
+use tenantd::query::{Error, HARMLESS_FUNCTIONS, HARMLESS_VOLATILE};
 
 use tenantd::proto::v1::pipeline_answer::Outcome;
 use tenantd::proto::v1::{PipelineRequest, PipelineStatement, StreamQueryRequest};
@@ -186,12 +186,13 @@ async fn functions_that_are_called_harmless_change_nothing() {
     rooms.finish().await;
 }
 
-const POISON: [&str; 2] = [
+const POISON: [&str; 3] = [
     "CREATE FUNCTION poison() RETURNS int LANGUAGE plpgsql AS $$ DECLARE s text; BEGIN \
         FOR s IN SELECT name FROM pg_prepared_statements LOOP \
             EXECUTE format('DEALLOCATE %I', s); EXECUTE format('PREPARE %I AS SELECT ''poisoned''::text', s); \
         END LOOP; RETURN 1; END $$",
     "CREATE TABLE poisoned (a int DEFAULT poison())",
+    "CREATE VIEW poisoning AS SELECT poison() / 1 AS a, poison() / 0 AS b",
 ];
 
 #[tokio::test]
@@ -203,6 +204,14 @@ async fn statements_that_are_prepared_by_sql_reach_nobody_else() {
             assert_eq!(only(&ask(&rooms, &tenant, "SELECT 'fine'::text").await.unwrap()), text("fine"), "after {sql}");
         }
         ask(&rooms, &tenant, sql).await.unwrap();
+    }
+    for sql in ["SELECT a FROM poisoning", "SELECT b FROM poisoning"] {
+        for _ in 0..3 {
+            assert_eq!(only(&ask(&rooms, &tenant, "SELECT 'fine'::text").await.unwrap()), text("fine"), "before {sql}");
+        }
+        // In its guard.
+        let refused = ask(&rooms, &tenant, sql).await.unwrap_err();
+        assert!(matches!(refused, Error::Refused { .. }), "{refused}");
     }
     assert_eq!(only(&ask(&rooms, &tenant, "SELECT 'fine'::text").await.unwrap()), text("fine"));
     rooms.finish().await;
