@@ -12,14 +12,13 @@ use std::time::Duration;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use tokio::time::{Instant, sleep_until};
-use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::Instrument as _;
 
 use super::called::calling;
-use super::cut::{Bounded, Cut};
+use super::cut::{Bounded, Cut, Cuts};
 use super::peer::Peer;
 use super::status;
 use crate::access::{Access, Caller, Credentials, Denial};
@@ -49,12 +48,9 @@ struct Call {
 pub struct Guard {
     pub access: Access,
     pub tasks: Tasks,
-    /// Counts the calls that run, but for health.
-    pub running: TaskTracker,
     /// Made when the drain begins: what is called from then on is refused.
     pub draining: Arc<Cut>,
-    /// Made when the drain has taken too long: running calls are cut off.
-    pub cut: Arc<Cut>,
+    pub cuts: Arc<Cuts>,
 }
 
 impl<S> Layer<S> for Guard {
@@ -92,7 +88,7 @@ where
         let span =
             guard.tasks.span_of(|root| tracing::debug_span!(parent: root, "call", method = request.uri().path()));
         let method = path(&request);
-        let running = (!method.path().starts_with(HEALTH)).then(|| guard.running.token());
+        let cut = Arc::clone(if method.path().starts_with(HEALTH) { &guard.cuts.health } else { &guard.cuts.calls });
         let call = async move {
             let named = named_timeout(&request);
             let deadline = Instant::now() + named.unwrap_or(DEADLINE_DEFAULT);
@@ -109,7 +105,7 @@ where
                 {
                     guard.failed(&origin, &caller, refusal).await;
                 }
-                Ok(answer.map(|body| Bounded::body(body, Arc::clone(&guard.cut), running)))
+                Ok(answer.map(|body| Bounded::body(body, cut)))
             };
             // What ends a call that names no deadline is part of its method.
             let over = async {
@@ -122,7 +118,7 @@ where
                 // Most calls are over before there is anything to wait for.
                 biased;
                 answer = run => answer,
-                () = guard.cut.made() => Err(status::draining()),
+                () = guard.cuts.calls.made() => Err(status::draining()),
                 () = over => Err(status::deadline_exceeded()),
             };
             Ok(answer.unwrap_or_else(status::answer))

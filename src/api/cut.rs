@@ -6,16 +6,19 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
+use tokio::time::sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::Status;
 use tonic::body::Body;
 
 use super::status;
+
+const LEFT_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A moment that comes once. Every call asks for it, several times over: a token alone takes a lock that all calls have
 /// in common each time.
@@ -23,6 +26,30 @@ use super::status;
 pub(super) struct Cut {
     is_made: AtomicBool,
     token: CancellationToken,
+}
+
+/// What calls have, each from its beginning until its answer is over. Made when a drain has taken too long: they are cut
+/// off.
+#[derive(Debug, Default)]
+pub struct Cuts {
+    pub(super) calls: Arc<Cut>,
+    /// Of calls about health, which no drain waits for.
+    pub(super) health: Arc<Cut>,
+}
+
+impl Cuts {
+    /// Resolves when no call runs. Asks again and again, which costs a drain little, where counting them would cost every
+    /// call.
+    pub(super) async fn left(&self) {
+        while Arc::strong_count(&self.calls) > 1 {
+            sleep(LEFT_INTERVAL).await;
+        }
+    }
+
+    pub(super) fn make(&self) {
+        self.calls.make();
+        self.health.make();
+    }
 }
 
 impl Cut {
@@ -61,13 +88,11 @@ pub(super) struct Bounded {
     cut: Arc<Cut>,
     /// Made when there is something to wait for, which most answers never have.
     waiting: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
-    /// The call runs until its answer is over.
-    _running: Option<TaskTrackerToken>,
 }
 
 impl Bounded {
-    pub(super) fn body(inner: Body, cut: Arc<Cut>, running: Option<TaskTrackerToken>) -> Body {
-        Body::new(Self { inner: Some(inner), cut, waiting: None, _running: running })
+    pub(super) fn body(inner: Body, cut: Arc<Cut>) -> Body {
+        Body::new(Self { inner: Some(inner), cut, waiting: None })
     }
 }
 
@@ -118,11 +143,23 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_call_has_it_until_its_answer_is_over() {
+        let cuts = Cuts::default();
+        let stream = tokio_stream::pending::<Result<Frame<Bytes>, Status>>();
+        let inner = Body::new(http_body_util::StreamBody::new(stream));
+        let body = Bounded::body(inner, Arc::clone(&cuts.calls));
+        let mut left = pin!(cuts.left());
+        assert!(futures_util::poll!(&mut left).is_pending());
+        drop(body);
+        left.await;
+    }
+
+    #[tokio::test]
     async fn a_stream_that_does_not_end_is_ended_with_a_status() {
         let (sender, receiver) = tokio::sync::mpsc::channel::<Result<Frame<Bytes>, Status>>(1);
         let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
         let cut = Arc::new(Cut::default());
-        let mut body = Bounded::body(Body::new(http_body_util::StreamBody::new(stream)), Arc::clone(&cut), None);
+        let mut body = Bounded::body(Body::new(http_body_util::StreamBody::new(stream)), Arc::clone(&cut));
         sender.send(Ok(Frame::data(Bytes::from_static(b"one")))).await.unwrap();
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "one");
         cut.make();

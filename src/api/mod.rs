@@ -31,7 +31,6 @@ use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tonic::server::NamedService as _;
 use tonic::service::RoutesBuilder;
 use tonic::transport::Server;
@@ -56,7 +55,7 @@ use crate::proto::v1::tenant_service_server::TenantServiceServer;
 use crate::query::Queries;
 use crate::router::Router;
 use crate::shutdown::Tasks;
-use cut::Cut;
+use cut::{Cut, Cuts};
 pub use tls::Tls;
 
 /// A request with more is refused.
@@ -109,14 +108,13 @@ struct Service {
 pub async fn serve(listener: TcpListener, api: Api, shutdown: impl Future<Output = ()> + Send) -> Result<(), Error> {
     let address = listener.local_addr().map_err(Error::Address)?;
     let (drain_timeout, tls) = (api.config.drain_timeout, api.tls.clone());
-    let (draining, closing, running) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
-    let (refusing, cut) = (Arc::new(Cut::default()), Arc::new(Cut::default()));
+    let (draining, closing) = (CancellationToken::new(), CancellationToken::new());
+    let (refusing, cuts) = (Arc::new(Cut::default()), Arc::new(Cuts::default()));
     let guard = auth::Guard {
         access: api.access.clone(),
         tasks: api.tasks.clone(),
-        running: running.clone(),
         draining: Arc::clone(&refusing),
-        cut: Arc::clone(&cut),
+        cuts: Arc::clone(&cuts),
     };
     let (mut reporter, health) = health_reporter();
     let routes = routes(&Service { api, draining: draining.clone() }, health, address)?;
@@ -142,14 +140,13 @@ pub async fn serve(listener: TcpListener, api: Api, shutdown: impl Future<Output
     health_set(&reporter, ServingStatus::NotServing).await;
     refusing.make();
     draining.cancel();
-    running.close();
     let have_ended = tokio::select! {
         ended = &mut serving => return ended.map_err(Error::Serve),
-        waited = timeout_at(deadline, running.wait()) => waited.is_ok(),
+        waited = timeout_at(deadline, cuts.left()) => waited.is_ok(),
     };
     if !have_ended {
         tracing::warn!(?drain_timeout, "calls that did not end in time are cut off");
-        cut.make();
+        cuts.make();
     }
     health_end(&mut reporter).await;
     closing.cancel();
