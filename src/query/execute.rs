@@ -3,8 +3,8 @@
 //! Most statements take one round trip: plain reads, guarded or not ([`super::harmless`]), and changes that return no
 //! rows, which PostgreSQL's implicit transaction covers. Everything else runs between BEGIN and COMMIT, so that a result
 //! that is too large changes nothing; BEGIN travels together with the statement. A plain read that is a connection's
-//! first statement needs no guard: the connection is cleaned behind it, unless it is closed before anybody wants it. One
-//! that turns out to write in its guard is run anew between BEGIN and COMMIT.
+//! first statement is not prepared, and the connection is cleaned behind it, unless it is closed before anybody wants
+//! it. One that turns out to write in its guard is run anew between BEGIN and COMMIT.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -173,7 +173,7 @@ impl Queries {
         Ok(match self.0.statements.reading(session, known).await? {
             Reading::Changes => changing,
             Reading::AsIs => (Way::AsIs, Residue::Nothing),
-            Reading::Guarded if session.is_new() => (Way::AsIs, Residue::Perhaps),
+            Reading::Guarded if session.is_new() => (Way::Guarded { user: None }, Residue::Perhaps),
             Reading::Guarded => (Way::Guarded { user: None }, Residue::Nothing),
         })
     }
@@ -262,9 +262,9 @@ impl Failure {
 }
 
 async fn attempt(session: &mut Session, input: &Execute<'_>, way: Way, bounds: Bounds) -> Result<Output, Failure> {
-    if way == Way::AsIs
-        && session.is_new()
-        && let Some(output) = Box::pin(at_once(session, input, bounds)).await?
+    if session.is_new()
+        && matches!(way, Way::AsIs | Way::Guarded { user: None })
+        && let Some(output) = Box::pin(at_once(session, input, way, bounds)).await?
     {
         return Ok(output);
     }
@@ -291,15 +291,27 @@ async fn attempt(session: &mut Session, input: &Execute<'_>, way: Way, bounds: B
 }
 
 /// A plain read that is a connection's first statement, in one round trip and without being prepared: most such
-/// connections have nothing to do but this. `None` when it has to be prepared after all, as when it is refused: then
-/// that is said of it as of any.
-async fn at_once(session: &mut Session, input: &Execute<'_>, bounds: Bounds) -> Result<Option<Output>, Failure> {
+/// connections have nothing to do but this. `None` when nothing of it has run and it has to be prepared after all, as
+/// when it is refused by its words: then that is said of it as of any.
+async fn at_once(
+    session: &mut Session,
+    input: &Execute<'_>,
+    way: Way,
+    bounds: Bounds,
+) -> Result<Option<Output>, Failure> {
     let Some(parameters) = untyped(input.parameters) else { return Ok(None) };
-    let (columns, result) = match query_at_once(session.client(), input.sql, &parameters, bounds).await {
-        Ok(answered) => answered,
-        Err(Error::Sql(_) | Error::Unsupported { .. }) => return Ok(None),
-        Err(error) => return Err(Failure::of_query(error)),
+    let client = session.client();
+    let read = query_at_once(client, input.sql, &parameters, bounds);
+    let answered = if way == Way::AsIs {
+        read.await
+    } else {
+        // What else stays in the session is cleaned behind it.
+        let begin = async { Ok(client.batch_execute(READ_BEGIN).await?) };
+        let end = async { Ok(client.batch_execute("ROLLBACK").await?) };
+        let read = async { refused_or(read.await) };
+        try_join!(begin, read, end).and_then(|((), answered, ())| answered)
     };
+    let Some((columns, result)) = answered.map_err(Failure::of_query)? else { return Ok(None) };
     let columns = if let Some(columns) = columns {
         columns
     } else {

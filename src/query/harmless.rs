@@ -2,8 +2,8 @@
 //! `set_config`, and so may a policy, a domain's check, an operator, a cast, a function in the place of a column. So a
 //! plain read is guarded: BEGIN READ ONLY travels before it and a ROLLBACK behind it, in one flight, and nothing of a
 //! session survives that but advisory locks, which are let go of there too. So is its preparation, in which literals are
-//! read and the checks of domains in them run. Only a connection's first statement goes without: the session is cleaned
-//! behind it, which most such sessions never need.
+//! read and the checks of domains in them run. A connection's first statement is not prepared, and what is left of it but
+//! for its transaction is cleaned behind it, which most such sessions never need.
 //!
 //! That code may also write, and then the statement is no plain read, whatever its words say: PostgreSQL refuses the
 //! write in the guard, and the statement is run anew as one that changes things. So it is at once from then on, for

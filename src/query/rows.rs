@@ -75,9 +75,15 @@ pub(super) async fn query_at_once(
     sql: &str,
     parameters: &[Parameter],
     bounds: Bounds,
-) -> Result<(Option<Vec<v1::Column>>, Fetched), Error> {
+) -> Result<Option<(Option<Vec<v1::Column>>, Fetched)>, Error> {
     let parameters = parameters.iter().map(|parameter| (parameter, Type::UNKNOWN));
-    let mut stream = pin!(client.query_typed_raw(sql, parameters).await?);
+    let stream = match client.query_typed_raw(sql, parameters).await.map_err(Error::from) {
+        // It comes once the statement is parsed and its parameters are read.
+        Ok(stream) => stream,
+        Err(Error::Sql(_)) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut stream = pin!(stream);
     let (mut known, mut gathered) = (None, Gathered::new(bounds));
     while let Some(row) = stream.as_mut().try_next().await? {
         if known.is_none() {
@@ -85,7 +91,7 @@ pub(super) async fn query_at_once(
         }
         gathered.add(&row)?;
     }
-    Ok((known, gathered.end(stream.rows_affected())))
+    Ok(Some((known, gathered.end(stream.rows_affected()))))
 }
 
 /// The rows so far.

@@ -4,21 +4,24 @@ use std::time::Duration;
 
 use tenantd::proto::v1::pipeline_answer::Outcome;
 use tenantd::proto::v1::stream_query_response::Part;
-use tenantd::proto::v1::{ExecuteRequest, PipelineRequest, PipelineStatement, StreamQueryRequest};
+use tenantd::proto::v1::{EvictPoolRequest, ExecuteRequest, PipelineRequest, PipelineStatement, StreamQueryRequest};
 use tokio::time::timeout;
-use tonic::Status;
+use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
 use crate::harness::{Client, Daemon, Fleet, Spec};
 
-const WRITERS: [&str; 8] = [
+const WRITERS: [&str; 11] = [
     "CREATE TABLE log (at timestamptz DEFAULT now())",
     "CREATE FUNCTION log_it() RETURNS int LANGUAGE plpgsql AS $$ BEGIN INSERT INTO log DEFAULT VALUES; RETURN 1; END $$",
     "CREATE VIEW logging AS SELECT log_it() AS x",
     "CREATE SEQUENCE made",
     "CREATE VIEW numbering AS SELECT nextval('made') AS x",
     "CREATE VIEW late AS SELECT CASE WHEN n = 2500 THEN log_it() ELSE 0 END AS x FROM generate_series(1, 3000) AS n",
+    "CREATE VIEW many AS SELECT log_it() AS x FROM generate_series(1, 1500)",
+    "CREATE FUNCTION failing() RETURNS int LANGUAGE plpgsql AS $$ BEGIN PERFORM nextval('made'); RAISE 'no'; END $$",
+    "CREATE VIEW doomed AS SELECT failing() AS x",
     "CREATE DOMAIN logged AS int CHECK (log_it() = 1)",
     "CREATE TYPE single AS (a logged)",
 ];
@@ -82,6 +85,32 @@ async fn what_a_view_writes_is_there_after_each_call() {
     }
     assert_eq!(written(client).await, "5");
     assert_eq!(client.sql("acme", "SELECT x FROM numbering").await, "11");
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn the_first_statement_on_a_connection_runs_once_and_changes_nothing_when_it_is_refused() {
+    let (fleet, daemon) = fleet().await;
+    let client = &daemon.client;
+    let made = async || client.sql("acme", "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM made").await;
+    for is_new in [true, false] {
+        let prepare = async || {
+            if is_new {
+                let (tenant, reason) = ("acme".to_owned(), "a new connection".to_owned());
+                let request = EvictPoolRequest { tenant, reason, ..EvictPoolRequest::default() };
+                client.router().evict_pool(request).await.unwrap();
+            }
+        };
+        prepare().await;
+        let refusal = client.execute("acme", "SELECT * FROM many").await.unwrap_err();
+        assert_eq!(refusal.code(), Code::OutOfRange, "{refusal:?}");
+        assert_eq!(written(client).await, "0", "new: {is_new}");
+        let before: i64 = made().await.parse().unwrap();
+        prepare().await;
+        let refusal = client.execute("acme", "SELECT * FROM doomed").await.unwrap_err();
+        assert!(refusal.message().contains("no"), "{refusal:?}");
+        assert_eq!(made().await, (before + 1).to_string(), "new: {is_new}");
+    }
     fleet.stop(daemon).await;
 }
 
