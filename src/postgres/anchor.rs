@@ -27,7 +27,7 @@ use crate::domain::tenant::{DatabaseName, Naming, TenantRole};
 const ASK_INTERVAL: Duration = Duration::from_secs(3);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The server's side: a daemon's machine that has vanished is noticed after 10 + 3 × 5 seconds.
-const KEEPALIVE: [(&str, &str); 3] =
+pub(super) const KEEPALIVE: [(&str, &str); 3] =
     [("tcp_keepalives_idle", "10"), ("tcp_keepalives_interval", "5"), ("tcp_keepalives_count", "3")];
 /// What these sessions are for, in their names.
 const PURPOSE: &str = "share";

@@ -57,6 +57,10 @@ pub enum Error {
     )]
     TypeChanged { column: String, type_name: String },
     #[error(
+        "the statement turned out to write after its first rows were sent, and nothing of what it wrote has stayed; call again, and it is run as one that writes"
+    )]
+    WroteLate,
+    #[error(
         "the result has more than {rows_max} rows, and nothing was changed; ask for less by LIMIT, or raise max_rows (at most 10,000)"
     )]
     TooManyRows { rows_max: usize },
@@ -86,8 +90,8 @@ impl Error {
         match self {
             // Serialization failures and deadlocks: the transaction was rolled back, and another took its place.
             Self::Sql(error) if matches!(error.sqlstate.as_str(), "40001" | "40P01") => Some(Duration::from_millis(50)),
-            // On a connection that reads the type anew.
-            Self::TypeChanged { .. } => Some(Duration::from_millis(50)),
+            // On a connection that reads the type anew, and as a statement that writes.
+            Self::TypeChanged { .. } | Self::WroteLate => Some(Duration::from_millis(50)),
             _other => None,
         }
     }

@@ -78,7 +78,9 @@ impl Queries {
         {
             // It only reads by its words. Nothing of it has stayed; what was sent cannot be taken back.
             self.0.statements.changed(tenant, &known);
-            if !reader.has_header {
+            if reader.has_header {
+                ended = Err(End::Refused(Error::WroteLate));
+            } else {
                 residue = Residue::Session;
                 ended = attempt(&mut session, input, residue, &mut reader).await;
             }

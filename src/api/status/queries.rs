@@ -3,6 +3,7 @@
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use super::bounds::cut;
 use super::{RETRY_AFTER, Refusal};
 use crate::proto::v1::{self, ErrorReason as Reason};
 use crate::query;
@@ -29,16 +30,20 @@ pub(in crate::api) fn in_band(status: &Status) -> v1::StatementError {
     }
 }
 
-/// Why a statement failed, as part of a stream that goes on; unlike a status, it may be of any length.
+/// Bytes of each text of an error in a stream. A tenant's code writes them, and a message that is larger than its reader
+/// takes ends the stream.
+const TEXT_BYTES_MAX: usize = 64 << 10;
+
+/// Why a statement failed, as part of a stream that goes on; unlike a status, it fits into no header.
 pub(in crate::api) fn explained(error: query::Error) -> v1::StatementError {
     let refusal = if let query::Error::Sql(refusal) = &error { Some(refusal.clone()) } else { None };
     let answer = in_band(&error.into());
     let Some(refusal) = refusal else { return answer };
     v1::StatementError {
-        message: refusal.message,
+        message: cut(&refusal.message, TEXT_BYTES_MAX),
         constraint: refusal.constraint.unwrap_or_default(),
-        detail: refusal.detail.unwrap_or_default(),
-        hint: refusal.hint.unwrap_or_default(),
+        detail: cut(&refusal.detail.unwrap_or_default(), TEXT_BYTES_MAX),
+        hint: cut(&refusal.hint.unwrap_or_default(), TEXT_BYTES_MAX),
         ..answer
     }
 }
@@ -82,7 +87,9 @@ impl From<query::Error> for Status {
                 .meta_if("hint", sql.hint.as_ref())
                 .retry_after(retry_after)
                 .status(),
-            E::TypeChanged { .. } => Refusal::new(Code::Aborted, Reason::Sql, &error).retry_after(retry_after).status(),
+            E::TypeChanged { .. } | E::WroteLate => {
+                Refusal::new(Code::Aborted, Reason::Sql, &error).retry_after(retry_after).status()
+            }
             E::Connection(_) => Refusal::new(Code::Unavailable, Reason::ConnectionUnavailable, &error).status(),
             E::Malformed { .. } => Refusal::internal(&error),
             E::Router(_) | E::Open(_) | E::Catalog(_) => match error {

@@ -140,6 +140,21 @@ async fn the_only_read_on_a_new_connection_takes_one_round_trip_and_leaves_nothi
     fleet.stop(daemon).await;
 }
 
+#[tokio::test]
+async fn what_a_tenants_code_says_in_an_error_has_a_bound() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    daemon.client.tenant("acme").await;
+    let mut caller = Caller::open(&daemon.client).await;
+    let raise = "DO $$ BEGIN RAISE EXCEPTION USING MESSAGE = repeat('x', 6000000); END $$";
+    caller.send(vec![statement(1, "acme", raise)]).await;
+    let answers = caller.take(1).await;
+    assert_eq!(sqlstate(&answers[&1]), "P0001");
+    assert!(matches!(&answers[&1], Outcome::Error(error) if error.message.len() < 70_000));
+    assert!(caller.rest().await.is_empty());
+    fleet.stop(daemon).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn thousands_of_reads_share_a_connection() {
     let fleet = Fleet::new(Spec::default()).await;
