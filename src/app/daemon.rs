@@ -19,7 +19,7 @@ use super::reload::Reload;
 use crate::access::Access;
 use crate::accounts::Accounts;
 use crate::api::{self, Api, Tls};
-use crate::backup;
+use crate::backup::SpoolDir;
 use crate::catalog::Catalog;
 use crate::config::{Config, Live, TlsFiles};
 use crate::domain::tenant::Naming;
@@ -52,6 +52,7 @@ pub struct App {
     parts: Parts,
     queries: Queries,
     shares: Option<Shares>,
+    spool: SpoolDir,
 }
 
 impl App {
@@ -97,9 +98,9 @@ impl App {
         let store = Store::new(&config.store);
         store.check().await?;
         // A restore that is resumed fetches its archive again, so nothing in the spool is anybody's.
-        let left = backup::spool_clean(&config.spool_dir, &[])?;
-        if left > 0 {
-            tracing::info!(left, "removed what an earlier daemon left in the spool");
+        let spool = SpoolDir::open(&config.spool_dir)?;
+        if spool.removed > 0 {
+            tracing::info!(left = spool.removed, "removed what an earlier daemon left in the spool");
         }
         let envelope = Arc::new(Envelope::new(&config.keys.key_encryption_key)?);
         let signer = ManifestSigner::new(&config.keys.manifest_signing_key)?;
@@ -136,7 +137,7 @@ impl App {
             parts.catalog.clone(),
             &tasks,
         );
-        Ok(Self { config, tasks, listener, address, tls, access, parts, queries, shares })
+        Ok(Self { config, tasks, listener, address, tls, access, parts, queries, shares, spool })
     }
 
     /// Writes the first admin key to `file`, while no admin key exists.
@@ -166,7 +167,7 @@ impl App {
 
     /// Begins to drive operations, those included that an earlier daemon has left.
     pub fn start(self) -> Running {
-        let Self { config, tasks, listener, address, tls, access, parts, queries, shares } = self;
+        let Self { config, tasks, listener, address, tls, access, parts, queries, shares, spool } = self;
         let api = Api {
             config: Arc::clone(&config),
             tls,
@@ -179,7 +180,7 @@ impl App {
             tasks: tasks.clone(),
             operations: Operations::start(parts),
         };
-        Running { config, tasks, listener, address, api, shares }
+        Running { config, tasks, listener, address, api, shares, spool }
     }
 }
 
@@ -192,6 +193,7 @@ pub struct Running {
     address: SocketAddr,
     api: Api,
     shares: Option<Shares>,
+    spool: SpoolDir,
 }
 
 impl Running {
@@ -208,13 +210,14 @@ impl Running {
     }
 
     async fn serve_in_span(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
-        let Self { config, tasks, listener, address, api, shares } = self;
+        let Self { config, tasks, listener, address, api, shares, spool } = self;
         tracing::info!(%address, prefix = config.naming.prefix(), "serving");
         let (operations, access) = (api.operations.clone(), api.access.clone());
         let served = api::serve(listener, api, shutdown).await;
         access.flush().await;
         operations.stop(OPERATIONS_STOP_MAX).await;
         end(&tasks, shares).await;
+        drop(spool);
         tracing::info!("stopped");
         Ok(served?)
     }

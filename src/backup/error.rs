@@ -37,6 +37,8 @@ pub enum Error {
     Seal(io::Error),
     #[error("the spool file {}: {cause}; check spool_dir and its free space", .path.display())]
     Spool { path: PathBuf, cause: io::Error },
+    #[error("spool_dir {} is in use by another daemon; give each one its own", .path.display())]
+    SpoolTaken { path: PathBuf },
     #[error("the upload's id could not be persisted, so nothing was uploaded: {0}")]
     Persist(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("{what} broke off: {cause}")]

@@ -24,5 +24,5 @@ pub use dump::{DumpRequest, dump, dump_clean};
 pub use error::{Check, Error};
 pub use manifest::{BackupRef, manifest_read, manifest_write};
 pub use restore::{JOBS, RestoreReport, RestoreRequest, RestoreStep, restore_into};
-pub use spool::spool_clean;
+pub use spool::SpoolDir;
 pub use verify::{VerifyRequest, verify};

@@ -1,9 +1,9 @@
 //! Where an archive lies while it is restored or verified: `spool_dir/<id>/`, which nobody but the daemon can enter.
 //!
 //! An archive is fetched whole, and its size and SHA-256 are those of the signed manifest, before anything parses it.
-//! The folder goes away with its [`Spool`], and [`spool_clean`] removes what a killed daemon left.
+//! The folder goes away with its [`Spool`], and [`SpoolDir`] removes what a killed daemon left.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -33,6 +33,7 @@ impl Spool {
     pub(super) fn create(spool_dir: &Path, id: Uuid) -> Result<Self, Error> {
         let folder = spool_dir.join(id.to_string());
         let failed = |cause| Error::Spool { path: folder.clone(), cause };
+        // It may have been removed since the daemon began.
         DirBuilder::new().recursive(true).mode(0o700).create(spool_dir).map_err(failed)?;
         remove(&folder).map_err(failed)?;
         DirBuilder::new().mode(0o700).create(&folder).map_err(failed)?;
@@ -56,22 +57,48 @@ impl Drop for Spool {
     }
 }
 
-/// Removes the folders of all operations but the active ones, and answers with how many there were. For start-up,
-/// before anything is restored.
-pub fn spool_clean(spool_dir: &Path, active: &[Uuid]) -> Result<usize, Error> {
-    let failed = |cause| Error::Spool { path: spool_dir.to_owned(), cause };
-    let entries = match fs::read_dir(spool_dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        Err(error) => return Err(failed(error)),
-    };
+/// The place of all spools, this daemon's alone for as long as this lives: others would take what lies in it for left
+/// behind. The lock is the system's, on the folder itself, and ends with the process, however that ends.
+#[derive(Debug)]
+pub struct SpoolDir {
+    folder: File,
+    /// Folders of operations that were left in it.
+    pub removed: usize,
+}
+
+impl SpoolDir {
+    /// Makes it where there is none, and removes what a killed daemon left. For start-up, before anything is restored.
+    ///
+    /// # Errors
+    /// When it cannot be made, read or emptied, and when another daemon has it.
+    pub fn open(spool_dir: &Path) -> Result<Self, Error> {
+        let failed = |cause| Error::Spool { path: spool_dir.to_owned(), cause };
+        DirBuilder::new().recursive(true).mode(0o700).create(spool_dir).map_err(failed)?;
+        let folder = File::open(spool_dir).map_err(failed)?;
+        match folder.try_lock() {
+            Ok(()) => Ok(Self { folder, removed: clean(spool_dir).map_err(failed)? }),
+            Err(TryLockError::WouldBlock) => Err(Error::SpoolTaken { path: spool_dir.to_owned() }),
+            Err(TryLockError::Error(cause)) => Err(failed(cause)),
+        }
+    }
+}
+
+impl Drop for SpoolDir {
+    fn drop(&mut self) {
+        // A child that was begun at this moment has it open as well, until it has become its own program. Where it
+        // cannot be unlocked, it is closed all the same.
+        let _closed_anyway = self.folder.unlock();
+    }
+}
+
+/// Removes the folders of all operations, and answers with how many there were.
+fn clean(spool_dir: &Path) -> io::Result<usize> {
     let mut removed = 0;
-    for entry in entries {
-        let entry = entry.map_err(failed)?;
+    for entry in fs::read_dir(spool_dir)? {
+        let entry = entry?;
         // Only what carries an id is ours.
-        let id = entry.file_name().to_str().and_then(|name| name.parse::<Uuid>().ok());
-        if id.is_some_and(|id| !active.contains(&id)) {
-            remove(&entry.path()).map_err(failed)?;
+        if entry.file_name().to_str().is_some_and(|name| name.parse::<Uuid>().is_ok()) {
+            remove(&entry.path())?;
             removed += 1;
         }
     }
@@ -204,15 +231,22 @@ mod tests {
     }
 
     #[test]
-    fn only_folders_of_operations_that_are_over_are_cleaned() {
+    fn what_was_left_is_removed_by_the_only_owner() {
         let root = tempfile::tempdir().unwrap();
-        assert_eq!(spool_clean(&root.path().join("none"), &[]).unwrap(), 0);
-        let (active, over) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        for name in [active.to_string(), over.to_string(), "kept by somebody".to_owned()] {
-            fs::create_dir(root.path().join(name)).unwrap();
+        let place = root.path().join("made/on the way");
+        let owner = SpoolDir::open(&place).unwrap();
+        assert_eq!(owner.removed, 0);
+        let left = Uuid::from_u128(1).to_string();
+        for name in [left.as_str(), "kept by somebody"] {
+            fs::create_dir(place.join(name)).unwrap();
         }
-        assert_eq!(spool_clean(root.path(), &[active]).unwrap(), 1);
-        assert!(root.path().join(active.to_string()).exists() && root.path().join("kept by somebody").exists());
+        assert!(matches!(SpoolDir::open(&place), Err(Error::SpoolTaken { .. })));
+        assert!(place.join(&left).exists(), "the owner may need it");
+        drop(owner);
+        assert_eq!(SpoolDir::open(&place).unwrap().removed, 1);
+        assert!(!place.join(&left).exists() && place.join("kept by somebody").exists());
+        fs::write(root.path().join("file"), "").unwrap();
+        assert!(matches!(SpoolDir::open(&root.path().join("file")), Err(Error::Spool { .. })));
     }
 
     #[test]

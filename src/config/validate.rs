@@ -21,6 +21,12 @@ pub(super) fn check(config: &Config, problems: &mut Vec<String>) {
     if !config.tenant_migrations_dir.is_dir() {
         problems.push(format!("tenant_migrations_dir: {} is no directory", config.tenant_migrations_dir.display()));
     }
+    // The daemon makes it at its start.
+    if let Some(there) = config.spool_dir.ancestors().find(|path| path.exists())
+        && !there.is_dir()
+    {
+        problems.push(format!("spool_dir: {} is no directory", there.display()));
+    }
 }
 
 fn tiers(config: &Config, problems: &mut Vec<String>) {

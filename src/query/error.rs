@@ -129,9 +129,12 @@ impl Error {
     /// A statement prepared earlier no longer fits the tables, or a tenant's function has dropped it. Nothing ran.
     pub(super) fn is_stale_statement(&self) -> bool {
         let Self::Sql(error) = self else { return false };
-        let replanned = error.sqlstate == "0A000" && error.message.contains("cached plan must not change result type");
-        let dropped = error.sqlstate == "26000" && error.message.starts_with("prepared statement \"s");
-        replanned || dropped
+        match (error.sqlstate.as_str(), error.routine.as_deref()) {
+            // Its result would have other columns.
+            ("0A000", Some("RevalidateCachedQuery")) => true,
+            ("26000", Some("FetchPreparedStatement")) => names_prepared(&error.message),
+            _other => false,
+        }
     }
 }
 
@@ -149,6 +152,8 @@ pub struct SqlError {
     pub schema: Option<String>,
     pub table: Option<String>,
     pub column: Option<String>,
+    /// The function of PostgreSQL's source that refused: the same in every language of its messages (`lc_messages`).
+    pub(super) routine: Option<String>,
 }
 
 impl SqlError {
@@ -172,6 +177,7 @@ impl SqlError {
             schema: owned(error.schema()),
             table: owned(error.table()),
             column: owned(error.column()),
+            routine: owned(error.routine()),
         }
     }
 }
@@ -204,7 +210,26 @@ impl From<catalog::Error> for Error {
     }
 }
 
-/// What PostgreSQL says when a text that is prepared has several statements.
+/// A text that is prepared has several statements.
 fn is_several(refusal: &DbError) -> bool {
-    refusal.code().code() == "42601" && refusal.message() == "cannot insert multiple commands into a prepared statement"
+    refusal.code().code() == "42601" && refusal.routine() == Some("exec_parse_message")
+}
+
+/// Whether the message names a statement as the driver does: `s`, and a number. The quotes are its language's.
+fn names_prepared(message: &str) -> bool {
+    let mut words = message.split(|c: char| !c.is_alphanumeric());
+    words.any(|word| word.strip_prefix('s').is_some_and(|number| number.parse::<u64>().is_ok()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_drivers_statements_are_known_in_every_language() {
+        for message in ["prepared statement \"s7\" does not exist", "vorbereitete Anweisung »s12« existiert nicht"] {
+            assert!(names_prepared(message), "{message}");
+        }
+        assert!(!names_prepared("prepared statement \"sums\" does not exist"));
+    }
 }

@@ -138,8 +138,12 @@ fn is_plain(tokens: &[Token<'_>]) -> bool {
         Token::Literal(text) => text.contains('\\'),
         Token::Quoted(_) | Token::Symbol(_) => false,
     };
-    let calls = tokens.windows(2).any(|pair| match pair {
+    let pairs = tokens.windows(2).any(|pair| match pair {
         [Token::Word(word), Token::Symbol('(')] => !is_harmless(word),
+        // FOR SHARE and FOR KEY SHARE write their locks into the rows.
+        [Token::Word(first), Token::Word(second)] => {
+            first.eq_ignore_ascii_case("FOR") && any_of(&["SHARE", "KEY"], second)
+        }
         // A call by a quoted name, and a name that is written in escapes.
         [Token::Quoted(_), Token::Symbol('(')] | [Token::Symbol('&'), Token::Quoted(_)] => true,
         _other => false,
@@ -147,7 +151,7 @@ fn is_plain(tokens: &[Token<'_>]) -> bool {
     let qualified = tokens
         .windows(3)
         .any(|triple| matches!(triple, [Token::Symbol('.'), Token::Word(_) | Token::Quoted(_), Token::Symbol('(')]));
-    !tokens.iter().any(is_odd) && !calls && !qualified
+    !tokens.iter().any(is_odd) && !pairs && !qualified
 }
 
 fn names(tokens: &[Token<'_>]) -> Vec<String> {
@@ -276,6 +280,9 @@ mod tests {
             "insert into t values (1)",
             "with x as (delete from t returning *) select * from x",
             "select 1 into temp t",
+            "select * from t for share",
+            "select * from t for no key update",
+            "select * from t For /* a */ Key share of t",
             "explain analyze select 1",
             "select 'a\\', set_config('a', 'b', false) --'",
             "select 1 -- a line ends here too\r, set_config('a', 'b', false)",

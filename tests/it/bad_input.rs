@@ -294,6 +294,9 @@ async fn a_spool_that_cannot_be_written_is_named_and_leaves_nothing() {
     let ended = failed(&daemon.client, &operation).await;
     let error = ended.error.as_ref().unwrap();
     assert!(error.reason == "SPOOL" && error.message.contains("spool_dir"), "{error:?}");
+    let problems = tenantd::config::load(&fleet.config_file()).unwrap_err().to_string();
+    assert!(problems.contains(&format!("spool_dir: {} is no directory", spool.display())), "{problems}");
+    std::fs::remove_file(&spool).unwrap();
     let left = fleet.inventory().await.since(&before);
     assert!(left.is_empty(), "{left}");
     fleet.stop(daemon).await;

@@ -121,6 +121,11 @@ impl Fleet {
         for (section, name, value) in self.usual().into_iter().chain(self.settings.clone()).chain(extra.to_vec()) {
             sections.entry(section).or_default().insert(name, value);
         }
+        // Daemons side by side have a spool each.
+        let outside = sections.entry("").or_default();
+        if let Some(instance) = outside.get("instance") {
+            outside.insert("spool_dir", format!("\"spool-{}\"", instance.trim_matches('"')));
+        }
         let mut text = String::new();
         for (section, values) in sections {
             if !section.is_empty() {
