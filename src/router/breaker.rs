@@ -8,11 +8,17 @@ use tokio::time::Instant;
 
 /// How long the first failure blocks; each further one doubles it.
 const BLOCK_MIN: Duration = Duration::from_millis(100);
-const BLOCK_MAX: Duration = Duration::from_secs(10);
+/// A tenant's longest block. There may be a thousand of them, each with somebody who tries.
+const TENANT_BLOCK_MAX: Duration = Duration::from_secs(10);
+/// A server's longest block: one connect in so long is no burden, and all its tenants wait for it.
+const SERVER_BLOCK_MAX: Duration = Duration::from_secs(2);
 
 /// One fuse. `C` is why it blew.
 #[derive(Debug)]
-pub(super) struct Breaker<C>(Mutex<State<C>>);
+pub(super) struct Breaker<C> {
+    state: Mutex<State<C>>,
+    block_max: Duration,
+}
 
 #[derive(Debug)]
 struct State<C> {
@@ -43,9 +49,10 @@ pub(super) struct Probe<'a, C> {
     id: u64,
 }
 
+/// A tenant's.
 impl<C> Default for Breaker<C> {
     fn default() -> Self {
-        Self(Mutex::new(State { failures: 0, blown: None, probes: 0 }))
+        Self { state: Mutex::new(State { failures: 0, blown: None, probes: 0 }), block_max: TENANT_BLOCK_MAX }
     }
 }
 
@@ -74,7 +81,7 @@ impl<C: Clone> Breaker<C> {
             return (blown.until, false);
         }
         let was_whole = state.blown.is_none();
-        let until = now + BLOCK_MIN.saturating_mul(1 << state.failures.min(16)).min(BLOCK_MAX);
+        let until = now + BLOCK_MIN.saturating_mul(1 << state.failures.min(16)).min(self.block_max);
         state.failures = state.failures.saturating_add(1);
         state.blown = Some(Blown { cause, until, probe: None });
         (until, was_whole)
@@ -82,8 +89,12 @@ impl<C: Clone> Breaker<C> {
 }
 
 impl<C> Breaker<C> {
+    pub(super) fn of_server() -> Self {
+        Self { block_max: SERVER_BLOCK_MAX, ..Self::default() }
+    }
+
     fn state(&self) -> std::sync::MutexGuard<'_, State<C>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// It works. Answers whether it did not before.
@@ -110,15 +121,19 @@ mod tests {
 
     #[test]
     fn it_blocks_for_a_growing_time() {
-        let breaker = Breaker::default();
         let mut now = Instant::now();
-        let mut lengths = Vec::new();
-        for _ in 0..10 {
-            let (until, _) = breaker.failed("gone", now);
-            lengths.push((until - now).as_millis());
-            now = until;
-        }
-        assert_eq!(lengths, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000, 10_000]);
+        let mut lengths = |breaker: &Breaker<&str>| {
+            let mut length = || {
+                let (until, _) = breaker.failed("gone", now);
+                let length = until - now;
+                now = until;
+                length.as_millis()
+            };
+            [(); 9].map(|()| length())
+        };
+        assert_eq!(lengths(&Breaker::of_server()), [100, 200, 400, 800, 1600, 2_000, 2_000, 2_000, 2_000]);
+        let breaker = Breaker::default();
+        assert_eq!(lengths(&breaker), [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
         assert!(breaker.reset() && !breaker.reset());
         assert_eq!(breaker.failed("gone", now), (now + BLOCK_MIN, true));
     }

@@ -83,7 +83,7 @@ impl Place {
             wanted: Notify::new(),
             spare: Notify::new(),
             idled: Notify::new(),
-            breaker: Breaker::default(),
+            breaker: Breaker::of_server(),
             doubts: AtomicU32::new(0),
         }
     }
