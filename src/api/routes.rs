@@ -70,6 +70,7 @@ impl Service {
     ) -> Result<v1::Route, Status> {
         let role = self.api.router.route_role(route, TenantRole::DirectA)?;
         let url = server.map(|server| url::url(server, &route.database, &role, password));
+        let own_hosts = &self.api.live.current().own_hosts;
         Ok(v1::Route {
             tenant_id: route.tenant.to_string(),
             code: route.code.to_string(),
@@ -84,7 +85,7 @@ impl Service {
             epoch: route.epoch,
             url: url.map(|url| url.expose_secret().to_owned()).unwrap_or_default(),
             password: password.map(|password| password.expose_secret().to_owned()).unwrap_or_default(),
-            hosts: route.hosts.clone(),
+            hosts: route.hosts.iter().filter(|host| !own_hosts.contains(host)).cloned().collect(),
         })
     }
 

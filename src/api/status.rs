@@ -18,6 +18,7 @@ use tonic_types::{ErrorDetails, FieldViolation, QuotaViolation, StatusExt as _};
 use uuid::Uuid;
 
 use super::called::method;
+use crate::domain::host::HostError;
 use crate::domain::lifecycle::{IllegalTransition, TenantState};
 use crate::domain::route::SelectError;
 use crate::proto::v1::ErrorReason as Reason;
@@ -212,6 +213,12 @@ impl From<SelectError> for Status {
             SelectError::Host(_) => "host",
         };
         invalid(vec![(field, error.to_string())])
+    }
+}
+
+impl From<HostError> for Status {
+    fn from(error: HostError) -> Self {
+        invalid(vec![("host", error.to_string())])
     }
 }
 

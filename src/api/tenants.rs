@@ -9,7 +9,7 @@ use super::audit::{Author, Deed};
 use super::{Service, auth, convert, scope};
 use crate::accounts::{AuditEvent, Outcome};
 use crate::catalog::{self, TenantFilter, TenantRef, Txn};
-use crate::domain::route::tenant_host;
+use crate::domain::host::tenant_host;
 use crate::domain::tenant::TenantId;
 use crate::operations::CreateTenant;
 use crate::proto::v1::tenant_service_server::TenantService;
@@ -107,7 +107,7 @@ impl TenantService for Service {
         let (principal, author) = (auth::caller(&request)?, Author::of(&request)?);
         let message = request.into_inner();
         let request_id = convert::request_id(&message.request_id)?;
-        let host = tenant_host(&message.host)?;
+        let host = self.api.live.current().own_hosts.tenant_host(&message.host)?;
         let tenant = self.tenant_in_scope(&principal, &message.tenant).await?.id;
         let txn = self.api.catalog.begin().await?;
         let changed = self.api.catalog.tenant_host_add_in_txn(&txn, tenant, &host).await?;

@@ -1,5 +1,5 @@
 //! SIGHUP: the configuration is read again, and what may change while the daemon runs counts from then on: tiers,
-//! time-outs, callers' limits, the servers' budgets, and the listener's certificates. A configuration with a problem changes nothing.
+//! time-outs, callers' limits, the servers' budgets, and the listener's certificates with the names in them. A configuration with a problem changes nothing.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -45,7 +45,7 @@ impl Reload {
         }
     }
 
-    fn apply(&self, config: Config) {
+    fn apply(&self, mut config: Config) {
         if let (Some(tls), Some(files)) = (&self.tls, &config.tls) {
             match files.server_config() {
                 Ok(config) => tls.replace(config),
@@ -63,6 +63,10 @@ impl Reload {
             }
         }
         let former = self.live.current();
+        if self.tls.is_some() && config.tls.is_none() {
+            // The former certificate is served until a restart.
+            config.limits.own_hosts = config.limits.own_hosts.and(&former.own_hosts);
+        }
         let is_for_sessions = former.router.statement_timeout != config.limits.router.statement_timeout;
         self.live.replace(config.limits);
         if is_for_sessions {

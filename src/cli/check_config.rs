@@ -21,9 +21,11 @@ pub fn run(arguments: &Arguments, context: &Context) -> Result<(), Error> {
     let config = config::load(path).map_err(|error| Error::Config(Box::new(error)))?;
     let servers: Vec<_> = config.servers.iter().map(|server| server.name.as_str()).collect();
     let tiers: Vec<_> = config.limits.tiers.keys().map(String::as_str).collect();
+    let own_hosts: Vec<_> = config.limits.own_hosts.iter().collect();
     let text = || {
         let fields = record(&[
             ("Listen", config.listen.to_string()),
+            ("Own hosts", own_hosts.join(", ")),
             ("Prefix", config.naming.prefix().to_owned()),
             ("Instance", config.instance.as_ref().map(ToString::to_string).unwrap_or_default()),
             ("Servers", servers.join(", ")),
@@ -36,6 +38,7 @@ pub fn run(arguments: &Arguments, context: &Context) -> Result<(), Error> {
     let value = json!({
         "config": path.display().to_string(),
         "listen": config.listen.to_string(),
+        "ownHosts": own_hosts,
         "prefix": config.naming.prefix(),
         "instance": config.instance.as_ref().map(ToString::to_string),
         "servers": servers,

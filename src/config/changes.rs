@@ -244,6 +244,7 @@ mod tests {
         ("stream_idle_max = \"1m\"", "stream_idle_max = \"2m\"", &[]),
         ("20000", "20001", &[]),
         ("users_max = 1", "users_max = 2", &[]),
+        ("drain_timeout = \"30s\"", "drain_timeout = \"30s\"\n        own_hosts = [\"db.example.com\"]", &[]),
         ("certificate_file = \"a.pem\"", "certificate_file = \"c.pem\"", &[]),
         ("key_file = \"a.key\"", "key_file = \"c.key\"", &[]),
         ("\"optional\"", "\"optional\"\n        client_ca_file = \"c.pem\"", &[]),

@@ -16,7 +16,7 @@ use super::{
     BackupConfig, CallerLimits, ClientCa, Config, Limits, MigratorConfig, OperationsConfig, QueryConfig, RouterConfig,
     ServerConfig, ServerTls, SharesConfig, StoreConfig, TlsFiles,
 };
-use super::{access, mending, validate};
+use super::{access, mending, own_hosts, validate};
 use crate::domain::tenant::Naming;
 use crate::domain::tier::{self, Tier, Tiers};
 
@@ -74,6 +74,7 @@ struct File {
     shares: SharesSection,
     #[serde(default = "listen_default")]
     listen: SocketAddr,
+    own_hosts: Option<Vec<String>>,
     tls: Option<TlsSection>,
     #[serde(default)]
     access: access::Section,
@@ -282,19 +283,14 @@ impl File {
             problems.push("servers: at least one is needed".to_owned());
         }
         let tiers: Vec<(String, Tier)> = tier::defaults().into_iter().chain(self.tiers).collect();
+        let tls = self.tls.map(|tls| tls.into_files(base));
+        let own_hosts = own_hosts::read(self.own_hosts.as_deref(), tls.as_ref(), problems);
         Config {
             naming,
             instance,
             shares: SharesConfig { interval: self.shares.interval, take_over_after: self.shares.take_over_after },
             listen: self.listen,
-            tls: self.tls.map(|tls| TlsFiles {
-                certificate_file: base.join(tls.certificate_file),
-                key_file: base.join(tls.key_file),
-                client_ca: tls.client_ca_file.map(|file| ClientCa {
-                    file: base.join(file),
-                    is_required: tls.client_certificate == ClientCertificate::Required,
-                }),
-            }),
+            tls,
             access: self.access.into_config(base, problems),
             spool_dir: base.join(self.spool_dir),
             tenant_migrations_dir: base.join(self.tenant_migrations_dir),
@@ -327,8 +323,22 @@ impl File {
                 },
                 tiers: tiers.into_iter().collect(),
                 callers: CallerLimits { calls_per_second_max: self.callers.calls_per_second_max },
+                own_hosts,
             },
             drain_timeout: self.drain_timeout,
+        }
+    }
+}
+
+impl TlsSection {
+    fn into_files(self, base: &Path) -> TlsFiles {
+        TlsFiles {
+            certificate_file: base.join(self.certificate_file),
+            key_file: base.join(self.key_file),
+            client_ca: self.client_ca_file.map(|file| ClientCa {
+                file: base.join(file),
+                is_required: self.client_certificate == ClientCertificate::Required,
+            }),
         }
     }
 }

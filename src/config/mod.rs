@@ -9,6 +9,7 @@ mod files;
 mod live;
 mod load;
 mod mending;
+mod own_hosts;
 mod tls;
 mod validate;
 
@@ -24,6 +25,7 @@ pub use live::Live;
 pub use load::{Error, load};
 pub use tls::{ClientCa, TlsFiles, roots_read};
 
+use crate::domain::host::OwnHosts;
 use crate::domain::share::InstanceName;
 use crate::domain::tenant::Naming;
 use crate::domain::tier::Tiers;
@@ -118,6 +120,8 @@ pub struct Limits {
     pub query: QueryConfig,
     pub tiers: Tiers,
     pub callers: CallerLimits,
+    /// What the daemon is called, by its setting and its certificate; no tenant has one of these names.
+    pub own_hosts: OwnHosts,
 }
 
 /// How daemons share the servers' budgets.

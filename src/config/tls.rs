@@ -8,6 +8,8 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
 
 /// The listener's certificate chain and key, in PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,6 +51,21 @@ impl TlsFiles {
         })?;
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Arc::new(config))
+    }
+
+    /// The DNS names in the listener's certificate, as they are written there. The error names the file.
+    pub(super) fn dns_names(&self) -> Result<Vec<String>, String> {
+        let fail = || format!("{}: the certificate's names cannot be read", self.certificate_file.display());
+        let chain = certificates_read(&self.certificate_file)?;
+        let leaf = chain.first().ok_or_else(fail)?;
+        let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_damaged| fail())?;
+        let names = certificate.subject_alternative_name().map_err(|_damaged| fail())?;
+        let names = names.map(|extension| extension.value.general_names.as_slice()).unwrap_or_default();
+        let dns = names.iter().filter_map(|name| match name {
+            GeneralName::DNSName(name) => Some((*name).to_owned()),
+            _ => None,
+        });
+        Ok(dns.collect())
     }
 }
 

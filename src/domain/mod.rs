@@ -2,6 +2,7 @@
 //! Pure: no task, no socket, no SQL, no clock and no environment; `now` is always a parameter.
 
 pub mod backup;
+pub mod host;
 pub mod lifecycle;
 pub mod migration;
 pub mod named;

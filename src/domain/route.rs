@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::host::{HostError, OwnHosts, host_name, is_whole};
 use super::lifecycle::TenantState;
 use super::principal::{Principal, Scope};
 use super::tenant::{DatabaseName, NameError, TenantCode, TenantId};
@@ -68,8 +69,8 @@ pub enum SelectError {
     Id(String),
     #[error(transparent)]
     Code(#[from] NameError),
-    #[error("{0:?} is no host name")]
-    Host(String),
+    #[error(transparent)]
+    Host(#[from] HostError),
     #[error(
         "the call names no tenant; give an id, a code, a host, or the metadata x-tenant-id (only callers with a default tenant, or with exactly one tenant in scope, may leave it out)"
     )]
@@ -95,42 +96,11 @@ impl Selector {
     pub fn host(text: &str) -> Result<Self, SelectError> {
         let name = match text.rsplit_once(':') {
             Some((name, port)) if port.parse::<u16>().is_ok() => name,
-            Some(_) => return Err(SelectError::Host(text.to_owned())),
+            Some(_) => return Err(HostError::Form(text.to_owned()).into()),
             None => text,
         };
         Ok(Self::Host(host_name(name)?))
     }
-}
-
-/// A host name in the one form that names are compared in: in lower case, international names as `xn--…`, without a
-/// final dot.
-pub fn host_name(text: &str) -> Result<String, SelectError> {
-    let bad = || SelectError::Host(text.to_owned());
-    let ascii = idna::domain_to_ascii(text.strip_suffix('.').unwrap_or(text)).map_err(|_| bad())?;
-    let label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
-    };
-    if ascii.len() > 253 || !ascii.split('.').all(label) {
-        return Err(bad());
-    }
-    Ok(ascii)
-}
-
-/// A host name that may be given to a tenant: whole, and no address.
-pub fn tenant_host(text: &str) -> Result<String, SelectError> {
-    let name = host_name(text.trim())?;
-    if !name.contains('.') || is_address(&name) {
-        return Err(SelectError::Host(text.to_owned()));
-    }
-    Ok(name)
-}
-
-/// Names that end in a number are addresses, or nothing.
-fn is_address(name: &str) -> bool {
-    name.rsplit('.').next().is_some_and(|last| last.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 impl fmt::Display for Selector {
@@ -163,9 +133,9 @@ pub struct Choice {
 }
 
 /// The tenant that a call means; the first source that is there counts: the request itself, the metadata, the host that
-/// was called if it is a tenant's, the caller's default tenant, the only tenant in the caller's scope. Selecting is not
-/// permission.
-pub fn select(sources: Sources<'_>, principal: &Principal) -> Choice {
+/// was called if it is a tenant's, the caller's default tenant, the only tenant in the caller's scope. A name of the
+/// daemon's own is no tenant's. Selecting is not permission.
+pub fn select(sources: Sources<'_>, principal: &Principal, own: &OwnHosts) -> Choice {
     if let Some(selector) = sources.explicit {
         return Choice { host: None, otherwise: Ok(selector) };
     }
@@ -173,7 +143,7 @@ pub fn select(sources: Sources<'_>, principal: &Principal) -> Choice {
         return Choice { host: None, otherwise: Selector::reference(text) };
     }
     let host = sources.host.and_then(|text| Selector::host(text).ok());
-    let host = host.filter(|host| matches!(host, Selector::Host(name) if name.contains('.') && !is_address(name)));
+    let host = host.filter(|host| matches!(host, Selector::Host(name) if is_whole(name) && !own.contains(name)));
     let only = match &principal.scope {
         Scope::Tenants(tenants) if tenants.len() == 1 => tenants.first(),
         Scope::Tenants(_) | Scope::All => None,
@@ -202,14 +172,6 @@ mod tests {
         assert!(host(&"a.".repeat(128)).is_err());
     }
 
-    #[test]
-    fn a_tenant_gets_whole_names_only() {
-        assert_eq!(tenant_host(" Acme.example.com. ").as_deref(), Ok("acme.example.com"));
-        for bad in ["acme", "127.0.0.1", "10.1", "acme.example.com:80", "acme.example.com/x", "::1"] {
-            assert!(tenant_host(bad).is_err(), "{bad}");
-        }
-    }
-
     fn caller(scope: Scope, default_tenant: Option<&str>) -> Principal {
         let default_tenant = default_tenant.map(|code| code.parse().unwrap());
         Principal { default_tenant, ..Principal::new("test", [].into(), scope) }
@@ -225,7 +187,7 @@ mod tests {
         let explicit = Some(Selector::code("explicit").unwrap());
         let (metadata, host) = (Some("metadata"), Some("Tenant.Example.com:7432"));
         let select = |explicit: &Option<Selector>, metadata, host| {
-            select(Sources { explicit: explicit.clone(), metadata, host }, &caller)
+            select(Sources { explicit: explicit.clone(), metadata, host }, &caller, &OwnHosts::default())
         };
         // Each source in turn is left out, from the first on; what comes after does not matter while it is there.
         for (metadata, host) in [(metadata, host), (None, host), (metadata, None), (None, None)] {
@@ -244,7 +206,7 @@ mod tests {
 
     #[test]
     fn without_a_default_the_only_tenant_counts() {
-        let otherwise = |caller: &Principal| select(Sources::default(), caller).otherwise;
+        let otherwise = |caller: &Principal| select(Sources::default(), caller, &OwnHosts::default()).otherwise;
         assert_eq!(otherwise(&caller(scope(&["acme"]), None)), Selector::code("acme"));
         assert_eq!(otherwise(&caller(scope(&["acme", "beta"]), None)), Err(SelectError::Nothing));
         assert_eq!(otherwise(&caller(scope(&[]), None)), Err(SelectError::Nothing));
@@ -255,16 +217,22 @@ mod tests {
     #[test]
     fn the_name_of_an_endpoint_is_no_error() {
         let caller = caller(scope(&["acme"]), None);
+        let own: OwnHosts = ["db.example.com".to_owned()].into_iter().collect();
+        let select = |host| select(Sources { host: Some(host), ..Sources::default() }, &caller, &own);
         for host in ["127.0.0.1:7432", "[::1]:7432", "localhost", "localhost:7432", "db", "no host", "", "0.0.0.0:80"] {
-            let choice = select(Sources { host: Some(host), ..Sources::default() }, &caller);
-            assert_eq!(choice, Choice { host: None, otherwise: Selector::code("acme") }, "{host}");
+            assert_eq!(select(host), Choice { host: None, otherwise: Selector::code("acme") }, "{host}");
         }
+        for host in ["db.example.com", "DB.Example.com.:7432"] {
+            assert_eq!(select(host), Choice { host: None, otherwise: Selector::code("acme") }, "{host}");
+        }
+        assert!(select("acme.db.example.com").host.is_some());
     }
 
     #[test]
     fn a_bad_reference_is_not_passed_over() {
         let caller = caller(scope(&["acme"]), None);
-        let choice = select(Sources { metadata: Some("Not A Code"), ..Sources::default() }, &caller);
+        let sources = Sources { metadata: Some("Not A Code"), ..Sources::default() };
+        let choice = select(sources, &caller, &OwnHosts::default());
         assert!(choice.otherwise.is_err());
     }
 

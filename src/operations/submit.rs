@@ -15,7 +15,6 @@ use crate::catalog::{Created, NewOperation, NewRollout, NewTarget, NewTenant, Op
 use crate::domain::lifecycle::{IllegalTransition, TenantState, Transition};
 use crate::domain::migration::{Standing, TargetState, standing};
 use crate::domain::operation::{OperationId, OperationKind};
-use crate::domain::route::tenant_host;
 use crate::domain::tenant::{TenantCode, TenantId};
 use crate::domain::tier::TIER_DEFAULT;
 use crate::migrator::Directory;
@@ -234,7 +233,8 @@ impl Operations {
             bad.push(BadField::new("name", "1 to 255 characters are needed"));
         }
         let tier = if input.tier.is_empty() { TIER_DEFAULT } else { &input.tier };
-        let tiers = &self.parts.live.current().tiers;
+        let limits = self.parts.live.current();
+        let tiers = &limits.tiers;
         if !tiers.contains_key(tier) {
             let known = tiers.keys().cloned().collect::<Vec<_>>().join(", ");
             bad.push(BadField::new("tier", format!("{tier:?} is none of {known}")));
@@ -249,9 +249,9 @@ impl Operations {
         }
         let mut hosts = Vec::new();
         for host in &input.hosts {
-            match tenant_host(host) {
+            match limits.own_hosts.tenant_host(host) {
                 Ok(host) => hosts.push(host),
-                Err(_) => bad.push(BadField::new("hosts", format!("{host:?} is no whole host name"))),
+                Err(error) => bad.push(BadField::new("hosts", error.to_string())),
             }
         }
         match (code, database) {

@@ -4,6 +4,7 @@
 //! A session that says nothing is asked so often that a catalog which froze, or cannot be reached any more, goes
 //! unnoticed for [`ASK_INTERVAL`] and one answer's time at most. From then on routes have their ordinary age again.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::time::{Instant, sleep};
 use super::Inner;
 use super::routes::Batch;
 use crate::catalog::{self, Follower, RouteChange};
+use crate::domain::tenant::TenantCode;
 
 /// How long a session may say nothing before it is asked.
 const ASK_INTERVAL: Duration = Duration::from_secs(5);
@@ -21,7 +23,7 @@ const RETRY_MAX: Duration = Duration::from_secs(1);
 /// Runs until the daemon goes down.
 pub(super) async fn run(inner: Arc<Inner>) {
     let token = inner.shared.tasks.token().clone();
-    let mut feed = Feed { inner, seen: None, warned: false, retry: RETRY_MIN };
+    let mut feed = Feed { inner, seen: None, warned: false, told: BTreeSet::new(), retry: RETRY_MIN };
     loop {
         let lost = tokio::select! {
             () = token.cancelled() => return,
@@ -49,6 +51,8 @@ struct Feed {
     /// The catalog's id, and the revision that the table is at.
     seen: Option<(uuid::Uuid, i64)>,
     warned: bool,
+    /// Tenants that have a name of the daemon's own, with the name.
+    told: BTreeSet<(TenantCode, String)>,
     retry: Duration,
 }
 
@@ -128,6 +132,7 @@ impl Feed {
             if std::mem::take(&mut self.warned) {
                 tracing::info!(revision, "the shared database is followed again");
             }
+            self.own_hosts_tell();
             tokio::select! {
                 is_alive = follower.changed() => if !is_alive {
                     return Lost::Session("the session has ended".to_owned());
@@ -180,6 +185,20 @@ impl Feed {
                 return Ok(());
             }
         }
+    }
+
+    /// Tells once of each tenant that has a name of the daemon's own: it had the name before, or was given it by a daemon
+    /// that is called otherwise. Such a name counts for nothing.
+    fn own_hosts_tell(&mut self) {
+        let found = self.inner.routes.with_hosts(self.inner.shared.limits().own_hosts.iter());
+        for (tenant, host) in found.difference(&self.told) {
+            tracing::warn!(
+                %tenant,
+                host,
+                "a tenant has a name of the daemon's own, which is passed over; take it away with tenantd tenant host remove"
+            );
+        }
+        self.told = found;
     }
 
     fn announce(&self, from: i64, upto: i64, changes: Vec<RouteChange>) {

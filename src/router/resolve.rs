@@ -25,7 +25,7 @@ impl Router {
 
     /// As [`Router::resolve`], with a word on how old the answer is.
     pub async fn locate(&self, sources: Sources<'_>, principal: &Principal, deadline: Instant) -> Result<Fresh, Error> {
-        let choice = select(sources, principal);
+        let choice = select(sources, principal, &self.0.shared.limits().own_hosts);
         timeout_at(deadline, async {
             if let Some(host) = &choice.host
                 && let Some(fresh) = self.0.routes.find_host(&self.0.shared.catalog, host).await?
@@ -44,7 +44,11 @@ impl Router {
         {
             return Err(Error::NotPermitted);
         }
-        match self.0.routes.find(&self.0.shared.catalog, &selector).await? {
+        let found = match &selector {
+            Selector::Host(host) if self.0.shared.limits().own_hosts.contains(host) => None,
+            _ => self.0.routes.find(&self.0.shared.catalog, &selector).await?,
+        };
+        match found {
             Some(fresh) => admit(fresh, principal),
             None if principal.scope == Scope::All => Err(Error::TenantUnknown { tenant: selector.to_string() }),
             None => Err(Error::NotPermitted),

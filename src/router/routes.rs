@@ -11,6 +11,7 @@
 //!   undone. Nothing that a caller was told is written is lost by that: a swap keeps the former database whole, and who
 //!   comes after it finds another generation in the identity row, and is refused until the catalog has been read.
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher as _, RandomState};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,7 +28,7 @@ use crate::catalog::{self, Catalog, RouteChange, Tenant, TenantRef};
 use crate::config::Live;
 use crate::domain::lifecycle::TenantState;
 use crate::domain::route::Selector;
-use crate::domain::tenant::TenantId;
+use crate::domain::tenant::{TenantCode, TenantId};
 
 /// Callers whose tenants fall on the same lane ask the catalog one after the other.
 const LANES: usize = 64;
@@ -147,6 +148,15 @@ impl Routes {
             Look::Absent | Look::Unknown if self.table.is_complete() => Ok(None),
             _ => self.find(catalog, selector).await,
         }
+    }
+
+    /// Of these names those that are known tenants', with the tenants.
+    pub(super) fn with_hosts<'a>(&self, hosts: impl Iterator<Item = &'a str>) -> BTreeSet<(TenantCode, String)> {
+        let found = hosts.filter_map(|host| match self.look(&Selector::Host(host.to_owned())) {
+            Look::Current(fresh) | Look::Old(fresh) => Some((fresh.route.code.clone(), host.to_owned())),
+            Look::Absent | Look::Unknown => None,
+        });
+        found.collect()
     }
 
     /// The answer, when the catalog need not or cannot be asked for it.

@@ -299,6 +299,63 @@ async fn a_call_means_the_tenant_of_the_host_that_it_came_to() {
     fleet.stop(daemon).await;
 }
 
+#[tokio::test]
+async fn no_tenant_has_a_name_of_the_daemons_own() {
+    const OWN: &str = "http://DB.example.com:7432";
+    let fleet = Fleet::new(Spec::default().setting("", "own_hosts", r#"["db.example.com"]"#)).await;
+    let daemon = fleet.start().await;
+    let admin = &daemon.client;
+    for code in ["acme", "beta"] {
+        admin.tenant(code).await;
+    }
+    let operator = admin.with_key(&admin.key_new(&["operator"], &["acme"]).await);
+    let resolver = admin.with_key(&admin.key_new(&["resolver"], &["beta"]).await);
+    let means = async || resolve_at(&resolver, OWN).await.unwrap().route.unwrap();
+    assert_eq!(means().await.code, "beta");
+
+    // Neither by a change nor by a creation, nor to be looked at only.
+    for validate_only in [true, false] {
+        let (tenant, host) = ("acme".to_owned(), "DB.example.com.".to_owned());
+        let request = AddTenantHostRequest { tenant, host, validate_only, ..Default::default() };
+        let refusal = operator.tenants().add_tenant_host(request).await.unwrap_err();
+        assert_eq!((refusal.code(), reason(&refusal).as_str()), (Code::InvalidArgument, "INVALID_ARGUMENT"));
+        assert!(refusal.message().contains("db.example.com is a name of the daemon's own"), "{refusal:?}");
+    }
+    let (code, hosts) = ("cusp".to_owned(), vec!["db.example.com".to_owned()]);
+    let request = CreateTenantRequest { name: code.clone(), code, hosts, ..CreateTenantRequest::default() };
+    let refusal = admin.tenants().create_tenant(request).await.unwrap_err();
+    assert_eq!(refusal.code(), Code::InvalidArgument);
+    assert!(refusal.message().contains("db.example.com is a name of the daemon's own"), "{refusal:?}");
+
+    // A tenant that has the name all the same: given by hand, or by a daemon that is called otherwise.
+    fleet.expect_log("a tenant has a name of the daemon's own");
+    let judge = fleet.judge(fleet.naming.shared_database().as_str()).await;
+    judge
+        .batch_execute(
+            "INSERT INTO hosts (host, tenant_id)
+                SELECT host, id FROM tenants, (VALUES ('db.example.com'), ('acme.example.com')) AS own (host)
+                WHERE code = 'acme';
+             UPDATE catalog_meta SET revision = revision + 1;
+             UPDATE tenants SET revision = (SELECT revision FROM catalog_meta) WHERE code = 'acme'",
+        )
+        .await
+        .unwrap();
+    let acme = until("the names are read", async || resolve_at(admin, "http://acme.example.com").await.ok()).await;
+    assert_eq!(acme.route.unwrap().hosts, ["acme.example.com"]);
+    until("it is told", async || fleet.has_logged("a tenant has a name of the daemon's own").then_some(())).await;
+    assert_eq!(means().await.code, "beta");
+    let named =
+        ResolveTenantRequest { selector: Some(Wanted::Host("db.example.com".to_owned())), ..Default::default() };
+    assert_eq!(admin.router().resolve_tenant(named).await.unwrap_err().code(), Code::NotFound);
+    // It can be seen, and taken away.
+    assert_eq!(admin.tenant_get("acme").await.unwrap().hosts, ["acme.example.com", "db.example.com"]);
+    let (tenant, host) = ("acme".to_owned(), "db.example.com".to_owned());
+    let request = RemoveTenantHostRequest { tenant, host, ..Default::default() };
+    let answer = operator.tenants().remove_tenant_host(request).await.unwrap().into_inner();
+    assert_eq!(answer.tenant.unwrap().hosts, ["acme.example.com"]);
+    fleet.stop(daemon).await;
+}
+
 async fn unreserve(rooms: &Rooms, tenant: TenantId) {
     let txn = rooms.catalog.begin().await.unwrap();
     rooms.catalog.tenant_delete_in_txn(&txn, tenant).await.unwrap();

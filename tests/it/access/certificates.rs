@@ -7,7 +7,8 @@ use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use tenantd::config::write_private;
-use tenantd::proto::v1::{WhoAmIRequest, WhoAmIResponse};
+use tenantd::proto::v1::resolve_tenant_request::Selector;
+use tenantd::proto::v1::{AddTenantHostRequest, ResolveTenantRequest, WhoAmIRequest, WhoAmIResponse};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request, Status};
 use tonic_reflection::pb::v1::ServerReflectionRequest;
@@ -37,12 +38,18 @@ impl Authority {
     }
 
     fn leaf(&self, name: &str, usage: ExtendedKeyUsagePurpose) -> Leaf {
+        self.leaf_of(&[name], usage)
+    }
+
+    fn leaf_of(&self, names: &[&str], usage: ExtendedKeyUsagePurpose) -> Leaf {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.subject_alt_names.push(if name.contains("://") {
-            SanType::URI(name.try_into().unwrap())
-        } else {
-            SanType::DnsName(name.try_into().unwrap())
-        });
+        params.subject_alt_names.extend(names.iter().map(|&name| {
+            if name.contains("://") {
+                SanType::URI(name.try_into().unwrap())
+            } else {
+                SanType::DnsName(name.try_into().unwrap())
+            }
+        }));
         params.extended_key_usages = vec![usage];
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();
@@ -244,6 +251,41 @@ async fn renewed_certificates_count_at_the_next_hangup() {
     assert!(!whoami(&new_servers, &clients).await);
     // Who was there before stays.
     stays.access().who_am_i(WhoAmIRequest {}).await.unwrap();
+    daemon.terminate().await;
+    fleet.finish().await;
+}
+
+#[tokio::test]
+async fn names_in_the_listeners_certificate_are_no_tenants() {
+    let (servers, clients) = (Authority::new(), Authority::new());
+    let fleet = fleet(&servers, &clients, "optional").await;
+    let daemon = fleet.spawn();
+    let admin = std::fs::read_to_string(fleet.admin_key_file()).unwrap();
+    let admin = Client::over(&endpoint(daemon.client.address().port(), &servers, None), Some(admin.trim()));
+    admin.tenant("acme").await;
+    let give = async |host: &str| {
+        let (tenant, host) = ("acme".to_owned(), host.to_owned());
+        admin.tenants().add_tenant_host(AddTenantHostRequest { tenant, host, ..Default::default() }).await
+    };
+    let find = async || {
+        let selector = Some(Selector::Host("db.example.com".to_owned()));
+        admin.router().resolve_tenant(ResolveTenantRequest { selector, ..Default::default() }).await
+    };
+    give("db.example.com").await.unwrap();
+    assert_eq!(find().await.unwrap().into_inner().route.unwrap().code, "acme");
+
+    // A renewed certificate has the name, and from then on it is the daemon's.
+    let told = "a tenant has a name of the daemon's own";
+    fleet.expect_log(told);
+    let renewed = servers.leaf_of(&["localhost", "DB.example.com"], ExtendedKeyUsagePurpose::ServerAuth);
+    std::fs::write(fleet.dir.join("listener.pem"), &renewed.certificate).unwrap();
+    std::fs::write(fleet.dir.join("listener.key"), &renewed.key).unwrap();
+    daemon.hang_up();
+    let refusal = until("the name is the daemon's", async || find().await.err()).await;
+    assert_eq!(refusal.code(), Code::NotFound);
+    until("the tenant that has it is told of", async || fleet.has_logged(told).then_some(())).await;
+    assert_eq!(give("db.example.com").await.unwrap_err().code(), Code::InvalidArgument);
+    give("acme.db.example.com").await.unwrap();
     daemon.terminate().await;
     fleet.finish().await;
 }
