@@ -3,13 +3,12 @@
 //! issuer's key to check it with.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use jsonwebtoken::dangerous::insecure_decode_claims;
 use jsonwebtoken::{Algorithm, Header, Validation, decode, decode_header};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::error::Error;
@@ -23,7 +22,7 @@ use crate::domain::principal::Scope;
 use crate::domain::tenant::TenantCode;
 
 /// How far the issuer's clock and this one's may be apart.
-const LEEWAY: Duration = Duration::from_secs(30);
+const LEEWAY: Duration = Duration::seconds(30);
 const SUBJECT_CHARACTERS_MAX: usize = 200;
 /// In the claim of tenants: all of them.
 const ALL_TENANTS: &str = "*";
@@ -115,7 +114,7 @@ fn reason(kind: &jsonwebtoken::errors::ErrorKind) -> &'static str {
 impl Issuer {
     fn validation(&self, algorithm: Algorithm) -> Validation {
         let mut validation = Validation::new(algorithm);
-        validation.leeway = LEEWAY.as_secs();
+        validation.leeway = LEEWAY.unsigned_abs().as_secs();
         validation.validate_nbf = true;
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         validation.set_issuer(&[&self.config.issuer]);
@@ -135,7 +134,7 @@ impl Issuer {
             return Err(Error::refused("the token's subject is no name"));
         }
         let expires_at = moment(claims, "exp")?.ok_or(Error::refused("the token does not expire"))?;
-        if moment(claims, "iat")?.is_some_and(|at| at > now + LEEWAY || at > expires_at) {
+        if moment(claims, "iat")?.is_some_and(|at| at > now.saturating_add(LEEWAY) || at > expires_at) {
             return Err(Error::refused("the token is from the future"));
         }
         let default_tenant = claims.get(&config.default_tenant_claim).and_then(Value::as_str);
@@ -144,7 +143,8 @@ impl Issuer {
             subject: self.subject(subject)?,
             token: text(claims, "jti").and_then(|id| id.parse::<Uuid>().ok()),
             session: text(claims, "sid").map(str::to_owned),
-            expires_at: expires_at + LEEWAY,
+            // Whoever is good until the end of time is good until then.
+            expires_at: expires_at.saturating_add(LEEWAY),
             roles: roles(claims.get(&config.roles_claim), &config.roles),
             tenants: claims.get(&config.tenants_claim).map(tenants),
             default_tenant: default_tenant.and_then(|code| code.parse().ok()),

@@ -14,6 +14,9 @@ use super::{Context, human};
 use crate::domain::permission::Role;
 use crate::proto::v1::{ApiKey, CreateApiKeyRequest, ListApiKeysRequest, ListApiKeysResponse, RevokeApiKeyRequest};
 
+/// A hundred years.
+const LIFETIME_MAX: Duration = Duration::from_hours(36_500 * 24);
+
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     /// Make a key and print its secret, this once.
@@ -38,7 +41,7 @@ pub struct Create {
     #[arg(long, value_name = "CODE")]
     default_tenant: Option<String>,
     /// How long the key is good, as 90d or 12h; for ever when not given.
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = lifetime)]
     expires_in: Option<Duration>,
     #[command(flatten)]
     mutation: Mutation,
@@ -105,6 +108,15 @@ async fn revoke(arguments: Revoke, context: &Context, connection: &Connection) -
     context.output.answer(&answer, || answer.api_key.as_ref().map(text).unwrap_or_default())
 }
 
+/// Nobody means more who does not mean for ever, and every calendar has it.
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let lifetime = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if lifetime > LIFETIME_MAX {
+        return Err("too long; at most 36500d, or leave it out for a key that never expires".to_owned());
+    }
+    Ok(lifetime)
+}
+
 fn timestamp(moment: OffsetDateTime) -> Timestamp {
     Timestamp { seconds: moment.unix_timestamp(), nanos: 0 }
 }
@@ -150,4 +162,18 @@ fn text(key: &ApiKey) -> String {
         ("Expires", if expires.is_empty() { "never".to_owned() } else { expires }),
         ("Revoked", human::time(key.revoke_time.as_ref())),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lifetime_ends_before_the_calendar_does() {
+        assert_eq!(lifetime("90d"), Ok(Duration::from_hours(90 * 24)));
+        assert!(lifetime("36500d").is_ok());
+        for bad in ["36501d", "9000y", "500000000000y", "soon"] {
+            assert!(lifetime(bad).is_err(), "{bad}");
+        }
+    }
 }

@@ -124,8 +124,14 @@ async fn every_flaw_is_refused_with_the_same_words() {
     }
     let large = with(json!({ "ballast": "x".repeat(8 << 10) }));
     assert_eq!(refused(&daemon, &large).await.0, Code::Unauthenticated);
-    // A clock that is a little off is no flaw.
+    // A clock that is a little off is no flaw, and neither is a token for as long as there is a calendar.
     whoami(&daemon, &with(json!({ "iat": now() + 5, "nbf": now() + 5 }))).await.unwrap();
+    for end in [253_402_300_799_u64 - 31, 253_402_300_799 - 29, 253_402_300_799] {
+        whoami(&daemon, &with(json!({ "exp": end, "iat": -62_135_596_800_i64 }))).await.unwrap();
+    }
+    for extreme in [json!({ "exp": 253_402_300_800_u64 }), json!({ "exp": i64::MAX }), json!({ "iat": i64::MIN })] {
+        assert_eq!(refused(&daemon, &with(extreme)).await, unauthenticated());
+    }
     fleet.stop(daemon).await;
 }
 
