@@ -291,11 +291,12 @@ impl Inner {
     /// Everything there is to know about who presents this.
     async fn source(&self, text: &str, hash: Presented, now: OffsetDateTime) -> Result<Source, Error> {
         if text.starts_with(KEY_PREFIX) {
-            let key = self.outage.ask(ASKING_MAX, self.accounts.api_key_by_hash(&ApiKeyHash(hash))).await?;
+            let key = self.outage.ask(ASKING_MAX, self.accounts.api_key_by_hash(&ApiKeyHash(hash))).await;
+            let key = key.map_err(damaged)?;
             return Ok(Source::Key(key.ok_or(Error::refused("the key is unknown"))?));
         }
         let claims = self.tokens.verify(text, now).await?;
-        let (standing, codes) = self.outage.ask(ASKING_MAX, self.standing(&claims)).await?;
+        let (standing, codes) = self.outage.ask(ASKING_MAX, self.standing(&claims)).await.map_err(damaged)?;
         Ok(Source::Token { claims, standing, codes })
     }
 
@@ -322,6 +323,15 @@ impl Inner {
             usage,
         }))
     }
+}
+
+/// Who has a damaged row is refused for that, and nobody else is.
+fn damaged(error: Error) -> Error {
+    if !error.is_damage() {
+        return error;
+    }
+    tracing::error!(%error, "a caller is refused, because what is known of it is damaged");
+    Error::refused("what is known of the caller is damaged")
 }
 
 /// The key or token in the header.

@@ -79,11 +79,20 @@ impl Error {
     }
 
     /// Whether the databases behind the answer did not answer.
-    pub(super) fn is_away(&self) -> bool {
+    pub fn is_away(&self) -> bool {
         match self {
             Self::Away => true,
             Self::Accounts(error) => error.is_away(),
             Self::Catalog(error) => error.is_away(),
+            _ => false,
+        }
+    }
+
+    /// Whether a row cannot be used as it is.
+    pub(super) fn is_damage(&self) -> bool {
+        match self {
+            Self::Accounts(error) => matches!(**error, accounts::Error::Corrupt(_)),
+            Self::Catalog(error) => matches!(**error, catalog::Error::Corrupt(_)),
             _ => false,
         }
     }

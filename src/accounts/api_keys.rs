@@ -8,7 +8,7 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::Accounts;
-use super::errors::Error;
+use super::errors::{Error, sound};
 use crate::domain::page::{BadToken, Page, Paged};
 use crate::domain::permission::Role;
 use crate::domain::principal::Scope;
@@ -86,22 +86,25 @@ impl Accounts {
         by_id(&self.session().await?, id).await
     }
 
-    /// Keys, newest first, the revoked ones as well. Their ids do not say when they were made: clients may choose them.
+    /// Keys, newest first, the revoked ones as well, and without those whose rows are damaged. Their ids do not say when they were made: clients may choose them.
     pub async fn api_key_list(&self, page: &Page) -> Result<Paged<ApiKey>, Error> {
         let session = self.session().await?;
         let mut select =
             select().order_by("created_at", Order::Desc).order_by("id", Order::Desc).limit(page.limit()).take();
         if let Some(id) = page.after_id()? {
-            let last = match by_id(&session, id).await {
-                Err(Error::ApiKeyUnknown { id }) => return Err(BadToken(id.to_string()).into()),
-                found => found?,
-            };
-            let key = Expr::tuple([Expr::col("created_at"), Expr::col("id")]);
-            select.and_where(key.lt(Expr::tuple([last.created_at.into(), id.into()])));
+            let last = Query::select().column("id").from("api_keys").and_where(Expr::col("id").eq(id)).take();
+            if statement::row(&session, &last).await?.is_none() {
+                return Err(BadToken(id.to_string()).into());
+            }
+            // Compared where it is, since not every moment that a row may have can be read and written.
+            select.and_where(Expr::cust_with_values(
+                "(created_at, id) < (SELECT last.created_at, last.id FROM api_keys AS last WHERE last.id = $1)",
+                [id],
+            ));
         }
         let rows = statement::rows(&session, &select).await?;
-        let keys = rows.iter().map(read).collect::<Result<_, _>>()?;
-        Ok(page.cut(keys, |last| last.id.to_string()))
+        let Paged { rows, next } = page.cut(rows, |last| last.try_get::<_, Uuid>("id").unwrap_or_default().to_string());
+        Ok(Paged { rows: sound(rows.iter().map(read)), next })
     }
 
     /// Ends a key. One that was revoked before keeps its first time.
@@ -197,9 +200,9 @@ fn read(row: &Row) -> Result<ApiKey, Corrupt> {
         scope,
         default_tenant: reader.parse_option("default_tenant")?,
         created_by: reader.get("created_by")?,
-        created_at: reader.get("created_at")?,
-        expires_at: reader.get("expires_at")?,
-        revoked_at: reader.get("revoked_at")?,
-        last_used_at: reader.get("last_used_at")?,
+        created_at: reader.moment("created_at")?,
+        expires_at: reader.expiry("expires_at")?,
+        revoked_at: reader.moment_option("revoked_at")?,
+        last_used_at: reader.moment_option("last_used_at")?,
     })
 }

@@ -47,6 +47,12 @@ impl Error {
     }
 }
 
+/// The rows that can be used. One that cannot is told of and passed over, so that it is nobody else's trouble.
+pub(super) fn sound<T>(rows: impl Iterator<Item = Result<T, Corrupt>>) -> Vec<T> {
+    let tell = |error: Corrupt| tracing::error!(%error, "a row of the auth database is passed over");
+    rows.filter_map(|row| row.map_err(tell).ok()).collect()
+}
+
 impl From<tokio_postgres::Error> for Error {
     fn from(error: tokio_postgres::Error) -> Self {
         Self::Statement(error.into())

@@ -6,7 +6,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::Accounts;
-use super::errors::Error;
+use super::errors::{Error, sound};
 use crate::domain::tenant::TenantId;
 use crate::postgres::read::Reader;
 use crate::postgres::statement::{self, Run};
@@ -168,8 +168,8 @@ async fn session_of(on: &impl Run, user: Uuid, sid: &str) -> Result<SessionStand
     let Some(row) = statement::row(on, &select).await? else { return Ok(ended) };
     let reader = Reader::new("sessions", &row);
     Ok(SessionStanding {
-        is_ended: reader.get::<Option<OffsetDateTime>>("revoked_at")?.is_some(),
-        expires_at: reader.get("expires_at")?,
+        is_ended: reader.moment_option("revoked_at")?.is_some(),
+        expires_at: reader.expiry("expires_at")?,
         tenant: reader.get::<Option<Uuid>>("tenant_id")?.map(TenantId),
     })
 }
@@ -190,14 +190,14 @@ async fn session_of_provider(on: &impl Run, identities: &[Uuid], sid: &str) -> R
     for row in &statement::rows(on, &select).await? {
         let reader = Reader::new("sso_sessions", row);
         let known = standing.get_or_insert(SessionStanding { is_ended: false, expires_at: None, tenant: None });
-        known.is_ended |= reader.get::<Option<OffsetDateTime>>("revoked_at")?.is_some();
-        known.expires_at = earlier(known.expires_at, reader.get("expires_at")?);
+        known.is_ended |= reader.moment_option("revoked_at")?.is_some();
+        known.expires_at = earlier(known.expires_at, reader.expiry("expires_at")?);
         let Some(id) = reader.get::<Option<Uuid>>("session_id")? else { continue };
         let select = session_select().and_where(Expr::col("id").eq(id)).take();
         if let Some(row) = statement::row(on, &select).await? {
             let reader = Reader::new("sessions", &row);
-            known.is_ended |= reader.get::<Option<OffsetDateTime>>("revoked_at")?.is_some();
-            known.expires_at = earlier(known.expires_at, reader.get("expires_at")?);
+            known.is_ended |= reader.moment_option("revoked_at")?.is_some();
+            known.expires_at = earlier(known.expires_at, reader.expiry("expires_at")?);
             known.tenant = reader.get::<Option<Uuid>>("tenant_id")?.map(TenantId);
         }
     }
@@ -229,8 +229,8 @@ async fn grants(on: &impl Run, found: &Found) -> Result<Vec<Grant>, Error> {
         Ok(Grant {
             tenant: TenantId(reader.get("tenant_id")?),
             role: reader.get("role")?,
-            expires_at: reader.get("expires_at")?,
+            expires_at: reader.expiry("expires_at")?,
         })
     };
-    rows.iter().map(grant).collect()
+    Ok(sound(rows.iter().map(grant)))
 }

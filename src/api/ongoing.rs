@@ -124,8 +124,8 @@ impl Ongoing {
                         self.denied(reason).await;
                         return error.into();
                     }
-                    None if known_at.elapsed() > UNKNOWN_MAX => return error.into(),
-                    None => {}
+                    None if error.is_away() && known_at.elapsed() <= UNKNOWN_MAX => {}
+                    None => return error.into(),
                 },
             }
         }

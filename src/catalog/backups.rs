@@ -206,7 +206,7 @@ impl Catalog {
                     database: reader.database("database")?,
                     tenant: TenantId(reader.get("tenant_id")?),
                     operation: OperationId(reader.get("operation_id")?),
-                    retired_at: reader.get("retired_at")?,
+                    retired_at: reader.moment("retired_at")?,
                 })
             })
             .collect()
@@ -232,8 +232,8 @@ fn read(row: &Row) -> Result<Backup, Error> {
         keys: BackupKeys { archive: reader.get("archive_key")?, manifest: reader.get("manifest_key")? },
         upload_id: reader.get("upload_id")?,
         manifest: reader.json_option("manifest")?,
-        created_at: reader.get("created_at")?,
-        completed_at: reader.get("completed_at")?,
-        verified_at: reader.get("verified_at")?,
+        created_at: reader.moment("created_at")?,
+        completed_at: reader.moment_option("completed_at")?,
+        verified_at: reader.moment_option("verified_at")?,
     })
 }

@@ -372,9 +372,9 @@ fn read(row: &Row) -> Result<Operation, Error> {
         result: reader.get("result")?,
         error: reader.get("error")?,
         fence: reader.get("fence")?,
-        created_at: reader.get("created_at")?,
-        updated_at: reader.get("updated_at")?,
-        ended_at: reader.get("ended_at")?,
+        created_at: reader.moment("created_at")?,
+        updated_at: reader.moment("updated_at")?,
+        ended_at: reader.moment_option("ended_at")?,
         steps: Vec::new(),
     })
 }

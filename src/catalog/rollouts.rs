@@ -123,7 +123,7 @@ fn read(row: &Row) -> Result<Rollout, Error> {
         failures_max: reader.get("failures_max")?,
         state: reader.parse("state")?,
         error: reader.get("error")?,
-        created_at: reader.get("created_at")?,
-        ended_at: reader.get("ended_at")?,
+        created_at: reader.moment("created_at")?,
+        ended_at: reader.moment_option("ended_at")?,
     })
 }

@@ -119,8 +119,8 @@ pub(super) async fn of(on: &impl Run, id: OperationId) -> Result<Vec<OperationSt
                 attempts: reader.get("attempts")?,
                 output: reader.get("output")?,
                 detail: reader.get("detail")?,
-                started_at: reader.get("started_at")?,
-                ended_at: reader.get("ended_at")?,
+                started_at: reader.moment_option("started_at")?,
+                ended_at: reader.moment_option("ended_at")?,
             })
         })
         .collect()

@@ -188,7 +188,7 @@ fn read(row: &Row) -> Result<RolloutTarget, Error> {
         applied: reader.get("applied")?,
         error: reader.get("error")?,
         sqlstate: reader.get("sqlstate")?,
-        started_at: reader.get("started_at")?,
-        ended_at: reader.get("ended_at")?,
+        started_at: reader.moment_option("started_at")?,
+        ended_at: reader.moment_option("ended_at")?,
     })
 }

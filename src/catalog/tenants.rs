@@ -153,9 +153,11 @@ impl Catalog {
         let rows = statement::rows(&self.session().await?, &select).await?;
         let pair = |row| {
             let reader = Reader::new("tenants", row);
-            Ok((TenantId(reader.get("id")?), reader.parse("code")?))
+            Ok::<_, Corrupt>((TenantId(reader.get("id")?), reader.parse("code")?))
         };
-        rows.iter().map(pair).collect()
+        let tell =
+            |error: Corrupt| tracing::error!(%error, "a tenant is reached by no user, because its row is damaged");
+        Ok(rows.iter().filter_map(|row| pair(row).map_err(tell).ok()).collect())
     }
 
     /// Tenants by code.
@@ -252,8 +254,8 @@ pub(super) fn read(row: &Row) -> Result<Tenant, Error> {
         gate: gate(&reader)?,
         hosts: reader.get("hosts")?,
         revision: reader.get("revision")?,
-        created_at: reader.get("created_at")?,
-        updated_at: reader.get("updated_at")?,
+        created_at: reader.moment("created_at")?,
+        updated_at: reader.moment("updated_at")?,
     })
 }
 

@@ -12,6 +12,7 @@ use tenantd::postgres::Server;
 use tenantd::secrets::ApiKeySecret;
 use tenantd::shutdown::Tasks;
 use time::{Duration, OffsetDateTime};
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::harness::{Fleet, Spec};
@@ -133,6 +134,56 @@ async fn keys_come_newest_first_with_the_revoked_ones() {
     assert_eq!(listed, made);
     let nobodys = Page { size: 2, after: Some(Uuid::new_v4().to_string()) };
     assert!(matches!(bench.accounts.api_key_list(&nobodys).await, Err(Error::PageToken(_))));
+    bench.finish().await;
+}
+
+#[tokio::test]
+async fn a_key_of_any_time_is_listed_and_a_damaged_one_hides_no_other() {
+    let bench = Bench::new().await;
+    let roles = roles(&[Role::Viewer]);
+    let some = Scope::Tenants(["acme".parse().unwrap()].into());
+    let (mut made, mut hashes) = (Vec::new(), Vec::new());
+    for name in ["never", "later", "over", "damaged", "plain"] {
+        let new = new_key(name, &roles, &some);
+        made.push(bench.accounts.api_key_insert(&new).await.unwrap().id);
+        hashes.push(new.hash);
+    }
+    for (id, column, moment) in [
+        (made[0], "expires_at", "infinity"),
+        (made[0], "created_at", "infinity"),
+        (made[1], "expires_at", "294276-12-31 23:59:59.999999+00"),
+        (made[1], "created_at", "20000-01-01+00"),
+        (made[2], "expires_at", "-infinity"),
+        (made[2], "created_at", "-infinity"),
+        (made[2], "last_used_at", "4713-01-01+00 BC"),
+    ] {
+        let update = format!("UPDATE api_keys SET {column} = '{moment}' WHERE id = '{id}'");
+        bench.judge.batch_execute(&update).await.unwrap();
+    }
+    let damage = format!("UPDATE api_key_tenants SET tenant_code = 'Not A Code' WHERE api_key_id = '{}'", made[3]);
+    bench.judge.batch_execute(&damage).await.unwrap();
+    // What is passed over is told.
+    bench.fleet.expect_log("a row of the auth database is passed over");
+    let tasks = bench.fleet.tasks();
+    let (mut listed, mut after) = (Vec::new(), None);
+    loop {
+        let page = Page { size: 1, after };
+        let page = bench.accounts.api_key_list(&page).instrument(tasks.span().clone()).await.unwrap();
+        listed.extend(page.rows.iter().map(|key| key.name.clone()));
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(listed, ["never", "later", "plain", "over"]);
+    let mut found = Vec::new();
+    for hash in &hashes {
+        found.push(bench.accounts.api_key_by_hash(hash).await);
+    }
+    let expiry = |at: usize| found[at].as_ref().unwrap().as_ref().unwrap().expires_at;
+    assert_eq!((expiry(0), expiry(1), expiry(4)), (None, None, None));
+    assert_eq!(expiry(2).map(OffsetDateTime::year), Some(1));
+    assert!(matches!(found[3], Err(Error::Corrupt(_))), "{:?}", found[3]);
     bench.finish().await;
 }
 

@@ -92,6 +92,32 @@ async fn a_key_that_is_revoked_loses_every_stream() {
 }
 
 #[tokio::test]
+async fn a_damaged_row_ends_the_streams_of_its_caller_alone() {
+    const DAMAGED: &str = "a caller is refused, because what is known of it is damaged";
+    let fleet = Fleet::new(Spec::default()).await;
+    fleet.expect_log(DAMAGED);
+    let daemon = fleet.start().await;
+    let admin = &daemon.client;
+    admin.tenant("acme").await;
+    let app = admin.with_key(&admin.key_new(&["resolver"], &["acme"]).await);
+    let (mut query, mut routes) = (app.stream("acme", LONG).await, app.routes().await);
+    let mut other = admin.transaction("acme").await;
+    running(&fleet, 1).await;
+    let judge = fleet.judge(fleet.naming.auth_database().as_str()).await;
+    judge.batch_execute("UPDATE api_key_tenants SET tenant_code = 'Not A Code'").await.unwrap();
+    for end in [last(&mut query).await, last(&mut routes).await] {
+        assert_eq!(end.code(), Code::Unauthenticated, "{end:?}");
+    }
+    let refusal = app.execute("acme", "SELECT 1").await.unwrap_err();
+    assert_eq!((refusal.code(), reason(&refusal).as_str()), (Code::Unauthenticated, "UNAUTHENTICATED"));
+    running(&fleet, 0).await;
+    other.execute("SELECT 1").await;
+    assert!(matches!(other.answer().await, Ok(Outcome::Result(_))));
+    drop(other);
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
 async fn who_loses_a_tenant_loses_the_streams_that_have_used_it() {
     let key = SigningKey::new("key", Algorithm::ES256);
     let issuer = Issuer::start(&[&key]).await;

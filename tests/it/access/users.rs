@@ -78,6 +78,39 @@ async fn a_user_reaches_its_tenants_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_grant_and_a_session_may_be_for_ever() {
+    let key = SigningKey::new("key", Algorithm::ES256);
+    let issuer = Issuer::start(&[&key]).await;
+    let fleet = Fleet::new(issuer.spec("user")).await;
+    let daemon = fleet.start().await;
+    let acme = daemon.client.tenant("acme").await;
+    let judge = fleet.judge(fleet.naming.auth_database().as_str()).await;
+    let (id, session) = user(&judge, &[&acme.tenant_id]).await;
+    let token = key.sign(&claims(json!({ "sub": id.to_string(), "sid": session.to_string() })));
+    // Only what is written by then is known: a token that was not seen before.
+    let reached = async |table: &str, expires_at: &str| {
+        let column = if table == "sessions" { "id" } else { "user_id" };
+        let update = format!("UPDATE {table} SET expires_at = '{expires_at}' WHERE {column} = $1");
+        let row = if table == "sessions" { session } else { id };
+        assert_eq!(judge.execute(&update, &[&row]).await.unwrap(), 1);
+        let jti = Uuid::new_v4().to_string();
+        let new = key.sign(&claims(json!({ "sub": id.to_string(), "sid": session.to_string(), "jti": jti })));
+        whoami(&daemon, &new).await.map(|me| me.tenants.join(" "))
+    };
+    let caller = Client::new(daemon.address, Some(&token));
+    for moment in ["infinity", "294276-12-31", "10000-01-01", "9999-12-31 23:59:59+00"] {
+        assert_eq!(reached("user_tenant_roles", moment).await.unwrap(), "acme", "{moment}");
+        assert_eq!(reached("sessions", moment).await.unwrap(), "acme", "{moment}");
+        assert_eq!(caller.sql("acme", "SELECT 1").await, "1");
+    }
+    for moment in ["-infinity", "4713-01-01 BC", "1999-12-31"] {
+        assert_eq!(reached("user_tenant_roles", moment).await.unwrap(), "", "{moment}");
+    }
+    assert_eq!(reached("sessions", "-infinity").await.unwrap_err().code(), Code::Unauthenticated);
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
 async fn a_session_that_was_ended_and_a_user_who_is_not_active_open_nothing() {
     let key = SigningKey::new("key", Algorithm::ES256);
     let issuer = Issuer::start(&[&key]).await;
