@@ -17,7 +17,7 @@ use super::peer::Peer;
 use super::{Service, auth, status};
 use crate::access::{self, Access, Credentials, Denial, Needs};
 use crate::domain::permission::Permission;
-use crate::domain::principal::Principal;
+use crate::domain::principal::{Principal, Scope};
 use crate::domain::tenant::TenantCode;
 use crate::router::Holder;
 
@@ -37,6 +37,8 @@ struct Inner {
     peer: Peer,
     authorization: Option<HeaderValue>,
     user_agent: Option<HeaderValue>,
+    /// What the caller saw at the beginning, of a stream that shows neither more nor less.
+    exactly: Option<Scope>,
     state: Mutex<State>,
 }
 
@@ -56,14 +58,21 @@ impl fmt::Debug for Inner {
 impl Ongoing {
     /// A stream that says what it uses as it goes on.
     pub(super) fn new<T>(service: &Service, request: &Request<T>, path: &'static str) -> Result<Self, Status> {
-        Ok(Self::with(service, request, path, auth::caller(request)?, Needs::default()))
+        Ok(Self::with(service, request, path, auth::caller(request)?, Needs::default(), None))
     }
 
     /// A stream that shows whatever its caller may see.
     pub(super) fn watch<T>(service: &Service, request: &Request<T>, path: &'static str) -> Result<Self, Status> {
         let principal = auth::caller(request)?;
         let needs = Needs::scope(&principal);
-        Ok(Self::with(service, request, path, principal, needs))
+        Ok(Self::with(service, request, path, principal, needs, None))
+    }
+
+    /// A stream from which its caller learns which tenants there are: it ends as well when the caller may see more.
+    pub(super) fn watch_all<T>(service: &Service, request: &Request<T>, path: &'static str) -> Result<Self, Status> {
+        let principal = auth::caller(request)?;
+        let (needs, exactly) = (Needs::scope(&principal), Some(principal.scope.clone()));
+        Ok(Self::with(service, request, path, principal, needs, exactly))
     }
 
     fn with<T>(
@@ -72,6 +81,7 @@ impl Ongoing {
         path: &'static str,
         principal: Arc<Principal>,
         needs: Needs,
+        exactly: Option<Scope>,
     ) -> Self {
         let headers = request.metadata().as_ref();
         Self(Arc::new(Inner {
@@ -80,6 +90,7 @@ impl Ongoing {
             peer: Peer::of(request.extensions()),
             authorization: headers.get(AUTHORIZATION).cloned(),
             user_agent: headers.get(USER_AGENT).cloned(),
+            exactly,
             state: Mutex::new(State { principal, needs }),
         }))
     }
@@ -118,6 +129,7 @@ impl Ongoing {
         loop {
             sleep(INTERVAL).await;
             match self.look().await {
+                Ok(()) if self.has_grown() => return status::scope_grown(),
                 Ok(()) => known_at = Instant::now(),
                 Err(error) => match error.denial() {
                     Some(reason) => {
@@ -129,6 +141,11 @@ impl Ongoing {
                 },
             }
         }
+    }
+
+    /// Whether the caller, who has lost nothing, may see more than the stream shows.
+    fn has_grown(&self) -> bool {
+        self.0.exactly.as_ref().is_some_and(|scope| *scope != self.state().principal.scope)
     }
 
     async fn look(&self) -> Result<(), access::Error> {

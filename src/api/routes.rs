@@ -182,7 +182,7 @@ impl RouterService for Service {
         request: Request<WatchRoutesRequest>,
     ) -> Result<Response<Self::WatchRoutesStream>, Status> {
         let principal = auth::caller(&request)?;
-        let ongoing = Ongoing::watch(self, &request, "/tenantd.v1.RouterService/WatchRoutes")?;
+        let ongoing = Ongoing::watch_all(self, &request, "/tenantd.v1.RouterService/WatchRoutes")?;
         let message = request.into_inner();
         let since = match message.after_revision {
             Some(revision) => Some(Mark { catalog_id: convert::uuid("catalog_id", &message.catalog_id)?, revision }),

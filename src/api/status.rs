@@ -71,6 +71,12 @@ pub(super) fn watch_over() -> Status {
     Refusal::new(Code::Unavailable, Reason::Cancelled, message).retry_after(Duration::ZERO).status()
 }
 
+/// The caller may see tenants that this watch does not show.
+pub(super) fn scope_grown() -> Status {
+    let message = "this caller reaches more tenants than when the watch began; take a new snapshot";
+    Refusal::new(Code::OutOfRange, Reason::RevisionUnknown, message).status()
+}
+
 /// What nobody expected. The caller gets an id, the log gets the causes.
 pub(super) fn internal(error: &(dyn StdError + 'static)) -> Status {
     Refusal::internal(error)

@@ -32,7 +32,7 @@ pub enum Error {
     SecretUnknown { tenant: TenantId, field: String },
 
     #[error(
-        "revision {revision} cannot be gone on from: the catalog keeps those from {} to {}; take a new snapshot",
+        "revision {revision} cannot be gone on from: the catalog keeps those from {} to {}, and a caller goes on only with the tenants that it had there; take a new snapshot",
         .position.compacted_revision, .position.revision
     )]
     RevisionUnknown { revision: i64, position: Position },

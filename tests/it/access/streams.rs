@@ -7,7 +7,7 @@ use tenantd::proto::v1::transact_request::Action;
 use tenantd::proto::v1::transact_response::Outcome;
 use tenantd::proto::v1::{
     BeginTransaction, CreateApiKeyRequest, PipelineRequest, PipelineResponse, PipelineStatement, RevokeApiKeyRequest,
-    StatementError, Target, WatchOperationRequest,
+    RouteEvent, StatementError, Target, WatchOperationRequest, WatchRoutesRequest, WatchRoutesResponse,
 };
 use tonic::{Code, Streaming};
 use uuid::Uuid;
@@ -38,10 +38,9 @@ async fn refusal(answers: &mut Streaming<PipelineResponse>) -> StatementError {
 }
 
 /// Why calls were denied, as the audit log has it.
-async fn denials(judge: &tokio_postgres::Client, principal: &str, method: &str) -> Vec<String> {
+async fn denials(judge: &tokio_postgres::Client, principal: &str, action: &str) -> Vec<String> {
     let sql = "SELECT DISTINCT details ->> 'reason' FROM audit_log
         WHERE outcome = 'DENIED' AND principal = $1 AND action = $2 ORDER BY 1";
-    let action = format!("QueryService/{method}");
     judge.query(sql, &[&principal, &action]).await.unwrap().iter().map(|row| row.get(0)).collect()
 }
 
@@ -87,7 +86,7 @@ async fn a_key_that_is_revoked_loses_every_stream() {
     assert!(matches!(other.answer().await, Ok(Outcome::Result(_))));
     drop(other);
     let judge = fleet.judge(fleet.naming.auth_database().as_str()).await;
-    assert_eq!(denials(&judge, "api-key:app", "Transact").await, ["the key was revoked"]);
+    assert_eq!(denials(&judge, "api-key:app", "QueryService/Transact").await, ["the key was revoked"]);
     fleet.stop(daemon).await;
 }
 
@@ -114,6 +113,69 @@ async fn a_damaged_row_ends_the_streams_of_its_caller_alone() {
     other.execute("SELECT 1").await;
     assert!(matches!(other.answer().await, Ok(Outcome::Result(_))));
     drop(other);
+    fleet.stop(daemon).await;
+}
+
+/// The tenants and the mark of a whole snapshot.
+async fn table(routes: &mut Streaming<WatchRoutesResponse>) -> (Vec<String>, WatchRoutesRequest) {
+    let mut codes = Vec::new();
+    loop {
+        let message = routes.message().await.unwrap().unwrap();
+        codes.extend(message.routes.iter().map(|route| route.code.clone()));
+        if message.event() == RouteEvent::SnapshotEnd {
+            let (after_revision, catalog_id) = (Some(message.revision), message.catalog_id);
+            return (codes, WatchRoutesRequest { after_revision, catalog_id });
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_gains_a_tenant_begins_its_watch_anew() {
+    let key = SigningKey::new("key", Algorithm::ES256);
+    let issuer = Issuer::start(&[&key]).await;
+    let fleet = Fleet::new(issuer.spec("user")).await;
+    let daemon = fleet.start().await;
+    let (acme, bolt) = (daemon.client.tenant("acme").await, daemon.client.tenant("bolt").await);
+    let judge = fleet.judge(fleet.naming.auth_database().as_str()).await;
+    let (id, _session) = user(&judge, &[&acme.tenant_id]).await;
+    let app = daemon.client.with_key(&key.sign(&claims(json!({ "sub": id.to_string() }))));
+    let resume = async |since: &WatchRoutesRequest| {
+        let stream = app.router().watch_routes(since.clone()).await;
+        stream.map(tonic::Response::into_inner)
+    };
+    let unknown = |status: &tonic::Status| {
+        assert_eq!((status.code(), reason(status).as_str()), (Code::OutOfRange, "REVISION_UNKNOWN"), "{status:?}");
+    };
+    let mut routes = app.routes().await;
+    let (codes, of_one) = table(&mut routes).await;
+    assert_eq!(codes, ["acme"]);
+    let mut resumed = resume(&of_one).await.unwrap();
+
+    let grant =
+        "INSERT INTO user_tenant_roles (user_id, tenant_id, role_id) SELECT $1, $2, id FROM roles WHERE name = 'USER'";
+    let bolt: Uuid = bolt.tenant_id.parse().unwrap();
+    judge.execute(grant, &[&id, &bolt]).await.unwrap();
+    for stream in [&mut routes, &mut resumed] {
+        unknown(&last(stream).await);
+    }
+    unknown(&resume(&of_one).await.unwrap_err());
+    let mut routes = app.routes().await;
+    let (codes, of_both) = table(&mut routes).await;
+    assert_eq!(codes, ["acme", "bolt"]);
+
+    // Who has lost one has a table of another kind as well; who has it back goes on where it was.
+    judge.execute("DELETE FROM user_tenant_roles WHERE tenant_id = $1", &[&bolt]).await.unwrap();
+    assert_eq!(last(&mut routes).await.code(), Code::PermissionDenied);
+    unknown(&resume(&of_both).await.unwrap_err());
+    resume(&of_one).await.unwrap();
+    judge.execute(grant, &[&id, &bolt]).await.unwrap();
+    until("the grant is back", async || resume(&of_both).await.ok()).await;
+    // A table of some tenants is none of all.
+    let all = daemon.client.router().watch_routes(of_both).await.unwrap_err();
+    unknown(&all);
+    // Only the loss is a denial.
+    let denied = denials(&judge, &format!("user:{id}"), "RouterService/WatchRoutes").await;
+    assert_eq!(denied, ["a right was taken away while the call went on"]);
     fleet.stop(daemon).await;
 }
 
@@ -164,7 +226,7 @@ async fn who_loses_a_tenant_loses_the_streams_that_have_used_it() {
     }
     let principal = format!("user:{id}");
     assert_eq!(
-        denials(&judge, &principal, "Transact").await,
+        denials(&judge, &principal, "QueryService/Transact").await,
         ["a right was taken away while the call went on", "the session has ended"]
     );
     fleet.stop(daemon).await;
@@ -184,7 +246,7 @@ async fn refusals_in_the_middle_of_a_stream_are_written_down() {
         pipeline.execute(id, "bolt", "SELECT 1").await;
         assert_eq!(refusal(&mut pipeline.answers).await.code, i32::from(Code::PermissionDenied));
     }
-    assert_eq!(denials(&judge, "api-key:test", "Pipeline").await, out_of_scope);
+    assert_eq!(denials(&judge, "api-key:test", "QueryService/Pipeline").await, out_of_scope);
     // PostgreSQL's own refusals are the tenant's business.
     pipeline.execute(4, "acme", "SELECT pg_read_file('/etc/passwd')").await;
     assert_eq!(refusal(&mut pipeline.answers).await.sqlstate, "42501");
@@ -199,7 +261,7 @@ async fn refusals_in_the_middle_of_a_stream_are_written_down() {
         transaction.send(Action::Begin(begin)).await;
         assert_eq!(last(&mut transaction.answers).await.code(), Code::PermissionDenied);
     }
-    assert_eq!(denials(&judge, "api-key:test", "Transact").await, out_of_scope);
+    assert_eq!(denials(&judge, "api-key:test", "QueryService/Transact").await, out_of_scope);
     daemon.stop().await;
     let sql = "SELECT action, sum((details ->> 'calls')::bigint)::bigint FROM audit_log
         WHERE outcome = 'DENIED' GROUP BY action ORDER BY action";
