@@ -1,6 +1,7 @@
 //! Denials in the audit log. The first of a kind is appended before its answer is given; its repetitions are counted,
 //! and appended as one row when the minute is over. So a flood of bad keys fills neither the table nor the memory, and
-//! none of its calls is left out of the count.
+//! none of its calls is left out of the count. Nor can whoever has no key at all hide with one what callers are denied
+//! who have one: nobody's denials have a part of their own.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -18,6 +19,8 @@ use crate::accounts::{Accounts, AuditEvent, Outcome};
 pub(super) const WINDOW: Duration = Duration::from_mins(1);
 /// Kinds that are told apart within a minute; the rest is counted together.
 const KINDS_MAX: usize = 256;
+/// Of these, nobody's.
+const NOBODYS_KINDS_MAX: usize = KINDS_MAX / 2;
 /// Rows that are appended while their callers wait.
 const APPEND_RATE: Rate = Rate { interval: Duration::from_millis(100), burst: 50 };
 /// How long a caller waits for its denial to be written down.
@@ -54,6 +57,7 @@ pub(super) struct Denials {
     /// Calls of each kind that are not in the log yet.
     counts: Mutex<HashMap<Kind, u64>>,
     appends: Bucket,
+    nobodys_appends: Bucket,
 }
 
 impl Denials {
@@ -82,11 +86,16 @@ impl Denials {
             *count += 1;
             return false;
         }
-        if counts.len() >= KINDS_MAX {
+        let is_nobodys = |kind: &Kind| kind.principal == NOBODY;
+        let is_one = is_nobodys(kind);
+        if counts.len() >= KINDS_MAX
+            || (is_one && counts.keys().filter(|kind| is_nobodys(kind)).count() >= NOBODYS_KINDS_MAX)
+        {
             *counts.entry(others()).or_default() += 1;
             return false;
         }
-        let is_now = self.appends.take(APPEND_RATE).is_ok();
+        let appends = if is_one { &self.nobodys_appends } else { &self.appends };
+        let is_now = appends.take(APPEND_RATE).is_ok();
         counts.insert(kind.clone(), u64::from(!is_now));
         is_now
     }
@@ -176,5 +185,18 @@ mod tests {
         assert!(written < 100);
         assert!(denials.counts().len() <= KINDS_MAX + 1);
         assert_eq!(written + denials.counts().values().sum::<u64>(), 1_000);
+    }
+
+    #[test]
+    fn a_flood_of_nobodys_hides_no_callers_denials() {
+        let denials = Denials::default();
+        let nobodys = |number: u32| Denial { principal: None, address: Some(IpAddr::V4(number.into())), ..denial("") };
+        for number in 0..10_000 {
+            denials.is_first(&kind(&nobodys(number)));
+        }
+        let caller = kind(&denial("api-key:stolen"));
+        assert!(denials.is_first(&caller), "it is written at once");
+        assert!(!denials.is_first(&caller));
+        assert_eq!(denials.counts()[&caller], 1);
     }
 }
