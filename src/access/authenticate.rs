@@ -19,7 +19,7 @@ use super::denials::{self, Denial, Denials};
 use super::error::{Error, Whose};
 use super::fetch::Fetch;
 use super::known::{Caller, Known, Presented};
-use super::limits::{Buckets, Rate};
+use super::limits::{Bucket, Buckets, Rate};
 use super::news;
 use super::outage::Outage;
 use super::rights::{Claims, Source};
@@ -252,6 +252,38 @@ impl Inner {
         from: Option<IpAddr>,
         now: OffsetDateTime,
     ) -> Result<Arc<Caller>, Error> {
+        let read = async {
+            if text.starts_with(KEY_PREFIX) {
+                return self.in_turn(hash, from, now, None).await;
+            }
+            // Before its turn: whoever waits for an issuer's keys keeps no other caller waiting.
+            self.may_fail(&hash, from)?;
+            let claims = self.tokens.verify(text, now).await?;
+            self.in_turn(hash, from, now, Some(claims)).await
+        };
+        match read.await {
+            Err(error) if error.is_away() => self.known.get_stale(&hash, STALE_MAX, now).unwrap_or(Err(Error::Away)),
+            Err(error @ Error::TooManyFailures { .. }) => Err(error),
+            Err(error) => {
+                if let Some(failures) = self.failures_of(&hash, from) {
+                    // Whether there was one to take counts with the next call.
+                    let _taken = failures.take(FAILURE_RATE);
+                }
+                self.known.remove(&hash);
+                Err(error)
+            }
+            Ok(caller) => Ok(caller),
+        }
+    }
+
+    /// Reads who it is, one caller of a lane after the other: the key's, or whom the claims are about.
+    async fn in_turn(
+        &self,
+        hash: Presented,
+        from: Option<IpAddr>,
+        now: OffsetDateTime,
+        claims: Option<Claims>,
+    ) -> Result<Arc<Caller>, Error> {
         let lane = &self.lanes[usize::from(hash[0]) % LANES];
         let _turn = match lane.try_lock() {
             Ok(turn) => turn,
@@ -263,39 +295,33 @@ impl Inner {
         if let Some(caller) = self.known.get(&hash, AGE_MAX, now) {
             return Ok(caller);
         }
-        // Who was let in before is no guesser.
-        let from = from.filter(|_| !self.known.contains(&hash));
-        let failures = from.map(|from| self.failures.of(network(from)));
-        if let Some(retry_after) = failures.as_ref().and_then(|failures| failures.empty_for(FAILURE_RATE)) {
-            return Err(Error::TooManyFailures { retry_after });
-        }
+        self.may_fail(&hash, from)?;
         let before = self.known.before();
-        let read = async { self.caller(self.source(text, hash, now).await?, now, before.at) };
-        match read.await {
-            Ok(caller) => {
-                self.known.put(hash, &caller, before);
-                Ok(caller)
-            }
-            Err(error) if error.is_away() => self.known.get_stale(&hash, STALE_MAX, now).unwrap_or(Err(Error::Away)),
-            Err(error) => {
-                self.known.remove(&hash);
-                if let Some(failures) = failures {
-                    // Whether there was one to take counts with the next call.
-                    let _taken = failures.take(FAILURE_RATE);
-                }
-                Err(error)
-            }
+        let caller = self.caller(self.source(hash, claims).await?, now, before.at)?;
+        self.known.put(hash, &caller, before);
+        Ok(caller)
+    }
+
+    /// The failures that count for who presents this. Who was let in before is no guesser.
+    fn failures_of(&self, hash: &Presented, from: Option<IpAddr>) -> Option<Arc<Bucket>> {
+        let from = from.filter(|_| !self.known.contains(hash))?;
+        Some(self.failures.of(network(from)))
+    }
+
+    fn may_fail(&self, hash: &Presented, from: Option<IpAddr>) -> Result<(), Error> {
+        match self.failures_of(hash, from).and_then(|failures| failures.empty_for(FAILURE_RATE)) {
+            Some(retry_after) => Err(Error::TooManyFailures { retry_after }),
+            None => Ok(()),
         }
     }
 
-    /// Everything there is to know about who presents this.
-    async fn source(&self, text: &str, hash: Presented, now: OffsetDateTime) -> Result<Source, Error> {
-        if text.starts_with(KEY_PREFIX) {
+    /// Everything there is to know about whose key it is, or whom the claims are about.
+    async fn source(&self, hash: Presented, claims: Option<Claims>) -> Result<Source, Error> {
+        let Some(claims) = claims else {
             let key = self.outage.ask(ASKING_MAX, self.accounts.api_key_by_hash(&ApiKeyHash(hash))).await;
             let key = key.map_err(damaged)?;
             return Ok(Source::Key(key.ok_or(Error::refused("the key is unknown"))?));
-        }
-        let claims = self.tokens.verify(text, now).await?;
+        };
         let (standing, codes) = self.outage.ask(ASKING_MAX, self.standing(&claims)).await.map_err(damaged)?;
         Ok(Source::Token { claims, standing, codes })
     }

@@ -1,6 +1,6 @@
 //! An issuer of tokens: real keys, real signatures, and a real HTTP server that publishes the keys.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -103,6 +103,7 @@ pub fn spec(setting: (&'static str, &str), subject: &str) -> Spec {
 pub struct Issuer {
     url: String,
     keys: Arc<Mutex<Value>>,
+    silent: Arc<AtomicBool>,
     pub fetches: Arc<AtomicUsize>,
     serving: tokio::task::JoinHandle<()>,
 }
@@ -112,8 +113,9 @@ impl Issuer {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/keys", listener.local_addr().unwrap());
         let (published, fetches) = (Arc::new(Mutex::new(Value::Null)), Arc::new(AtomicUsize::new(0)));
-        let serving = tokio::spawn(serve(listener, Arc::clone(&published), Arc::clone(&fetches)));
-        let issuer = Self { url, keys: published, fetches, serving };
+        let silent = Arc::new(AtomicBool::new(false));
+        let serving = tokio::spawn(serve(listener, Arc::clone(&published), Arc::clone(&silent), Arc::clone(&fetches)));
+        let issuer = Self { url, keys: published, silent, fetches, serving };
         issuer.publish(keys);
         issuer
     }
@@ -121,6 +123,11 @@ impl Issuer {
     /// From now on these keys, and no others.
     pub fn publish(&self, keys: &[&SigningKey]) {
         *self.keys.lock().unwrap() = key_set(keys);
+    }
+
+    /// From now on it takes questions and answers none.
+    pub fn fall_silent(&self) {
+        self.silent.store(true, Ordering::SeqCst);
     }
 
     /// The fleet takes this issuer's tokens.
@@ -135,9 +142,14 @@ impl Drop for Issuer {
     }
 }
 
-async fn serve(listener: TcpListener, keys: Arc<Mutex<Value>>, fetches: Arc<AtomicUsize>) {
+async fn serve(listener: TcpListener, keys: Arc<Mutex<Value>>, silent: Arc<AtomicBool>, fetches: Arc<AtomicUsize>) {
+    let mut unanswered = Vec::new();
     while let Ok((mut stream, _)) = listener.accept().await {
         fetches.fetch_add(1, Ordering::SeqCst);
+        if silent.load(Ordering::SeqCst) {
+            unanswered.push(stream);
+            continue;
+        }
         let body = keys.lock().unwrap().to_string();
         drop(answer(&mut stream, &body).await);
     }

@@ -167,6 +167,30 @@ async fn tokens_with_unknown_keys_do_not_make_the_daemon_ask_the_issuer_each_tim
 }
 
 #[tokio::test]
+async fn an_issuer_that_is_silent_keeps_no_key_waiting() {
+    let key = SigningKey::new("key", Algorithm::ES256);
+    let issuer = Issuer::start(&[&key]).await;
+    let fleet = Fleet::new(issuer.spec("program")).await;
+    fleet.allow_log("the issuer's keys cannot be read");
+    let daemon = fleet.start().await;
+    let fresh = daemon.client.key_new(&["viewer"], &[]).await;
+    issuer.fall_silent();
+    // Enough that every lane would have one of them.
+    let mut waiting = tokio::task::JoinSet::new();
+    for number in 0..200 {
+        let client = daemon.client.with_key(&key.sign(&claims(json!({ "jti": number.to_string() }))));
+        waiting.spawn(async move { client.access().who_am_i(WhoAmIRequest {}).await.map(|_| ()) });
+    }
+    until("the issuer is asked", async || (issuer.fetches.load(Ordering::SeqCst) > 0).then_some(())).await;
+    let asked = std::time::Instant::now();
+    whoami(&daemon, &fresh).await.unwrap();
+    assert!(asked.elapsed() < std::time::Duration::from_secs(3), "{:?}", asked.elapsed());
+    assert!(waiting.try_join_next().is_none(), "the tokens wait meanwhile");
+    waiting.shutdown().await;
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
 async fn a_token_that_was_taken_back_is_refused_at_once() {
     let key = SigningKey::new("key", Algorithm::ES256);
     let issuer = Issuer::start(&[&key]).await;
