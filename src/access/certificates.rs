@@ -12,9 +12,31 @@ use super::rights::Source;
 use crate::config::CertificateConfig;
 use crate::domain::principal::{Principal, Scope};
 
+/// A name in a certificate. A host's is the same however it is written; a URI's is not, and neither is the other.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum San {
+    Dns(String),
+    Uri(String),
+}
+
+impl San {
+    /// As the configuration has it: what has a scheme is a URI.
+    fn written(text: &str) -> Self {
+        if text.contains(':') { Self::Uri(text.to_owned()) } else { Self::Dns(text.to_ascii_lowercase()) }
+    }
+
+    fn of(name: &GeneralName<'_>) -> Option<Self> {
+        match name {
+            GeneralName::DNSName(name) => Some(Self::Dns(name.to_ascii_lowercase())),
+            GeneralName::URI(uri) => Some(Self::Uri((*uri).to_owned())),
+            _ => None,
+        }
+    }
+}
+
 /// The principals by the names in their certificates.
 #[derive(Debug)]
-pub(super) struct Certificates(BTreeMap<String, Principal>);
+pub(super) struct Certificates(BTreeMap<San, Principal>);
 
 impl Certificates {
     pub(super) fn new(certificates: &[CertificateConfig]) -> Self {
@@ -22,7 +44,7 @@ impl Certificates {
             let scope = config.tenants.clone().map_or(Scope::All, Scope::Tenants);
             let mut principal = Principal::new(config.name.clone(), config.roles.clone(), scope);
             principal.default_tenant.clone_from(&config.default_tenant);
-            (config.san.clone(), principal)
+            (San::written(&config.san), principal)
         };
         Self(certificates.iter().map(principal).collect())
     }
@@ -34,7 +56,7 @@ impl Certificates {
         let names = certificate.subject_alternative_name().map_err(|_| unreadable())?;
         let names = names.map(|extension| extension.value.general_names.as_slice()).unwrap_or_default();
         let mut found: Option<&Principal> = None;
-        for principal in names.iter().filter_map(|name| self.0.get(text(name)?)) {
+        for principal in names.iter().filter_map(|name| self.0.get(&San::of(name)?)) {
             if found.is_some_and(|other| other != principal) {
                 return Err(Error::refused("the certificate names several callers"));
             }
@@ -43,13 +65,6 @@ impl Certificates {
         let expires_at = OffsetDateTime::from_unix_timestamp(certificate.validity().not_after.timestamp());
         let expires_at = expires_at.map_err(|_| unreadable())?;
         Ok(found.map(|principal| Source::Certificate { principal: principal.clone(), expires_at }))
-    }
-}
-
-fn text<'a>(name: &'a GeneralName<'_>) -> Option<&'a str> {
-    match name {
-        GeneralName::DNSName(name) | GeneralName::URI(name) => Some(name),
-        _ => None,
     }
 }
 
@@ -74,6 +89,7 @@ mod tests {
             config("spiffe://example.com/ci", "ci"),
             config("ci.example.com", "ci"),
             config("shop.example.com", "shop"),
+            config("Ops.Example.com", "ops"),
         ])
     }
 
@@ -98,10 +114,22 @@ mod tests {
         };
         assert_eq!(name(&["spiffe://example.com/ci"]).as_deref(), Some("ci"));
         assert_eq!(name(&["else.example.com", "ci.example.com", "spiffe://example.com/ci"]).as_deref(), Some("ci"));
+        for written in ["ops.example.com", "OPS.example.COM", "Ops.Example.com"] {
+            assert_eq!(name(&[written]).as_deref(), Some("ops"), "{written}");
+        }
         assert_eq!(name(&["spiffe://example.com/c"]), None);
+        assert_eq!(name(&["spiffe://example.com/CI"]), None);
         assert_eq!(name(&[]), None);
         assert!(certificates.source(&der(&["ci.example.com", "shop.example.com"])).is_err());
         assert!(certificates.source(b"no certificate").is_err());
+    }
+
+    #[test]
+    fn a_host_is_no_uri_though_it_reads_like_one() {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.subject_alt_names.push(SanType::DnsName("spiffe://example.com/ci".try_into().unwrap()));
+        let der = params.self_signed(&KeyPair::generate().unwrap()).unwrap().der().to_vec();
+        assert!(certificates().source(&der).unwrap().is_none());
     }
 
     #[test]

@@ -224,7 +224,10 @@ pub(super) fn check(access: &AccessConfig, has_client_ca: bool, problems: &mut V
     }
     for certificate in &access.certificates {
         let at = format!("access.certificates.{}", certificate.san);
-        if certificate.san.is_empty() || !sans.insert(&certificate.san) {
+        // A host's name is the same however it is written.
+        let san = &certificate.san;
+        let san = if san.contains(':') { san.clone() } else { san.to_ascii_lowercase() };
+        if san.is_empty() || !sans.insert(san) {
             problems.push(format!("{at}: is empty or there twice"));
         }
         let reached = |tenant: &TenantCode| certificate.tenants.as_ref().is_none_or(|tenants| tenants.contains(tenant));
