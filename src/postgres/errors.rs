@@ -81,7 +81,7 @@ pub enum Error {
     #[error("{count} sessions of the ended daemon {instance} are still there after {waited:?}; see pg_stat_activity")]
     InstanceRemains { instance: String, count: i64, waited: Duration },
     #[error(
-        "the database has no identity row of this daemon: it is no tenant's database, or not yet, or somebody changed the schema tenantd in it"
+        "the database has no identity row that this login may read: it is another tenant's, or no tenant's, or has lost its identity because somebody changed the schema tenantd in it"
     )]
     IdentityMissing,
     #[error("the role {role} is there already, made by something else; it was left alone")]
