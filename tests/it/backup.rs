@@ -1,6 +1,7 @@
 //! The backup room against a real server and bucket: what is restored is what was dumped, whatever the schema and
 //! whoever writes meanwhile; what is damaged is refused; what fails leaves nothing.
 
+mod at_once;
 mod counted;
 mod nothing_runs;
 mod place;
