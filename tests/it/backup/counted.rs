@@ -1,12 +1,15 @@
 //! What a restore compares: partitions as one table, manifests of the former format by their rows, and sequences that
 //! go round.
 
-use tenantd::backup::Error;
+use tenantd::backup::{BackupRef, Error, manifest_read, manifest_write};
 use tenantd::domain::backup::{MANIFEST_FORMAT_MIN, Manifest, TableDigest};
+use tenantd::domain::tenant::TenantId;
+use tenantd::secrets::ManifestSigner;
+use uuid::Uuid;
 
 use super::place::Place;
 use super::restored_is_what_was_dumped;
-use crate::harness::Spec;
+use crate::harness::{Fleet, Spec};
 
 /// Rows lie by the hash of an enum, which a restore makes anew.
 const BY_ENUM: &str = "
@@ -61,6 +64,29 @@ async fn a_manifest_of_the_former_format_is_compared_by_its_rows() {
     assert!(matches!(&error, Error::Differences(found) if found.len() == 1), "{error}");
     assert!(error.to_string().contains("public.parted has 360 rows instead of 361"), "{error}");
     place.finish().await;
+}
+
+#[tokio::test]
+async fn a_restore_by_a_manifest_of_the_former_format_says_what_it_compared() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    let client = &daemon.client;
+    let tenant = client.tenant("acme").await;
+    let backup = client.backup("acme").await;
+    let (config, store) = (fleet.config(), fleet.store());
+    let signer = ManifestSigner::new(&config.keys.manifest_signing_key).unwrap();
+    let reference =
+        BackupRef { tenant: TenantId(tenant.tenant_id.parse().unwrap()), backup: backup.backup_id.parse().unwrap() };
+    let manifest = manifest_read(&store, &signer, reference).await.unwrap();
+    assert_eq!(manifest.schema_version, tenant.schema_version);
+    let tables = manifest.tables.into_iter().map(|table| TableDigest { digest: "-12".to_owned(), ..table }).collect();
+    let former = Manifest { format: MANIFEST_FORMAT_MIN, tables, ..manifest };
+    manifest_write(&store, &signer, &former).await.unwrap();
+    let restored = client.restore_create(Uuid::new_v4(), &backup.backup_id, Some("copy")).await.unwrap();
+    let steps = client.succeeded(&restored).await.steps;
+    let detail = &steps.iter().find(|step| step.name == "contents").unwrap().detail;
+    assert!(detail.contains("the manifest is of the older format 1, so the rows were counted only"), "{detail}");
+    fleet.stop(daemon).await;
 }
 
 #[tokio::test]
