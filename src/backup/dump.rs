@@ -4,6 +4,8 @@
 //! The end of `pg_dump`'s output is not success: the upload is completed only after it has exited with 0 and the
 //! digests are there. Whatever fails, the upload is given up and nothing is visible. A caller that is itself stopped
 //! half-way repeats [`dump_clean`] with the id that it has persisted.
+//!
+//! Nothing here waits for a lock for long: who alters a table meanwhile has his turn, and the dump begins again.
 
 use std::io;
 use std::path::Path;
@@ -12,6 +14,7 @@ use std::time::Duration;
 use age::x25519::Recipient;
 use bytes::Bytes;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::manifest::BackupRef;
@@ -23,10 +26,16 @@ use super::{Error, archive};
 use crate::config::BackupConfig;
 use crate::domain::backup::{Archive, MANIFEST_FORMAT, Manifest, TableDigest};
 use crate::domain::tenant::{DatabaseName, TenantCode};
-use crate::postgres::Server;
 use crate::postgres::programs::{PgDump, ProgramSession, Programs};
 use crate::postgres::roles::TenantRoles;
+use crate::postgres::{Permit, Server};
 use crate::store::{PartSizes, Store, UploadId, UploadedPart};
+
+/// How long the snapshot's session and `pg_dump` wait for a lock. Whoever wants to alter a table waits behind the locks
+/// that they have, and everybody else behind him: so they let go soon, and begin again after a pause.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(2);
+const PAUSE_MIN: Duration = Duration::from_millis(250);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Parts that wait to be sent, beside the one that is sent and the one that is filled.
 const PARTS_WAITING_MAX: usize = 1;
@@ -44,8 +53,6 @@ pub struct DumpRequest<'a> {
     pub tenant_code: &'a TenantCode,
     pub database: &'a DatabaseName,
     pub roles: &'a TenantRoles,
-    /// As the catalog knows it.
-    pub schema_version: i64,
     /// `age1…`: the tenant's, and the escrow's.
     pub recipients: &'a [String],
     /// The password of the dump role passes through it; no part of the dump does.
@@ -61,11 +68,11 @@ where
 {
     let recipients = archive::recipients_parse(request.recipients).map_err(|reason| Error::Recipient { reason })?;
     let (permit, dump_permit) = (snapshot::permit(request.server).await?, snapshot::permit(request.server).await?);
-    let snapshot =
-        Snapshot::export(request.server, permit, request.database, request.roles, request.config.stall_timeout).await?;
+    let mut patience = Patience::new(request.config.stall_timeout);
+    let snapshot = snapshot_export(request, permit, &mut patience).await?;
     let upload = request.store.upload_begin(&request.backup.keys().archive).await?;
     let dumped = match on_upload(upload.clone()).await {
-        Ok(()) => dump_to(request, recipients, snapshot, &upload).await,
+        Ok(()) => dump_patiently(request, &recipients, snapshot, &upload, patience).await,
         Err(error) => Err(Error::Persist(error.into())),
     };
     if dumped.is_err()
@@ -75,6 +82,72 @@ where
     }
     drop(dump_permit);
     dumped
+}
+
+/// How often something may begin again because somebody else works on the tables: until its time is over, with pauses
+/// that grow, in which he has his turn.
+#[derive(Debug)]
+struct Patience {
+    until: Instant,
+    pause: Duration,
+}
+
+impl Patience {
+    fn new(time_max: Duration) -> Self {
+        Self { until: Instant::now() + time_max, pause: PAUSE_MIN }
+    }
+
+    /// Waits, if `error` may pass and there is time left; otherwise it is the answer.
+    async fn pause(&mut self, error: Error) -> Result<(), Error> {
+        if !error.is_in_the_way() || Instant::now() + self.pause > self.until {
+            return Err(error);
+        }
+        tracing::debug!(pause = ?self.pause, %error, "a backup lets the tables go, and begins again");
+        tokio::time::sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        Ok(())
+    }
+}
+
+fn lock_wait(request: &DumpRequest<'_>) -> Duration {
+    request.config.stall_timeout.min(LOCK_WAIT_MAX)
+}
+
+/// Takes the snapshot. While it waits for its turn it has no session.
+async fn snapshot_export(
+    request: &DumpRequest<'_>,
+    permit: Permit,
+    patience: &mut Patience,
+) -> Result<Snapshot, Error> {
+    let mut permit = Some(permit);
+    loop {
+        let permit = match permit.take() {
+            Some(permit) => permit,
+            None => snapshot::permit(request.server).await?,
+        };
+        let (database, roles) = (request.database, request.roles);
+        match Snapshot::export(request.server, permit, database, roles, lock_wait(request)).await {
+            Ok(snapshot) => return Ok(snapshot),
+            Err(error) => patience.pause(error).await?,
+        }
+    }
+}
+
+/// Dumps, and takes another snapshot whenever `pg_dump` does not get its locks, for which it waits before it writes.
+async fn dump_patiently(
+    request: &DumpRequest<'_>,
+    recipients: &[Recipient],
+    mut snapshot: Snapshot,
+    upload: &UploadId,
+    mut patience: Patience,
+) -> Result<Manifest, Error> {
+    loop {
+        match dump_to(request, recipients.to_vec(), snapshot, upload).await {
+            Err(error @ Error::Program(_)) => patience.pause(error).await?,
+            done => return done,
+        }
+        snapshot = snapshot_export(request, snapshot::permit(request.server).await?, &mut patience).await?;
+    }
 }
 
 /// Removes everything that attempts at this backup have left in the bucket. May be repeated.
@@ -134,7 +207,7 @@ async fn dump_to(
         server_version: snapshot.server_version.clone(),
         server_version_num: snapshot.server_version_num,
         dump_version,
-        schema_version: request.schema_version,
+        schema_version: snapshot.schema_version,
         schema_fingerprint: snapshot.schema_fingerprint.clone(),
         encoding: snapshot.encoding.clone(),
         collate: snapshot.collate.clone(),
@@ -183,13 +256,17 @@ async fn stream(
             private_dir: spool.folder(),
         },
         snapshot: &snapshot.id,
-        lock_wait_max: request.config.stall_timeout,
+        lock_wait_max: lock_wait(request),
     })?;
     let dumping = async {
         if let Some(mut stdout) = program.stdout() {
-            transfer::pump(&mut stdout, chunk_sender, None).await.map_err(|broken| broken.into_error("pg_dump"))?;
+            let pumped = transfer::pump(&mut stdout, chunk_sender.clone(), None).await;
+            pumped.map_err(|broken| broken.into_error("pg_dump"))?;
         }
-        Ok(program.outcome().await?)
+        program.outcome().await?;
+        // Only now the archive has its end: what a failed `pg_dump` wrote is never sent as one.
+        drop(chunk_sender);
+        Ok(())
     };
     let uploading = parts_send(request, upload, parts);
     // In this order, because who finds a channel closed is never the cause.

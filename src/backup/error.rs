@@ -4,8 +4,10 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use tokio_postgres::error::SqlState;
+
 use crate::domain::backup::Difference;
-use crate::postgres::{self, programs};
+use crate::postgres::{self, Kind, programs};
 use crate::store;
 
 /// Differences that are spelled out; the others are counted.
@@ -27,8 +29,14 @@ pub enum Error {
     Differences(Vec<Difference>),
     #[error("the server names a kind of object that this daemon does not know: {object}")]
     Privilege { object: String },
-    #[error("the server answered the count of the table {schema}.{name} with something else than two numbers")]
+    #[error("the rows of the table {schema}.{name} could not be counted: the server's answer broke off")]
     DigestAnswer { schema: String, name: String },
+    #[error("the tables were made, dropped or renamed while they were backed up; try again when no migration runs")]
+    TablesChanged,
+    #[error(
+        "the table {table} was made a part of the extension {extension}, and PostgreSQL dumps no rows of those; take it out (ALTER EXTENSION {extension} DROP TABLE {table}) and back up again"
+    )]
+    TableLeftOut { table: String, extension: String },
     #[error("{what} stood still for {timeout:?} and was given up, so that it does not hold the snapshot for ever")]
     Stalled { what: &'static str, timeout: Duration },
     #[error("a recipient of the archive is unusable: {reason}; look at escrow_recipient in the keys file")]
@@ -59,9 +67,26 @@ impl Error {
         match self {
             Self::Store(error) => error.is_retryable(),
             Self::Postgres(error) => error.is_transient(),
-            Self::Stalled { .. } | Self::Transfer { .. } | Self::Persist(_) => true,
+            Self::Program(error) => error.is_lock_wait(),
+            Self::Stalled { .. } | Self::Transfer { .. } | Self::Persist(_) | Self::TablesChanged => true,
             _ => false,
         }
+    }
+
+    /// Whether somebody else works on the tables: it may be over once he had his turn.
+    pub(super) fn is_in_the_way(&self) -> bool {
+        match self {
+            Self::Postgres(error) => matches!(error.kind(), Kind::LockTimeout | Kind::Deadlock),
+            Self::Program(error) => error.is_lock_wait(),
+            Self::TablesChanged => true,
+            _ => false,
+        }
+    }
+
+    /// Whether something that a statement names is not there any more.
+    pub(super) fn is_missing(&self) -> bool {
+        let codes = [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME];
+        matches!(self, Self::Postgres(error) if error.code().is_some_and(|code| codes.contains(code)))
     }
 
     /// Whether the backup itself is damaged, so that no repetition helps.

@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::Error;
-use crate::domain::backup::{BackupKeys, MANIFEST_FORMAT, Manifest};
+use crate::domain::backup::{BackupKeys, MANIFEST_FORMAT, MANIFEST_FORMAT_MIN, Manifest};
 use crate::domain::tenant::TenantId;
 use crate::secrets::ManifestSigner;
 use crate::store::Store;
@@ -70,8 +70,9 @@ fn document_read(signer: &ManifestSigner, reference: BackupRef, document: &[u8])
     let text = document.manifest.get();
     signer.verify(text.as_bytes(), &document.signature).map_err(|error| refused(error.to_string()))?;
     let Format { format } = serde_json::from_str(text).map_err(|error| refused(error.to_string()))?;
-    if format != MANIFEST_FORMAT {
-        return Err(refused(format!("its format is {format}, and this daemon reads {MANIFEST_FORMAT}")));
+    if !(MANIFEST_FORMAT_MIN..=MANIFEST_FORMAT).contains(&format) {
+        let readable = format!("{MANIFEST_FORMAT_MIN} to {MANIFEST_FORMAT}");
+        return Err(refused(format!("its format is {format}, and this daemon reads {readable}")));
     }
     let manifest: Manifest = serde_json::from_str(text).map_err(|error| refused(error.to_string()))?;
     belongs(&manifest, reference)?;
@@ -170,6 +171,8 @@ pub(super) mod tests {
             let error = document_read(&signer, other, &document).unwrap_err().to_string();
             assert!(error.contains("belongs to the backup"), "{error}");
         }
+        let older = Manifest { format: MANIFEST_FORMAT_MIN, ..sample(reference()) };
+        assert_eq!(document_read(&signer, reference(), &document_write(&signer, &older).unwrap()).unwrap(), older);
         let newer = Manifest { format: MANIFEST_FORMAT + 1, ..sample(reference()) };
         let error = document_read(&signer, reference(), &document_write(&signer, &newer).unwrap()).unwrap_err();
         assert!(error.to_string().contains("format"), "{error}");

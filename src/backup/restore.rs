@@ -15,7 +15,7 @@ use super::privileges::privileges_apply;
 use super::spool::{self, Spool};
 use super::{Error, contents, digest, snapshot};
 use crate::config::RoleLogin;
-use crate::domain::backup::{Manifest, sequence_differences, table_differences};
+use crate::domain::backup::{Manifest, sequence_differences};
 use crate::domain::tenant::DatabaseName;
 use crate::postgres::Server;
 use crate::postgres::programs::{PgRestore, ProgramSession, Programs};
@@ -151,7 +151,7 @@ async fn compare(request: &RestoreRequest<'_>) -> Result<String, Error> {
     let permit = snapshot::permit(request.server).await?;
     let session = snapshot::connect(request.server, permit, request.database, request.stall_timeout).await?;
     let found = digest::digests(&session).await?;
-    let mut differences = table_differences(&request.manifest.tables, &found.tables);
+    let mut differences = request.manifest.table_differences(&found.tables, &found.partitions);
     differences.extend(sequence_differences(&request.manifest.sequences, &found.sequences));
     if differences.is_empty() { Ok(found.schema_fingerprint) } else { Err(Error::Differences(differences)) }
 }

@@ -1,14 +1,22 @@
 //! The session that exports the snapshot which `pg_dump` reads. Everything that the manifest says of the database is
 //! read in it, so that the numbers are those of the dump, whatever is written meanwhile.
+//!
+//! The tables are locked before the snapshot is taken: what empties or rewrites a table follows no snapshot, and one
+//! that was taken while it was under way would see no rows. Which tables there are is looked up before and after, and
+//! it all begins again when that has changed. No lock is waited for long, because others queue behind whoever waits.
 
 use std::time::Duration;
 
+use postgres_types::Type;
 use time::OffsetDateTime;
 use tokio::time::Instant;
+use tokio_postgres::{Client, Row};
 
 use super::Error;
 use super::digest::{self, Table};
+use super::history::schema_version;
 use super::privileges::privileges;
+use super::sequences::{Sequence, sequence_ranges, sequences};
 use crate::config::RoleLogin;
 use crate::domain::backup::{Extension, SequenceRange, TableDigest};
 use crate::domain::privilege::Privilege;
@@ -20,6 +28,8 @@ use crate::postgres::{ConnectRequest, Connection, Lane, Permit, Server, SessionO
 /// How long to queue for the sessions' permits.
 const PERMIT_WAIT_MAX: Duration = Duration::from_mins(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often the tables may change between a look at them and their locks, one right after the other.
+const CHANGES_MAX: usize = 10;
 
 const FACTS: &str = "
 SELECT pg_export_snapshot(), now(), current_setting('server_version'), current_setting('server_version_num')::int4,
@@ -29,6 +39,19 @@ FROM pg_database WHERE datname = current_database()";
 const EXTENSIONS: &str = "
 SELECT e.extname, e.extversion, n.nspname
 FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace ORDER BY e.extname COLLATE \"C\"";
+
+/// Tables of the tenant's that somebody has made a part of an extension: `pg_dump` takes them for what the extension
+/// makes by itself. What an extension has registered as its configuration is dumped.
+const LEFT_OUT: &str = "
+SELECT format('%I.%I', n.nspname, c.relname), e.extname
+FROM pg_depend d
+JOIN pg_extension e ON e.oid = d.refobjid AND d.refclassid = 'pg_extension'::regclass
+JOIN pg_class c ON c.oid = d.objid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_roles o ON o.oid = c.relowner
+WHERE d.classid = 'pg_class'::regclass AND d.deptype = 'e' AND c.relkind IN ('r', 'p') AND o.rolname = $1
+  AND c.oid <> ALL (coalesce(e.extconfig, '{}'))
+ORDER BY 1 LIMIT 1";
 
 /// A snapshot, valid while this is alive, and what was read when it was taken.
 #[derive(Debug)]
@@ -43,14 +66,16 @@ pub(super) struct Snapshot {
     pub collate: String,
     pub ctype: String,
     pub extensions: Vec<Extension>,
+    pub schema_version: i64,
     pub schema_fingerprint: String,
     pub privileges: Vec<Privilege>,
     tables: Vec<Table>,
-    sequences: Vec<(String, String, i64)>,
+    sequences: Vec<Sequence>,
 }
 
 impl Snapshot {
-    /// Takes the snapshot. A lock that is not given within `lock_timeout` is an error.
+    /// Takes the snapshot. A lock that is not given within `lock_timeout` is an error, as is a table that `pg_dump`
+    /// would leave out.
     pub(super) async fn export(
         server: &Server,
         permit: Permit,
@@ -59,15 +84,16 @@ impl Snapshot {
         lock_timeout: Duration,
     ) -> Result<Self, Error> {
         let session = connect(server, permit, database, lock_timeout).await?;
-        digest::snapshot_begin(&session).await?;
-        let facts = session.query_one(FACTS, &[]).await?;
+        let (tables, facts) = begin(&session).await?;
+        let left_out = session.query_typed(LEFT_OUT, &[(&roles.owner.as_str(), Type::NAME)]).await?;
+        if let Some(row) = left_out.first() {
+            return Err(Error::TableLeftOut { table: row.try_get(0)?, extension: row.try_get(1)? });
+        }
         let extensions = session.query(EXTENSIONS, &[]).await?.iter().map(extension).collect::<Result<_, Error>>()?;
-        // Before `pg_dump` locks them, so that nothing that alters a table can come between the two.
-        let tables = digest::tables_list(&session).await?;
-        digest::tables_lock(&session, &tables).await?;
+        let schema_version = schema_version(&session).await?;
         let schema_fingerprint = fingerprint_in_txn(&session).await?;
         let privileges = privileges(&session, roles).await?;
-        let sequences = digest::sequences(&session).await?;
+        let sequences = sequences(&session).await?;
         Ok(Self {
             session,
             id: facts.try_get(0)?,
@@ -78,6 +104,7 @@ impl Snapshot {
             collate: facts.try_get(5)?,
             ctype: facts.try_get(6)?,
             extensions,
+            schema_version,
             schema_fingerprint,
             privileges,
             tables,
@@ -91,11 +118,42 @@ impl Snapshot {
     }
 
     /// Reads the sequences again, and lets the snapshot go. To be called when `pg_dump` has ended.
+    ///
+    /// # Errors
+    /// When a name has come to mean another table meanwhile: a schema can be renamed under the locks of its tables, and
+    /// `pg_dump` goes by names.
     pub(super) async fn end(self) -> Result<Vec<SequenceRange>, Error> {
-        let after = digest::sequences(&self.session).await?;
+        let after = sequences(&self.session).await?;
+        if digest::tables_list(&self.session).await? != self.tables {
+            return Err(Error::TablesChanged);
+        }
         self.session.batch_execute("COMMIT").await?;
-        Ok(digest::sequence_ranges(self.sequences, &after))
+        Ok(sequence_ranges(self.sequences, &after))
     }
+}
+
+/// Begins the transaction, locks all tables, and only then takes the snapshot. Answers with the tables, and [`FACTS`].
+async fn begin(session: &Client) -> Result<(Vec<Table>, Row), Error> {
+    for _ in 0..CHANGES_MAX {
+        digest::txn_begin(session).await?;
+        let seen = digest::tables_list(session).await?;
+        session.batch_execute("COMMIT").await?;
+        digest::txn_begin(session).await?;
+        match digest::tables_lock(session, &seen).await {
+            Ok(()) => {
+                let facts = session.query_one(FACTS, &[]).await?;
+                let tables = digest::tables_list(session).await?;
+                if tables == seen && tables.iter().all(Table::is_found_by_name) {
+                    return Ok((tables, facts));
+                }
+            }
+            // One of them is gone.
+            Err(error) if error.is_missing() => {}
+            Err(error) => return Err(error),
+        }
+        session.batch_execute("ROLLBACK").await?;
+    }
+    Err(Error::TablesChanged)
 }
 
 /// A permit for a session. Who needs several takes them before opening any of them: who waits here holds no snapshot.
@@ -132,6 +190,6 @@ pub(super) async fn connect_as(
     Ok(server.connect_with(permit, &request).await?)
 }
 
-fn extension(row: &tokio_postgres::Row) -> Result<Extension, Error> {
+fn extension(row: &Row) -> Result<Extension, Error> {
     Ok(Extension { name: row.try_get(0)?, version: row.try_get(1)?, schema: row.try_get(2)? })
 }

@@ -137,11 +137,18 @@ impl Catalog {
     }
 
     /// Claims the oldest operation that nobody drives: a new one, one that was released, or one whose lease ran out.
-    pub async fn operation_claim(&self, instance: Uuid, lease: Duration) -> Result<Option<ClaimedOperation>, Error> {
+    /// Those of the kinds `but_not` are left to others, or for later.
+    pub async fn operation_claim(
+        &self,
+        instance: Uuid,
+        lease: Duration,
+        but_not: &[OperationKind],
+    ) -> Result<Option<ClaimedOperation>, Error> {
         let due = Query::select()
             .column("id")
             .from("operations")
             .and_where(due())
+            .and_where(Expr::col("kind").is_not_in(but_not.iter().map(|kind| kind.name())))
             .order_by("created_at", Order::Asc)
             .limit(1)
             .lock_with_behavior(LockType::Update, LockBehavior::SkipLocked)

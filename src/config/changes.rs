@@ -44,7 +44,7 @@ impl Config {
         } others {});
         note(&mut found, "migrator.", migrator);
         let backup = compare!(&self.backup, &new.backup, BackupConfig {
-            zstd_level, concurrency_max, stall_timeout, pause_drain_max,
+            zstd_level, concurrency_max, verify_concurrency_max, stall_timeout, pause_drain_max,
         } others {});
         note(&mut found, "backup.", backup);
         found
@@ -177,6 +177,7 @@ mod tests {
         [backup]
         zstd_level = 3
         concurrency_max = 2
+        verify_concurrency_max = 3
         stall_timeout = "1m"
         pause_drain_max = "5s"
     "#;
@@ -234,7 +235,8 @@ mod tests {
         ("statement_timeout = \"10m\"", "statement_timeout = \"11m\"", &["migrator.statement_timeout"]),
         ("wait_max = \"10s\"", "wait_max = \"11s\"", &["migrator.advisory_lock_wait_max"]),
         ("zstd_level = 3", "zstd_level = 4", &["backup.zstd_level"]),
-        ("concurrency_max = 2", "concurrency_max = 3", &["backup.concurrency_max"]),
+        ("concurrency_max = 2", "concurrency_max = 4", &["backup.concurrency_max"]),
+        ("concurrency_max = 3", "concurrency_max = 4", &["backup.verify_concurrency_max"]),
         ("stall_timeout = \"1m\"", "stall_timeout = \"2m\"", &["backup.stall_timeout"]),
         ("pause_drain_max = \"5s\"", "pause_drain_max = \"6s\"", &["backup.pause_drain_max"]),
         // What counts at once.

@@ -225,6 +225,7 @@ section!(MigratorSection {
 section!(BackupSection {
     zstd_level: i32 = 3,
     concurrency_max: usize = 2,
+    verify_concurrency_max: usize = 2,
 } durations {
     stall_timeout = Duration::from_mins(1),
     pause_drain_max = Duration::from_secs(5),
@@ -312,6 +313,7 @@ impl File {
             backup: BackupConfig {
                 zstd_level: self.backup.zstd_level,
                 concurrency_max: self.backup.concurrency_max,
+                verify_concurrency_max: self.backup.verify_concurrency_max,
                 stall_timeout: self.backup.stall_timeout,
                 pause_drain_max: self.backup.pause_drain_max,
             },

@@ -194,7 +194,10 @@ pub struct MigratorConfig {
 pub struct BackupConfig {
     /// 1 to 19.
     pub zstd_level: i32,
+    /// Backups made at the same moment; further ones stay PENDING.
     pub concurrency_max: usize,
+    /// Backups verified at the same moment, each with a whole archive in the spool.
+    pub verify_concurrency_max: usize,
     /// A store that takes no byte for so long fails the backup, so that it does not hold the snapshot for ever.
     pub stall_timeout: Duration,
     /// How long a restore waits for running statements before it cancels them, and then ends their sessions.

@@ -158,6 +158,7 @@ fn numbers(config: &Config, problems: &mut Vec<String>) {
         ("operations.concurrency_max", config.operations.concurrency_max),
         ("migrator.concurrency_max", config.migrator.concurrency_max),
         ("backup.concurrency_max", config.backup.concurrency_max),
+        ("backup.verify_concurrency_max", config.backup.verify_concurrency_max),
         ("router.pools_max", router.pools_max),
     ];
     for (name, count) in counts {

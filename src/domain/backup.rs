@@ -1,5 +1,7 @@
 //! A backup as a value: its manifest, where its objects lie, and when a restored database equals it.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -9,7 +11,10 @@ use super::privilege::Privilege;
 use super::tenant::{DatabaseName, TenantCode, TenantId};
 
 /// The version of the manifest's format that this daemon writes.
-pub const MANIFEST_FORMAT: u32 = 1;
+pub const MANIFEST_FORMAT: u32 = 2;
+/// The oldest that it reads. In format 1 each partition stood by itself, and digests were made in the server, by
+/// queries that let a tenant's functions run: they are not made again, and only the rows are counted.
+pub const MANIFEST_FORMAT_MIN: u32 = 1;
 
 /// What a backup is, taken in the very snapshot that was dumped. Written last and signed: an archive without a
 /// manifest is no backup.
@@ -41,6 +46,22 @@ pub struct Manifest {
     #[serde(default)]
     pub privileges: Option<Vec<Privilege>>,
     pub archive: Archive,
+}
+
+impl Manifest {
+    /// Whether its digests can be compared with those that this daemon makes.
+    pub fn has_comparable_digests(&self) -> bool {
+        self.format == MANIFEST_FORMAT
+    }
+
+    /// Every difference between the tables that were dumped and those found: in counts and digests, or in counts only.
+    pub fn table_differences(&self, found: &[TableDigest], partitions: &[Partition]) -> Vec<Difference> {
+        if self.has_comparable_digests() {
+            table_differences(&self.tables, found)
+        } else {
+            row_count_differences(&self.tables, found, partitions)
+        }
+    }
 }
 
 named! {
@@ -78,6 +99,15 @@ pub struct TableDigest {
     pub digest: String,
 }
 
+/// A partition that is a table by itself, and the partitioned table whose the rows are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partition {
+    pub schema: String,
+    pub name: String,
+    pub root_schema: String,
+    pub root_name: String,
+}
+
 /// A sequence's last value, read before the dump began and after it had ended: sequences are not transactional,
 /// so the restored value lies between the two.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,10 +143,15 @@ pub enum Difference {
     RowCount { schema: String, name: String, expected: i64, found: i64 },
     #[error("the table {schema}.{name} has as many rows, but not the same ones")]
     Digest { schema: String, name: String },
-    #[error("the sequence {schema}.{name} stands at {found:?}, outside of {low:?} to {high:?}")]
+    #[error("the sequence {schema}.{name} stands at {}, outside of {} to {}", at(*.found), at(*.low), at(*.high))]
     Sequence { schema: String, name: String, found: Option<i64>, low: Option<i64>, high: Option<i64> },
     #[error("the schema's fingerprint is {found} instead of {expected}")]
     Schema { expected: String, found: String },
+}
+
+/// Where a sequence stands, in words.
+fn at(value: Option<i64>) -> String {
+    value.map_or("nothing".to_owned(), |value| value.to_string())
 }
 
 /// Every difference between the tables that were dumped and those found.
@@ -141,6 +176,28 @@ pub fn table_differences(expected: &[TableDigest], found: &[TableDigest]) -> Vec
         differences.push(Difference::TableUnexpected { schema: table.schema.clone(), name: table.name.clone() });
     }
     differences
+}
+
+/// As [`table_differences`], of the numbers of rows alone. `expected` may name partitions, which count as their roots,
+/// and knows no partitioned table without any.
+fn row_count_differences(expected: &[TableDigest], found: &[TableDigest], partitions: &[Partition]) -> Vec<Difference> {
+    let mut counts: BTreeMap<(&str, &str), i64> = BTreeMap::new();
+    for table in expected {
+        let of = partitions.iter().find(|part| part.schema == table.schema && part.name == table.name);
+        let key = of.map_or((&*table.schema, &*table.name), |part| (&*part.root_schema, &*part.root_name));
+        *counts.entry(key).or_default() += table.row_count;
+    }
+    let counted = |(schema, name): (&str, &str), row_count| TableDigest {
+        schema: schema.to_owned(),
+        name: name.to_owned(),
+        row_count,
+        digest: String::new(),
+    };
+    let of_found = |table: &TableDigest| counted((&table.schema, &table.name), table.row_count);
+    let is_told = |table: &&TableDigest| table.row_count > 0 || counts.contains_key(&(&*table.schema, &*table.name));
+    let found: Vec<_> = found.iter().filter(is_told).map(of_found).collect();
+    let expected: Vec<_> = counts.iter().map(|(key, row_count)| counted(*key, *row_count)).collect();
+    table_differences(&expected, &found)
 }
 
 /// Every sequence that stands outside of its range.
@@ -189,11 +246,33 @@ mod tests {
     }
 
     #[test]
+    fn of_an_older_manifest_rows_are_counted_and_partitions_count_as_their_roots() {
+        let part = |name: &str| Partition {
+            schema: "public".into(),
+            name: name.into(),
+            root_schema: "public".into(),
+            root_name: "root".into(),
+        };
+        let expected = [table("a", 1, "x"), table("p1", 2, "y"), table("p2", 3, "z")];
+        let found = [table("a", 1, "other"), table("empty_root", 0, ""), table("root", 5, "sum")];
+        let parts = [part("p1"), part("p2")];
+        assert_eq!(row_count_differences(&expected, &found, &parts), []);
+        let found = [table("a", 1, ""), table("root", 4, ""), table("more", 1, "")];
+        let texts: Vec<_> = row_count_differences(&expected, &found, &parts).iter().map(ToString::to_string).collect();
+        assert_eq!(
+            texts,
+            ["the table public.root has 4 rows instead of 5", "the table public.more is not in the manifest"]
+        );
+    }
+
+    #[test]
     fn a_sequence_may_stand_anywhere_in_its_range() {
         let range = |low, high| SequenceRange { schema: "public".into(), name: "s".into(), low, high };
         let expected = [range(Some(5), Some(9))];
         assert!(sequence_differences(&expected, &[range(None, Some(7))]).is_empty());
-        assert_eq!(sequence_differences(&expected, &[range(None, Some(4))]).len(), 1);
+        let outside = sequence_differences(&expected, &[range(None, Some(4))]);
+        assert_eq!(outside.len(), 1);
+        assert_eq!(outside[0].to_string(), "the sequence public.s stands at 4, outside of 5 to 9");
         assert_eq!(sequence_differences(&expected, &[]).len(), 1);
         assert!(sequence_differences(&[range(None, None)], &[range(None, None)]).is_empty());
     }

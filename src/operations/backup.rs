@@ -66,7 +66,6 @@ async fn dump(run: &Run) -> Result<Done, StepError> {
         tenant_code: &place.tenant.code,
         database: &place.tenant.database,
         roles: &place.roles,
-        schema_version: place.tenant.schema_version,
         recipients: &[recipient, parts.config.keys.escrow_recipient.clone()],
         spool_dir: &parts.config.spool_dir,
     };

@@ -73,6 +73,10 @@ pub(super) async fn fill(run: &Run, generation: i64) -> Result<Done, StepError> 
     let durations = report.steps.iter().map(|step| format!("{} {:.1?}", step.name, step.duration));
     let mut detail =
         format!("{} tables, {} rows; {}", report.tables, report.rows, durations.collect::<Vec<_>>().join(", "));
+    if !manifest.has_comparable_digests() {
+        let format = manifest.format;
+        detail = format!("{detail}; the manifest is of the older format {format}, so the rows were counted only");
+    }
     if !report.privileges_left_out.is_empty() {
         detail = format!("{detail}; grants that were not taken again: {}", report.privileges_left_out.join("; "));
     }

@@ -19,7 +19,7 @@ use super::kinds;
 use super::step::{Done, Run, Step, StepError};
 use super::{Error, Parts};
 use crate::catalog::{ClaimedOperation, OperationEnd, OperationStep};
-use crate::domain::operation::{OperationId, OperationState, StepState};
+use crate::domain::operation::{OperationId, OperationKind, OperationState, StepState};
 
 /// How often one step may be begun, by any daemon, before the operation is undone.
 const STEP_ATTEMPTS_MAX: i32 = 5;
@@ -36,6 +36,8 @@ pub(super) struct Engine {
     pub(super) wake: Arc<tokio::sync::Notify>,
     pub(super) stop: CancellationToken,
     pub(super) slots: Arc<Semaphore>,
+    /// Beside those, one permit for each backup: further ones stay where they are, and hold up nothing else.
+    pub(super) backup_slots: Arc<Semaphore>,
     /// What this daemon drives. A lease that ran out while the catalog was slow may be claimed again by the same
     /// daemon: then the older driver goes first.
     pub(super) driven: Mutex<BTreeMap<OperationId, Arc<Driver>>>,
@@ -57,16 +59,18 @@ impl Engine {
                 permit = Arc::clone(&this.slots).acquire_owned() => permit,
             };
             let Ok(permit) = permit else { return };
-            if let Some(claimed) = this.claim().await {
+            let backup_permit = Arc::clone(&this.backup_slots).try_acquire_owned().ok();
+            if let Some(claimed) = this.claim(backup_permit.is_some()).await {
                 let engine = Arc::clone(&this);
+                let backup_permit = backup_permit.filter(|_| claimed.operation.kind == OperationKind::Backup);
                 this.parts.tasks.spawn("operation", async move {
                     engine.drive(claimed).await;
-                    drop(permit);
+                    drop((permit, backup_permit));
                     engine.wake.notify_one();
                 });
                 continue;
             }
-            drop(permit);
+            drop((permit, backup_permit));
             tokio::select! {
                 () = this.stop.cancelled() => return,
                 () = this.wake.notified() => {}
@@ -75,8 +79,9 @@ impl Engine {
         }
     }
 
-    async fn claim(&self) -> Option<ClaimedOperation> {
-        match self.try_claim().await {
+    async fn claim(&self, takes_backups: bool) -> Option<ClaimedOperation> {
+        let but_not: &[OperationKind] = if takes_backups { &[] } else { &[OperationKind::Backup] };
+        match self.try_claim(but_not).await {
             Ok(claimed) => claimed,
             // The catalog's sessions are closed on the way down.
             Err(_closed) if self.stop.is_cancelled() => None,
@@ -88,14 +93,14 @@ impl Engine {
     }
 
     /// Sessions of daemons that are gone are ended first: they may hold locks, and none of them may act beside us.
-    async fn try_claim(&self) -> Result<Option<ClaimedOperation>, Error> {
+    async fn try_claim(&self, but_not: &[OperationKind]) -> Result<Option<ClaimedOperation>, Error> {
         let catalog = &self.parts.catalog;
         for gone in catalog.operation_owners_expired().await? {
             if gone != self.parts.instance {
                 self.parts.instance_sessions_end(gone).await?;
             }
         }
-        Ok(catalog.operation_claim(self.parts.instance, self.parts.config.operations.lease).await?)
+        Ok(catalog.operation_claim(self.parts.instance, self.parts.config.operations.lease, but_not).await?)
     }
 
     /// Drives one operation to its end, or gives its claim back when the daemon goes down.

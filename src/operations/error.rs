@@ -19,6 +19,10 @@ pub enum Error {
         "the role or database {name:?} is on the server already and was not made by this operation; remove it or choose another code"
     )]
     NameTaken { name: String },
+    #[error(
+        "{concurrency_max} backups are being verified, and no more may be at the same moment; try again, or raise backup.verify_concurrency_max"
+    )]
+    VerificationsFull { concurrency_max: usize },
     #[error(transparent)]
     Catalog(#[from] crate::catalog::Error),
     #[error(transparent)]

@@ -96,6 +96,8 @@ pub struct Operations {
     stop: CancellationToken,
     /// One permit for each operation that may be driven at the same moment.
     slots: Arc<Semaphore>,
+    /// One permit for each backup that may be verified at the same moment.
+    verify_slots: Arc<Semaphore>,
 }
 
 impl Operations {
@@ -112,10 +114,12 @@ impl Operations {
             wake: Arc::clone(&wake),
             stop: stop.clone(),
             slots: Arc::clone(&slots),
+            backup_slots: Arc::new(Semaphore::new(parts.config.backup.concurrency_max)),
             driven: std::sync::Mutex::default(),
         };
         parts.tasks.spawn("operations", engine.run());
-        Self { parts, changed, wake, stop, slots }
+        let verify_slots = Arc::new(Semaphore::new(parts.config.backup.verify_concurrency_max));
+        Self { parts, changed, wake, stop, slots, verify_slots }
     }
 
     /// Claims nothing more, gives the present claims back, and closes the sessions that only operations and lookups

@@ -115,6 +115,11 @@ impl Run {
 /// The reason that a full server's operator can do something about.
 const NO_ROOM: &str = "SERVER_NO_ROOM";
 
+/// There was no session, or it broke off.
+const UNAVAILABLE: &str = "CONNECTION_UNAVAILABLE";
+/// The server answered, and refused a statement; or what is in the tenant's database does not allow it.
+const SQL: &str = "SQL";
+
 /// Why a step did not do its work.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StepError {
@@ -177,8 +182,15 @@ impl From<crate::accounts::Error> for StepError {
 
 impl From<crate::postgres::Error> for StepError {
     fn from(error: crate::postgres::Error) -> Self {
-        let is_full = error.kind() == crate::postgres::Kind::NoRoom;
-        Self::failed(if is_full { NO_ROOM } else { "CONNECTION_UNAVAILABLE" }, error.to_string())
+        use crate::postgres::Kind;
+        let reason = match error.kind() {
+            Kind::NoRoom => NO_ROOM,
+            Kind::Unreachable | Kind::Shutdown | Kind::ServerFull | Kind::LimitReached => UNAVAILABLE,
+            _ if error.refused_session() => UNAVAILABLE,
+            _ if error.code().is_some() => SQL,
+            _ => UNAVAILABLE,
+        };
+        Self::failed(reason, error.to_string())
     }
 }
 
@@ -196,18 +208,51 @@ impl From<crate::store::Error> for StepError {
 
 impl From<crate::backup::Error> for StepError {
     fn from(error: crate::backup::Error) -> Self {
+        use crate::backup::Error as E;
+        let reason = match &error {
+            error if error.is_damage() => "BACKUP_CORRUPT",
+            E::Spool { .. } => "SPOOL",
+            E::Stalled { .. } => "OBJECT_STORE",
+            E::Program(program) if program.is_session_lost() => UNAVAILABLE,
+            E::Program(program) if program.is_statement_refused() => SQL,
+            E::TableLeftOut { .. } | E::TablesChanged => SQL,
+            _ => "INTERNAL",
+        };
         match error {
-            error if error.is_damage() => Self::failed("BACKUP_CORRUPT", error.to_string()),
-            full @ crate::backup::Error::Spool { .. } => Self::failed("SPOOL", full.to_string()),
-            crate::backup::Error::Store(error) => error.into(),
-            crate::backup::Error::Postgres(error) => error.into(),
-            error => Self::internal(error.to_string()),
+            E::Store(error) if reason == "INTERNAL" => error.into(),
+            E::Postgres(error) => error.into(),
+            error => Self::failed(reason, error.to_string()),
         }
     }
 }
 
 impl From<crate::router::Error> for StepError {
     fn from(error: crate::router::Error) -> Self {
-        Self::failed("CONNECTION_UNAVAILABLE", error.to_string())
+        Self::failed(UNAVAILABLE, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::Error;
+    use crate::postgres::programs;
+
+    #[test]
+    fn how_a_program_failed_is_told_apart() {
+        let reason = |output: &str| {
+            let (program, status) = ("pg_dump".to_owned(), "exit status: 1".to_owned());
+            let failed = programs::Error::Failed { program, status, output: output.to_owned() };
+            StepError::from(Error::Program(failed)).reason()
+        };
+        let refused = "pg_dump: error: query failed: ERROR:  no such function\npg_dump: detail: Query was: SELECT 1";
+        assert_eq!(reason(refused), "SQL");
+        let gone = "pg_dump: error: connection to server at \"db\", port 5432 failed: FATAL:  sorry";
+        assert_eq!(reason(gone), "CONNECTION_UNAVAILABLE");
+        let ended =
+            "pg_dump: detail: Error message from server: FATAL:  terminating connection due to administrator command";
+        assert_eq!(reason(ended), "CONNECTION_UNAVAILABLE");
+        assert_eq!(reason("pg_dump: error: out of memory"), "INTERNAL");
+        assert_eq!(StepError::from(Error::TablesChanged).reason(), "SQL");
     }
 }

@@ -57,6 +57,34 @@ pub enum Error {
     File { what: String, source: io::Error },
 }
 
+/// How `pg_dump` ends its last words when it got no lock on a table: with the statement that failed.
+const LOCK_STATEMENT_END: &str = "IN ACCESS SHARE MODE";
+/// What the programs say when their session was ended or not opened, and when the server refused a statement. All of
+/// them speak English; what the server says may be in any language.
+const SESSION_LOST: [&str; 3] = ["connection to server", "server closed the connection", "terminating connection"];
+const STATEMENT_REFUSED: [&str; 3] = ["query failed", "could not execute query", "Error message from server"];
+
+impl Error {
+    /// Whether `pg_dump` waited for a table's lock in vain, or the table was gone by then. It had written nothing yet.
+    pub fn is_lock_wait(&self) -> bool {
+        matches!(self, Self::Failed { output, .. } if output.ends_with(LOCK_STATEMENT_END))
+    }
+
+    /// Whether the program had no session, or lost it.
+    pub fn is_session_lost(&self) -> bool {
+        self.says(&SESSION_LOST)
+    }
+
+    /// Whether the server refused a statement of the program's.
+    pub fn is_statement_refused(&self) -> bool {
+        self.says(&STATEMENT_REFUSED)
+    }
+
+    fn says(&self, words: &[&str]) -> bool {
+        matches!(self, Self::Failed { output, .. } if words.iter().any(|word| output.contains(word)))
+    }
+}
+
 impl Purpose {
     fn programs(self) -> &'static [&'static str] {
         match self {

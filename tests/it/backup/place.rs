@@ -132,7 +132,6 @@ impl Place {
             tenant_code: &self.code,
             database: &self.database,
             roles: &self.roles,
-            schema_version: 0,
             recipients: &[self.identity.recipient(), keys_new().escrow_recipient],
             spool_dir: &self.fleet.config().spool_dir,
         };
