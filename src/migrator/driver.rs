@@ -2,6 +2,9 @@
 //! its own, and the caller's last word in the last. refinery decides what is pending; how it gets there is decided
 //! here.
 //!
+//! A file finds the session as a new one would be, whatever the file before has left on it: otherwise a tenant that is
+//! several files behind would be migrated differently from one that got them one by one.
+//!
 //! Always holds: the tenant's advisory lock is taken before anything is read, and a file, its history row and, the
 //! first time, the history table are one transaction. The lock is polled, never waited for inside the server, because
 //! a waiting session holds a snapshot.
@@ -31,6 +34,12 @@ const POLL_INTERVAL_MAX: Duration = Duration::from_millis(500);
 /// How long the last word after a failure may take, on a session that may be broken.
 const ABANDON_MAX: Duration = Duration::from_secs(5);
 
+/// What makes the session as it was at its login, sent ahead of a file in the same message. `DISCARD ALL` would do the
+/// same and give the tenant's lock back as well. The role comes last, to the one that the database prescribes. It is a
+/// transaction of its own: the file's one must be the first to take a snapshot, or its isolation could not be chosen.
+const RESET: &str = "BEGIN;\nCLOSE ALL;\nRESET SESSION AUTHORIZATION;\nRESET ALL;\nRESET ROLE;\nDEALLOCATE ALL;\n\
+                     UNLISTEN *;\nDISCARD PLANS;\nDISCARD SEQUENCES;\nDISCARD TEMP;\nCOMMIT;\n";
+
 /// A driver's method has failed, and the driver knows why.
 #[derive(Debug, thiserror::Error)]
 #[error("the session failed")]
@@ -45,6 +54,8 @@ pub(super) struct Driver<'a> {
     locked: bool,
     /// The server has given up the transaction that the session is in; the next message ends it first.
     in_failed_transaction: bool,
+    /// A file was sent, and may have left something on the session.
+    is_used: bool,
     /// Makes the history table; goes along with the first file when there is none.
     table_create: Option<String>,
     history: Vec<Applied>,
@@ -67,6 +78,7 @@ impl<'a> Driver<'a> {
             lock_key,
             locked: false,
             in_failed_transaction: false,
+            is_used: false,
             table_create: None,
             history: Vec::new(),
             version_before: 0,
@@ -95,7 +107,7 @@ impl<'a> Driver<'a> {
         } else {
             String::new()
         };
-        let message = format!("{}{last};\n{unlock}", self.rollback());
+        let message = format!("{}{last};\n{unlock}", self.clean());
         let messages = self.client.simple_query(&message).await?;
         self.in_failed_transaction = false;
         self.locked = false;
@@ -114,6 +126,11 @@ impl<'a> Driver<'a> {
 
     fn rollback(&self) -> &'static str {
         if self.in_failed_transaction { "ROLLBACK;\n" } else { "" }
+    }
+
+    /// What comes before everything else in a message: the end of a failed transaction, and of what a file has left.
+    fn clean(&self) -> String {
+        format!("{}{}", self.rollback(), if self.is_used { RESET } else { "" })
     }
 
     /// Takes the tenant's lock and reads the history, in one message when nobody else has the lock.
@@ -190,6 +207,7 @@ impl<'a> Driver<'a> {
             let head = self.head(lock_timeout);
             let mut completed = 0;
             let message = format!("{head}{sql}\n;\nRESET search_path;\n{insert};\nCOMMIT");
+            self.is_used = true;
             let Err(error) = self.send(&message, &mut completed).await else { break };
             self.in_failed_transaction = true;
             if attempts < ATTEMPTS_MAX && is_lock_conflict(&error) {
@@ -221,7 +239,7 @@ impl<'a> Driver<'a> {
         format!(
             "{}BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;\nSET LOCAL lock_timeout = {};\n\
              SET LOCAL statement_timeout = {};\n{}\n",
-            self.rollback(),
+            self.clean(),
             milliseconds(lock_timeout),
             milliseconds(self.settings.statement_timeout),
             self.table_create.as_deref().unwrap_or_default(),

@@ -365,6 +365,59 @@ async fn neither_search_paths_nor_a_tenants_defaults_lead_the_history_astray() {
 }
 
 #[tokio::test]
+async fn a_file_finds_the_session_as_a_new_one_would_be() {
+    let (behind, up_to_date) = (Tenant::new().await, Tenant::new().await);
+    let leaves = "PREPARE left_over AS SELECT 1;
+        CREATE TEMP TABLE left_behind (a int);
+        CREATE SEQUENCE numbers;
+        SELECT nextval('numbers');
+        DECLARE held CURSOR WITH HOLD FOR SELECT 1;
+        DO $$ BEGIN
+            EXECUTE format('SET ROLE %I', session_user);
+            EXECUTE 'SET search_path = pg_temp, public';
+            EXECUTE 'SET statement_timeout = 1';
+            EXECUTE 'SET default_transaction_isolation = serializable';
+            EXECUTE 'SET default_transaction_read_only = on';
+        END $$;";
+    let finds = "DO $$ BEGIN
+            ASSERT current_user <> session_user, current_user;
+            ASSERT current_setting('search_path') = '\"$user\", public', current_setting('search_path');
+            ASSERT current_setting('transaction_isolation') = 'read committed', current_setting('transaction_isolation');
+            ASSERT to_regclass('left_behind') IS NULL, 'a temporary table';
+            ASSERT (SELECT count(*) FROM pg_prepared_statements) = 0, 'a prepared statement';
+            ASSERT (SELECT count(*) FROM pg_cursors WHERE is_holdable) = 0, 'a cursor';
+        END $$;
+        CREATE TABLE own (a int);
+        PREPARE left_over AS SELECT 2;";
+    let files = files(&[A, ("V2__leaves.sql", leaves), ("V3__finds.sql", finds)]);
+    let (mut client, messages) = behind.counted().await;
+    let report = migrate_tenant(&mut client, &files, &settings(), behind.id).await.unwrap();
+    assert_eq!(messages.load(Ordering::Relaxed), 2 + 3);
+    for count in 1..=3 {
+        up_to_date.migrate(&files[..count]).await.unwrap();
+    }
+    assert_eq!(report.fingerprint, up_to_date.fingerprint().await);
+    assert_eq!(behind.ask("SELECT relowner::regrole FROM pg_class WHERE relname = 'own'").await, behind.name);
+    behind.finish().await;
+    up_to_date.finish().await;
+}
+
+#[tokio::test]
+async fn a_file_is_tried_again_on_a_session_without_its_own_leftovers() {
+    let tenant = Tenant::new().await;
+    tenant.migrate(&files(&[A])).await.unwrap();
+    let files = files(&[A, ("V2__prepares.sql", "PREPARE p AS SELECT 1;\nALTER TABLE a ADD c int;")]);
+    let impatient = MigratorConfig { lock_timeout: Duration::from_millis(20), ..settings() };
+    tenant.judge.batch_execute("BEGIN; LOCK TABLE a IN ACCESS SHARE MODE").await.unwrap();
+    let error = migrate_tenant(&mut tenant.client().await, &files, &impatient, tenant.id).await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some("55P03"), "{error}");
+    assert!(error.to_string().starts_with("V2__prepares.sql:2: "), "{error}");
+    assert!(error.to_string().ends_with("tried 3 times"), "{error}");
+    tenant.judge.batch_execute("COMMIT").await.unwrap();
+    tenant.finish().await;
+}
+
+#[tokio::test]
 async fn fingerprints_agree_between_tenants_and_show_every_kind_of_drift() {
     let (one, other) = (Tenant::new().await, Tenant::new().await);
     let sample = directory("tenant-migrations");
