@@ -20,6 +20,7 @@ use tokio_postgres::error::{DbError, ErrorPosition};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::error::{Cause, is_lock_conflict};
+use super::files_hash::FilesHash;
 use super::history::{self, Applied};
 use super::statements;
 use crate::config::MigratorConfig;
@@ -59,6 +60,9 @@ pub(super) struct Driver<'a> {
     /// Makes the history table; goes along with the first file when there is none.
     table_create: Option<String>,
     history: Vec<Applied>,
+    files_hash: FilesHash,
+    /// What the history must have reached.
+    version_known: i64,
     version_before: i64,
     version: Option<i64>,
     failure: Option<Cause>,
@@ -70,6 +74,7 @@ impl<'a> Driver<'a> {
         files: &'a [MigrationFile],
         settings: &'a MigratorConfig,
         lock_key: i64,
+        version_known: i64,
     ) -> Self {
         Self {
             client,
@@ -81,6 +86,8 @@ impl<'a> Driver<'a> {
             is_used: false,
             table_create: None,
             history: Vec::new(),
+            files_hash: FilesHash::default(),
+            version_known,
             version_before: 0,
             version: None,
             failure: None,
@@ -94,6 +101,11 @@ impl<'a> Driver<'a> {
 
     pub(super) fn version_before(&self) -> i64 {
         self.version_before
+    }
+
+    /// Of what is applied now.
+    pub(super) fn files_hash(&self) -> String {
+        self.files_hash.value()
     }
 
     pub(super) fn failure_take(&mut self) -> Option<Cause> {
@@ -151,7 +163,11 @@ impl<'a> Driver<'a> {
             interval = (interval * 2).min(POLL_INTERVAL_MAX);
         }
         self.version_before = self.history.last().map_or(0, |applied| applied.version);
+        if self.version_before < self.version_known {
+            return Err(Cause::HistoryLost { known: self.version_known, found: self.version_before });
+        }
         self.version = Some(self.version_before);
+        self.files_hash = history::files_hash(&self.history);
         // An error in this message means that there is no table; every other error has been returned.
         self.table_create = self.in_failed_transaction.then(|| table_create.to_owned());
         Ok(())
@@ -230,7 +246,10 @@ impl<'a> Driver<'a> {
         }
         self.in_failed_transaction = false;
         self.table_create = None;
-        self.version = file.map(|file| file.version).or(self.version);
+        if let Some(file) = file {
+            self.version = Some(file.version);
+            self.files_hash.add_file(file);
+        }
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use serde_json::json;
 use super::failure::Failure;
 use super::step::{Done, Run, Step, StepError, step};
 use super::tenant_parts::{self, Place};
-use crate::catalog::{RolloutTarget, TargetOutcome, Tenant};
+use crate::catalog::{RolloutTarget, TargetOutcome, Tenant, TenantSchema};
 use crate::domain::migration::{MigrationFile, RolloutState, Standing, TargetState, rollout_outcome, standing};
 use crate::domain::tenant::{TenantId, TenantRole};
 use crate::migrator;
@@ -83,17 +83,23 @@ async fn attempt(
     let place = Place::of_tenant(&run.parts, target.tenant).await?;
     let database = &place.tenant.database;
     let mut client = tenant_parts::connect_as(run, &place, TenantRole::Migrator, database, "migrate").await?;
-    let report = match migrator::migrate_tenant(&mut client, files, &run.parts.config.migrator, place.tenant.id).await {
+    let (id, known) = (place.tenant.id, place.tenant.schema_version);
+    let report = match migrator::migrate_tenant(&mut client, files, &run.parts.config.migrator, id, known).await {
         Ok(report) => report,
         Err(error) => {
             drop(client);
             if let Some(version) = error.version.filter(|version| *version != place.tenant.schema_version) {
-                note_partly(run, &place, version).await?;
+                note_partly(run, &place, version, error.files_hash.as_deref()).await?;
             }
             return Ok(failed(error.to_string(), error.sqlstate().map(str::to_owned)));
         }
     };
-    note(run, &place.tenant, report.to, &report.fingerprint).await?;
+    let schema = TenantSchema {
+        version: report.to,
+        fingerprint: Some(&report.fingerprint),
+        files_hash: Some(&report.files_hash),
+    };
+    note(run, &place.tenant, &schema).await?;
     let newest = files.last().map_or(0, |file| file.version);
     let state = match standing(report.to, newest) {
         Standing::Ahead => TargetState::Ahead,
@@ -105,22 +111,23 @@ async fn attempt(
 }
 
 /// The files before the one that failed are applied, and stay so.
-async fn note_partly(run: &Run, place: &Place, version: i64) -> Result<(), StepError> {
+async fn note_partly(run: &Run, place: &Place, version: i64, files_hash: Option<&str>) -> Result<(), StepError> {
     let database = &place.tenant.database;
     let client = tenant_parts::connect_as(run, place, TenantRole::Migrator, database, "migrate").await?;
     let fingerprint = fingerprint(&client).await?;
-    note(run, &place.tenant, version, &fingerprint).await
+    let schema = TenantSchema { version, fingerprint: Some(&fingerprint), files_hash };
+    note(run, &place.tenant, &schema).await
 }
 
 /// Notes the tenant's version, unless a restore has put another database in its place meanwhile.
-async fn note(run: &Run, before: &Tenant, version: i64, fingerprint: &str) -> Result<(), StepError> {
+async fn note(run: &Run, before: &Tenant, schema: &TenantSchema<'_>) -> Result<(), StepError> {
     let catalog = &run.parts.catalog;
     let txn = catalog.begin().await?;
     if catalog.tenant_lock_in_txn(&txn, before.id).await?.generation != before.generation {
         let why = "another database took the tenant's place meanwhile; run again";
         return Err(StepError::failed("OPERATION_CONFLICT", why));
     }
-    catalog.tenant_schema_set_in_txn(&txn, before.id, version, fingerprint).await?;
+    catalog.tenant_schema_set_in_txn(&txn, before.id, schema).await?;
     Ok(txn.commit().await?)
 }
 

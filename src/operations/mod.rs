@@ -16,6 +16,7 @@ mod restore_in_place;
 pub mod sample_data;
 mod step;
 mod submit;
+mod submit_rollout;
 mod suspend_tenant;
 mod tenant_parts;
 mod tenant_secrets;
