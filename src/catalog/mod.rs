@@ -8,6 +8,7 @@
 mod backups;
 mod credentials;
 mod errors;
+mod exclusion;
 mod fence;
 mod logins;
 mod meta;
@@ -30,7 +31,7 @@ pub use rollouts::{NewRollout, Rollout};
 pub use routes::{Follower, RouteChange, RouteChanges};
 pub use shares::Share;
 pub use steps::OperationStep;
-pub use targets::{NewTarget, RolloutTarget, TargetOutcome};
+pub use targets::{NewTarget, RolloutTarget, TargetBegun, TargetOutcome};
 pub use tenant_changes::TenantSchema;
 pub use tenants::{NewLicense, NewTenant, Tenant, TenantFilter, TenantRef};
 

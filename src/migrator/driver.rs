@@ -36,7 +36,7 @@ const POLL_INTERVAL_MAX: Duration = Duration::from_millis(500);
 const ABANDON_MAX: Duration = Duration::from_secs(5);
 
 /// What makes the session as it was at its login, sent ahead of a file in the same message. `DISCARD ALL` would do the
-/// same and give the tenant's lock back as well. The role comes last, to the one that the database prescribes. It is a
+/// same and give the tenant's lock back as well. The role comes back to the one that the database prescribes. It is a
 /// transaction of its own: the file's one must be the first to take a snapshot, or its isolation could not be chosen.
 const RESET: &str = "BEGIN;\nCLOSE ALL;\nRESET SESSION AUTHORIZATION;\nRESET ALL;\nRESET ROLE;\nDEALLOCATE ALL;\n\
                      UNLISTEN *;\nDISCARD PLANS;\nDISCARD SEQUENCES;\nDISCARD TEMP;\nCOMMIT;\n";

@@ -11,6 +11,7 @@ mod error;
 mod failure;
 mod kinds;
 mod migrate_fleet;
+mod migrate_target;
 mod restore_as_new;
 mod restore_in_place;
 pub mod sample_data;

@@ -61,9 +61,9 @@ impl Operations {
         Ok(Some(row))
     }
 
-    /// The chosen tenants, or all; those that have no database yet, or none any more, are left out.
+    /// The chosen tenants, or all that have a database or are about to have one.
     async fn migratable(&self, chosen: &[String]) -> Result<Vec<Tenant>, Error> {
-        let states = TenantState::MIGRATABLE;
+        let states: Vec<_> = [TenantState::Provisioning].into_iter().chain(TenantState::MIGRATABLE).collect();
         let mut ids: Vec<TenantId> = Vec::new();
         for tenant in chosen {
             let row = self.tenant(tenant).await?;
@@ -94,7 +94,7 @@ fn plan(directory: &Directory, fleet: Vec<Tenant>, verify: bool) -> Vec<NewTarge
     let target = |tenant: Tenant| {
         let has_expected = tenant.schema_files_hash.as_deref() == Some(expected.up_to(tenant.schema_version));
         let state = match standing(tenant.schema_version, directory.version()) {
-            _ if verify => TargetState::Pending,
+            _ if verify || tenant.state == TenantState::Provisioning => TargetState::Pending,
             Standing::Ahead => TargetState::Ahead,
             Standing::Current if has_expected => TargetState::Current,
             // Its database says which file is another one.
