@@ -8,6 +8,7 @@
 mod backups;
 mod credentials;
 mod errors;
+mod exclusion;
 mod fence;
 mod logins;
 mod meta;
@@ -30,7 +31,8 @@ pub use rollouts::{NewRollout, Rollout};
 pub use routes::{Follower, RouteChange, RouteChanges};
 pub use shares::Share;
 pub use steps::OperationStep;
-pub use targets::{NewTarget, RolloutTarget, TargetOutcome};
+pub use targets::{NewTarget, RolloutTarget, TargetBegun, TargetOutcome};
+pub use tenant_changes::TenantSchema;
 pub use tenants::{NewLicense, NewTenant, Tenant, TenantFilter, TenantRef};
 
 pub use crate::domain::page::{Page, Paged};
@@ -57,6 +59,7 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("V6__route_removals.sql", include_str!("../../shared-migrations/shared/V6__route_removals.sql")),
     ("V7__tenant_reads.sql", include_str!("../../shared-migrations/shared/V7__tenant_reads.sql")),
     ("V8__budget_shares.sql", include_str!("../../shared-migrations/shared/V8__budget_shares.sql")),
+    ("V9__schema_files.sql", include_str!("../../shared-migrations/shared/V9__schema_files.sql")),
 ];
 
 /// A cheap handle on the shared database.

@@ -15,6 +15,7 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::errors::Error;
+use super::exclusion;
 use super::fence::claimed;
 use super::steps::{self, OperationStep};
 use super::tenants::among;
@@ -114,7 +115,8 @@ pub struct OperationFilter<'a> {
 impl Catalog {
     /// Creates an operation with its steps, or finds the one that the same request created.
     ///
-    /// Of two that meet, the second waits until the first's transaction has ended.
+    /// Of two that meet, the second waits until the first's transaction has ended. A tenant that a rollout is migrating
+    /// is refused to whatever cannot go beside that, and the transaction is of no use then.
     pub async fn operation_create_in_txn(&self, txn: &Txn, new: &NewOperation<'_>) -> Result<Created, Error> {
         // A holder may end between the refused insertion and the look-up; then the insertion is worth another try.
         for _attempt in 0..5 {
@@ -122,6 +124,11 @@ impl Catalog {
                 return Ok(Created::Earlier(earlier));
             }
             if let Some(row) = statement::row(txn, &insertion(new)).await? {
+                if let Some(tenant) = new.tenant.filter(|_| !new.kind.is_beside_migrations())
+                    && let Some(id) = exclusion::migrating(txn, tenant).await?
+                {
+                    return Err(Error::OperationConflict { id, kind: OperationKind::MigrateFleet });
+                }
                 let mut operation = read(&row)?;
                 if !new.steps.is_empty() {
                     statement::execute(txn, &steps::insertion(new.id, new.steps)).await?;
@@ -355,7 +362,7 @@ async fn earlier(on: &impl Run, request_id: Uuid, request_hash: &[u8]) -> Result
 }
 
 /// The operation that keeps others from the tenant.
-async fn holder(on: &impl Run, tenant: Option<TenantId>) -> Result<Option<Operation>, Error> {
+pub(super) async fn holder(on: &impl Run, tenant: Option<TenantId>) -> Result<Option<Operation>, Error> {
     let Some(tenant) = tenant else { return Ok(None) };
     let states = [OperationState::Pending, OperationState::Running, OperationState::Stuck];
     let select = select()

@@ -39,6 +39,12 @@ impl Catalog {
         .await
     }
 
+    /// The running step gets on, which makes the present beginning its first: it is not given up for having been begun
+    /// often.
+    pub async fn step_attempts_reset(&self, id: OperationId, fence: i64, ordinal: i32) -> Result<(), Error> {
+        self.step(id, fence, ordinal, StepState::Running, |update| update.value("attempts", 1_i32)).await
+    }
+
     /// The step has acted.
     pub async fn step_end(
         &self,

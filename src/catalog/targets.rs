@@ -9,6 +9,9 @@ use tokio_postgres::Row;
 use super::Catalog;
 use super::errors::Error;
 use super::fence::{claimed, fence_holds};
+use super::operations::{Operation, holder};
+use super::tenants::{Tenant, tenant_lock};
+use crate::domain::lifecycle::TenantState;
 use crate::domain::migration::TargetState;
 use crate::domain::operation::OperationId;
 use crate::domain::tenant::{TenantCode, TenantId};
@@ -52,14 +55,54 @@ pub struct TargetOutcome {
     pub sqlstate: Option<String>,
 }
 
+/// Whether a target could begin. Unless it has, nothing was written.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TargetBegun {
+    /// The target and its tenant, as they are now. Until the target ends, no operation begins on the tenant that cannot
+    /// go beside a migration.
+    Begun(Box<(RolloutTarget, Tenant)>),
+    /// This operation works on the tenant.
+    Held(Box<Operation>),
+    /// The tenant is in no state in which its database can be migrated.
+    Unfit(TenantState),
+    /// The tenant's row is gone: its creation was undone.
+    Gone,
+}
+
 impl Catalog {
-    /// The tenant's migration is about to begin.
-    pub async fn target_begin(&self, rollout: OperationId, fence: i64, tenant: TenantId) -> Result<(), Error> {
+    /// The tenant's migration is about to begin, unless another operation has the tenant; `beside` says that one which
+    /// may go beside a migration does not count. A target begins at the version that its tenant has at that moment.
+    pub async fn target_begin(
+        &self,
+        rollout: OperationId,
+        fence: i64,
+        tenant: TenantId,
+        beside: bool,
+    ) -> Result<TargetBegun, Error> {
+        let txn = self.begin().await?;
+        let row = match tenant_lock(&txn, tenant).await {
+            Err(Error::TenantUnknown { .. }) => return Ok(TargetBegun::Gone),
+            row => row?,
+        };
+        let holder = holder(&txn, Some(tenant)).await?;
+        if let Some(holder) = holder.filter(|holder| !(beside && holder.kind.is_beside_migrations())) {
+            return Ok(TargetBegun::Held(Box::new(holder)));
+        }
+        if !TenantState::MIGRATABLE.contains(&row.state) {
+            return Ok(TargetBegun::Unfit(row.state));
+        }
+        let is_new = Expr::col("state").eq(TargetState::Pending.name());
+        let from = Expr::case(is_new, row.schema_version).finally(Expr::col("from_version"));
         let update = one(rollout, fence, tenant, TargetState::Running)
+            .value("from_version", from)
             .value("started_at", Expr::current_timestamp())
             .value("ended_at", Option::<OffsetDateTime>::None)
+            .returning_all()
             .take();
-        claimed(statement::execute(&self.session().await?, &update).await?, rollout)
+        let updated = statement::row(&txn, &update).await?.ok_or(Error::ClaimLost { id: rollout })?;
+        let target = read(&updated)?;
+        txn.commit().await?;
+        Ok(TargetBegun::Begun(Box::new((target, row))))
     }
 
     /// The tenant's migration has ended.
@@ -96,6 +139,21 @@ impl Catalog {
             .limit(count_max)
             .take();
         statement::rows(&self.session().await?, &select).await?.iter().map(read).collect()
+    }
+
+    /// Ends whatever has not ended: what was begun has failed for this reason, the rest is not begun.
+    pub async fn targets_give_up(&self, rollout: OperationId, fence: i64, reason: &str) -> Result<(), Error> {
+        let update = Query::update()
+            .table("rollout_targets")
+            .value("state", TargetState::Failed.name())
+            .value("error", reason)
+            .value("ended_at", Expr::current_timestamp())
+            .and_where(Expr::col("rollout_id").eq(rollout.0))
+            .and_where(Expr::col("state").eq(TargetState::Running.name()))
+            .and_where(fence_holds(rollout, fence))
+            .take();
+        statement::execute(&self.session().await?, &update).await?;
+        self.targets_skip(rollout, fence, reason).await.map(drop)
     }
 
     /// Ends every target that has not begun, and says how many those were.

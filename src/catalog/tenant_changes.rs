@@ -15,6 +15,16 @@ use crate::domain::route::Gate;
 use crate::domain::tenant::{DatabaseName, TenantId};
 use crate::postgres::{self, statement};
 
+/// A tenant's schema, as the catalog keeps it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TenantSchema<'a> {
+    /// The newest migration that was applied; 0 for none.
+    pub version: i64,
+    pub fingerprint: Option<&'a str>,
+    /// Of the files that were applied, as `migrator` makes it; none when it is not known.
+    pub files_hash: Option<&'a str>,
+}
+
 impl Catalog {
     /// The tenant, its row locked until the transaction ends.
     pub async fn tenant_lock_in_txn(&self, txn: &Txn, id: TenantId) -> Result<Tenant, Error> {
@@ -106,9 +116,9 @@ impl Catalog {
     }
 
     /// Notes what a migration or a restore has made of the schema. The epoch grows, unless nothing has changed.
-    pub async fn tenant_schema_set(&self, id: TenantId, version: i64, fingerprint: &str) -> Result<Tenant, Error> {
+    pub async fn tenant_schema_set(&self, id: TenantId, schema: &TenantSchema<'_>) -> Result<Tenant, Error> {
         let txn = self.begin().await?;
-        let tenant = self.tenant_schema_set_in_txn(&txn, id, version, fingerprint).await?;
+        let tenant = self.tenant_schema_set_in_txn(&txn, id, schema).await?;
         txn.commit().await?;
         Ok(tenant)
     }
@@ -118,15 +128,20 @@ impl Catalog {
         &self,
         txn: &Txn,
         id: TenantId,
-        version: i64,
-        fingerprint: &str,
+        schema: &TenantSchema<'_>,
     ) -> Result<Tenant, Error> {
         let tenant = tenant_lock(txn, id).await?;
-        if tenant.schema_version == version && tenant.schema_fingerprint.as_deref() == Some(fingerprint) {
+        let TenantSchema { version, fingerprint, files_hash } = *schema;
+        let is_same = tenant.schema_version == version && tenant.schema_fingerprint.as_deref() == fingerprint;
+        if is_same && tenant.schema_files_hash.as_deref() == files_hash {
             return Ok(tenant);
         }
         change(txn, id, |update| {
-            epoch_next(update).value("schema_version", version).value("schema_fingerprint", fingerprint)
+            let update = if is_same { update } else { epoch_next(update) };
+            update
+                .value("schema_version", version)
+                .value("schema_fingerprint", fingerprint)
+                .value("schema_files_hash", files_hash)
         })
         .await
     }

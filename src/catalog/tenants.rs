@@ -39,6 +39,8 @@ pub struct Tenant {
     pub generation: i64,
     pub schema_version: i64,
     pub schema_fingerprint: Option<String>,
+    /// Of the files that were applied up to the version; none when it is not known.
+    pub schema_files_hash: Option<String>,
     pub epoch: i64,
     pub gate: Gate,
     /// In order.
@@ -250,6 +252,7 @@ pub(super) fn read(row: &Row) -> Result<Tenant, Error> {
         generation: reader.get("generation")?,
         schema_version: reader.get("schema_version")?,
         schema_fingerprint: reader.get("schema_fingerprint")?,
+        schema_files_hash: reader.get("schema_files_hash")?,
         epoch: reader.get("epoch")?,
         gate: gate(&reader)?,
         hosts: reader.get("hosts")?,

@@ -186,7 +186,7 @@ fn begun_text(program: &str, rollout_id: &str) -> String {
 fn report_text(rollout: &Rollout) -> String {
     let counts = rollout.counts.unwrap_or_default();
     let version = rollout.target_version;
-    if rollout.state() == RolloutState::Succeeded && counts.migrated == 0 && counts.ahead == 0 {
+    if rollout.state() == RolloutState::Succeeded && counts.migrated + counts.ahead + counts.skipped == 0 {
         return match rollout.targets.len() {
             1 => format!("Nothing to do: the tenant is at version {version}.\n"),
             count => format!("Nothing to do: all {count} tenants are at version {version}.\n"),

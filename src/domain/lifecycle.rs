@@ -57,6 +57,9 @@ impl TenantState {
         Self::Failed,
     ];
 
+    /// States in which the tenant's database is there to be migrated.
+    pub const MIGRATABLE: [Self; 3] = [Self::Active, Self::Maintenance, Self::Suspended];
+
     /// As stored in the catalog and shown to people.
     pub fn name(self) -> &'static str {
         match self {

@@ -63,11 +63,12 @@ named! {
     }
 }
 
-/// How a rollout ends, from the states that its targets ended in.
+/// How a rollout ends, from the states that its targets ended in. One whose tenant went away while it was being made is
+/// skipped, and no failure.
 pub fn rollout_outcome(counts: &BTreeMap<&'static str, i64>, failures_max: i64) -> RolloutState {
     let of = |state: TargetState| counts.get(state.name()).copied().unwrap_or(0);
     let failed = of(TargetState::Failed);
-    if of(TargetState::Skipped) > 0 || failed > failures_max {
+    if failed > failures_max {
         RolloutState::Halted
     } else if failed > 0 {
         RolloutState::Partial
@@ -87,5 +88,6 @@ mod tests {
         assert_eq!(rollout_outcome(&counts(1, 0), 1), RolloutState::Partial);
         assert_eq!(rollout_outcome(&counts(1, 0), 0), RolloutState::Halted);
         assert_eq!(rollout_outcome(&counts(1, 4), 0), RolloutState::Halted);
+        assert_eq!(rollout_outcome(&counts(0, 1), 0), RolloutState::Succeeded);
     }
 }

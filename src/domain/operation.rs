@@ -31,6 +31,18 @@ named! {
     }
 }
 
+impl OperationKind {
+    /// Whether the tenant may be migrated meanwhile.
+    pub fn is_beside_migrations(self) -> bool {
+        matches!(self, Self::Backup | Self::MigrateFleet)
+    }
+
+    /// Whether it makes the tenant that it is about.
+    pub fn makes_tenant(self) -> bool {
+        matches!(self, Self::CreateTenant | Self::RestoreAsNew)
+    }
+}
+
 named! {
     /// Where an operation stands.
     OperationState, "operation state", {

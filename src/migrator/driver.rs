@@ -2,6 +2,9 @@
 //! its own, and the caller's last word in the last. refinery decides what is pending; how it gets there is decided
 //! here.
 //!
+//! A file finds the session as a new one would be, whatever the file before has left on it: otherwise a tenant that is
+//! several files behind would be migrated differently from one that got them one by one.
+//!
 //! Always holds: the tenant's advisory lock is taken before anything is read, and a file, its history row and, the
 //! first time, the history table are one transaction. The lock is polled, never waited for inside the server, because
 //! a waiting session holds a snapshot.
@@ -17,6 +20,7 @@ use tokio_postgres::error::{DbError, ErrorPosition};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 use super::error::{Cause, is_lock_conflict};
+use super::files_hash::FilesHash;
 use super::history::{self, Applied};
 use super::statements;
 use crate::config::MigratorConfig;
@@ -30,6 +34,12 @@ const POLL_INTERVAL_FIRST: Duration = Duration::from_millis(25);
 const POLL_INTERVAL_MAX: Duration = Duration::from_millis(500);
 /// How long the last word after a failure may take, on a session that may be broken.
 const ABANDON_MAX: Duration = Duration::from_secs(5);
+
+/// What makes the session as it was at its login, sent ahead of a file in the same message. `DISCARD ALL` would do the
+/// same and give the tenant's lock back as well. The role comes back to the one that the database prescribes. It is a
+/// transaction of its own: the file's one must be the first to take a snapshot, or its isolation could not be chosen.
+const RESET: &str = "BEGIN;\nCLOSE ALL;\nRESET SESSION AUTHORIZATION;\nRESET ALL;\nRESET ROLE;\nDEALLOCATE ALL;\n\
+                     UNLISTEN *;\nDISCARD PLANS;\nDISCARD SEQUENCES;\nDISCARD TEMP;\nCOMMIT;\n";
 
 /// A driver's method has failed, and the driver knows why.
 #[derive(Debug, thiserror::Error)]
@@ -45,9 +55,14 @@ pub(super) struct Driver<'a> {
     locked: bool,
     /// The server has given up the transaction that the session is in; the next message ends it first.
     in_failed_transaction: bool,
+    /// A file was sent, and may have left something on the session.
+    is_used: bool,
     /// Makes the history table; goes along with the first file when there is none.
     table_create: Option<String>,
     history: Vec<Applied>,
+    files_hash: FilesHash,
+    /// What the history must have reached.
+    version_known: i64,
     version_before: i64,
     version: Option<i64>,
     failure: Option<Cause>,
@@ -59,6 +74,7 @@ impl<'a> Driver<'a> {
         files: &'a [MigrationFile],
         settings: &'a MigratorConfig,
         lock_key: i64,
+        version_known: i64,
     ) -> Self {
         Self {
             client,
@@ -67,8 +83,11 @@ impl<'a> Driver<'a> {
             lock_key,
             locked: false,
             in_failed_transaction: false,
+            is_used: false,
             table_create: None,
             history: Vec::new(),
+            files_hash: FilesHash::default(),
+            version_known,
             version_before: 0,
             version: None,
             failure: None,
@@ -84,6 +103,11 @@ impl<'a> Driver<'a> {
         self.version_before
     }
 
+    /// Of what is applied now.
+    pub(super) fn files_hash(&self) -> String {
+        self.files_hash.value()
+    }
+
     pub(super) fn failure_take(&mut self) -> Option<Cause> {
         self.failure.take()
     }
@@ -95,7 +119,7 @@ impl<'a> Driver<'a> {
         } else {
             String::new()
         };
-        let message = format!("{}{last};\n{unlock}", self.rollback());
+        let message = format!("{}{last};\n{unlock}", self.clean());
         let messages = self.client.simple_query(&message).await?;
         self.in_failed_transaction = false;
         self.locked = false;
@@ -116,6 +140,11 @@ impl<'a> Driver<'a> {
         if self.in_failed_transaction { "ROLLBACK;\n" } else { "" }
     }
 
+    /// What comes before everything else in a message: the end of a failed transaction, and of what a file has left.
+    fn clean(&self) -> String {
+        format!("{}{}", self.rollback(), if self.is_used { RESET } else { "" })
+    }
+
     /// Takes the tenant's lock and reads the history, in one message when nobody else has the lock.
     async fn begin(&mut self, table_create: &str) -> Result<(), Cause> {
         let started = Instant::now();
@@ -134,7 +163,11 @@ impl<'a> Driver<'a> {
             interval = (interval * 2).min(POLL_INTERVAL_MAX);
         }
         self.version_before = self.history.last().map_or(0, |applied| applied.version);
+        if self.version_before < self.version_known {
+            return Err(Cause::HistoryLost { known: self.version_known, found: self.version_before });
+        }
         self.version = Some(self.version_before);
+        self.files_hash = history::files_hash(&self.history);
         // An error in this message means that there is no table; every other error has been returned.
         self.table_create = self.in_failed_transaction.then(|| table_create.to_owned());
         Ok(())
@@ -190,6 +223,7 @@ impl<'a> Driver<'a> {
             let head = self.head(lock_timeout);
             let mut completed = 0;
             let message = format!("{head}{sql}\n;\nRESET search_path;\n{insert};\nCOMMIT");
+            self.is_used = true;
             let Err(error) = self.send(&message, &mut completed).await else { break };
             self.in_failed_transaction = true;
             if attempts < ATTEMPTS_MAX && is_lock_conflict(&error) {
@@ -212,7 +246,10 @@ impl<'a> Driver<'a> {
         }
         self.in_failed_transaction = false;
         self.table_create = None;
-        self.version = file.map(|file| file.version).or(self.version);
+        if let Some(file) = file {
+            self.version = Some(file.version);
+            self.files_hash.add_file(file);
+        }
         Ok(())
     }
 
@@ -221,7 +258,7 @@ impl<'a> Driver<'a> {
         format!(
             "{}BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;\nSET LOCAL lock_timeout = {};\n\
              SET LOCAL statement_timeout = {};\n{}\n",
-            self.rollback(),
+            self.clean(),
             milliseconds(lock_timeout),
             milliseconds(self.settings.statement_timeout),
             self.table_create.as_deref().unwrap_or_default(),

@@ -14,6 +14,10 @@ pub struct TenantError {
     pub cause: Cause,
     /// What the tenant stands at now: files before the failing one stay applied. `None` when it was not learnt.
     pub version: Option<i64>,
+    /// What it stood at before; `None` when it was not learnt.
+    pub from: Option<i64>,
+    /// Of the files up to `version`.
+    pub files_hash: Option<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +47,10 @@ pub enum Cause {
         "{file} was not applied to this tenant, which is at version {current} already; give it a version above all others"
     )]
     OutOfOrder { file: String, current: i64 },
+    #[error(
+        "the history table public.refinery_schema_history {}, and version {known} was applied to this tenant before; nothing was run, because files would run a second time; put the lost rows back, or restore the tenant from a backup", ends_at(*.found)
+    )]
+    HistoryLost { known: i64, found: i64 },
     #[error("the history table public.refinery_schema_history cannot be used: {reason}")]
     History { reason: String },
     #[error("the session with the tenant's database failed: {}", describe(.0))]
@@ -79,6 +87,13 @@ impl TenantError {
     }
 }
 
+impl TenantError {
+    /// Nothing is known of the tenant.
+    pub(super) fn unknown(cause: Cause) -> Self {
+        Self { cause, version: None, from: None, files_hash: None }
+    }
+}
+
 impl From<tokio_postgres::Error> for Cause {
     fn from(error: tokio_postgres::Error) -> Self {
         Self::Session(error)
@@ -92,6 +107,10 @@ pub(super) fn is_lock_conflict(error: &tokio_postgres::Error) -> bool {
 
 fn at(line: Option<usize>) -> String {
     line.map_or_else(|| " at its end".to_owned(), |line| format!(":{line}"))
+}
+
+fn ends_at(found: i64) -> String {
+    if found == 0 { "is empty or gone (version 0)".to_owned() } else { format!("ends at version {found}") }
 }
 
 fn tried(attempts: u32) -> String {

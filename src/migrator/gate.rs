@@ -4,6 +4,8 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+use crate::domain::tenant::TenantCode;
+
 /// One reason why a directory is refused.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
@@ -34,6 +36,10 @@ pub enum GateError {
         "the migration directory {} cannot be read: {cause}; check tenant_migrations_dir and the permissions", .path.display()
     )]
     Unreadable { path: PathBuf, cause: io::Error },
+    #[error(
+        "the migration directory {} has no migrations, but tenants have ({tenant} is at version {version}); is the volume mounted? Check tenant_migrations_dir", .path.display()
+    )]
+    Empty { path: PathBuf, tenant: TenantCode, version: i64 },
     #[error("{}", listed(.directory, .problems))]
     Refused {
         /// Where the files came from, as a person would say it.
@@ -47,7 +53,7 @@ impl GateError {
     /// Every problem, by file and line; none when the directory could not be read at all.
     pub fn problems(&self) -> &[Problem] {
         match self {
-            Self::Unreadable { .. } => &[],
+            Self::Unreadable { .. } | Self::Empty { .. } => &[],
             Self::Refused { problems, .. } => problems,
         }
     }

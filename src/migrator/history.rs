@@ -8,6 +8,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow};
 
 use super::error::Cause;
+use super::files_hash::FilesHash;
 
 /// Qualified, so that no `search_path` can lead elsewhere.
 pub(super) const TABLE: &str = "public.refinery_schema_history";
@@ -39,6 +40,30 @@ pub async fn history_read(client: &Client) -> Result<Vec<Applied>, Cause> {
             _ => None,
         })
         .collect()
+}
+
+/// A database's history in brief.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct History {
+    /// The newest version; 0 for none.
+    pub version: i64,
+    /// As [`super::FilesHashes`] makes it.
+    pub files_hash: String,
+}
+
+/// As [`history_read`].
+pub async fn history_look(client: &Client) -> Result<History, Cause> {
+    let applied = history_read(client).await?;
+    let version = applied.last().map_or(0, |applied| applied.version);
+    Ok(History { version, files_hash: files_hash(&applied).value() })
+}
+
+pub(super) fn files_hash(history: &[Applied]) -> FilesHash {
+    let mut hash = FilesHash::default();
+    for applied in history {
+        hash.add(applied.version, &applied.name, applied.checksum);
+    }
+    hash
 }
 
 pub(super) fn is_table_missing(error: &tokio_postgres::Error) -> bool {

@@ -7,6 +7,7 @@
 mod directory;
 mod driver;
 mod error;
+mod files_hash;
 mod gate;
 mod history;
 mod rules;
@@ -15,6 +16,7 @@ mod tenant;
 
 pub use directory::Directory;
 pub use error::{Cause, TenantError};
+pub use files_hash::FilesHashes;
 pub use gate::{GateError, Problem};
-pub use history::{Applied, history_read};
+pub use history::{Applied, History, history_look, history_read};
 pub use tenant::{TenantReport, migrate_tenant};

@@ -92,8 +92,16 @@ pub(super) fn split(sql: &str) -> Statements<'_> {
     let mut cutter = Cutter::default();
     let mut offset = 0;
     let mut line = 1;
-    for token in tokenize(sql) {
-        let end = (offset + token.len as usize).min(sql.len());
+    let mut tokens = tokenize(sql);
+    while let Some(token) = tokens.next() {
+        let mut end = (offset + token.len as usize).min(sql.len());
+        if matches!(token.kind, TokenKind::Literal { kind: LiteralKind::EscStr { terminated: true } }) {
+            let more = continuation(sql.get(end..).unwrap_or_default());
+            if more > 0 {
+                end += more;
+                tokens = tokenize(sql.get(end..).unwrap_or_default());
+            }
+        }
         let text = sql.get(offset..end).unwrap_or_default();
         if let Some(flaw) = flaw(token.kind, text) {
             cutter.found.flaws.push((line, flaw));
@@ -105,6 +113,43 @@ pub(super) fn split(sql: &str) -> Statements<'_> {
         offset = end;
     }
     cutter.finish()
+}
+
+/// How much of the text goes on with the `E'…'` that has just ended: after a line break (and comments) the next quoted
+/// part belongs to it, and backslashes escape there as well. squawk's scanner takes that part for a plain string.
+fn continuation(text: &str) -> usize {
+    let mut end = 0;
+    while let Some(part) = text.get(end..).and_then(continued) {
+        end += part;
+    }
+    end
+}
+
+/// The length of one such part, with what is before it.
+fn continued(text: &str) -> Option<usize> {
+    let mut rest = text;
+    let mut is_on_a_new_line = false;
+    loop {
+        let blank = rest.trim_start_matches([' ', '\t', '\n', '\r', '\u{b}', '\u{c}']);
+        is_on_a_new_line |= rest.get(..rest.len() - blank.len())?.contains(['\n', '\r']);
+        if let Some(comment) = blank.strip_prefix("--") {
+            rest = comment.get(comment.find('\n')?..)?;
+        } else {
+            rest = blank.strip_prefix('\'').filter(|_| is_on_a_new_line)?;
+            break;
+        }
+    }
+    let mut characters = rest.char_indices();
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '\\' => drop(characters.next()),
+            '\'' if rest.get(at + 1..)?.starts_with('\'') => drop(characters.next()),
+            '\'' => return Some(text.len() - rest.len() + at + 1),
+            _ => {}
+        }
+    }
+    // No end: everything is part of it.
+    Some(text.len())
 }
 
 /// The line, from 1, of the character (from 1) that PostgreSQL's error names.
@@ -243,6 +288,13 @@ mod tests {
             ("/* a; /* nested; */ b; */\nCOMMIT", &["2 COMMIT"]),
             ("SELECT 'it''s; fine'; BEGIN", &["1 SELECT 'it''s; fine'", "1 BEGIN"]),
             (r"SELECT E'a\';b'; END", &["1 SELECT E'a\\';b'", "1 END"]),
+            ("SELECT E'a'\n'b\\'; END; c'; COMMIT", &["1 SELECT E'a'\n'b\\'; END; c'", "2 COMMIT"]),
+            (
+                "SELECT E'a' -- it's\n  'b''\\'; END' \n '; ' || 'c\\'; COMMIT",
+                &["1 SELECT E'a' -- it's\n  'b''\\'; END' \n '; '", "3 COMMIT"],
+            ),
+            ("SELECT E'a' 'b\\'; COMMIT", &["1 SELECT E'a'", "1 COMMIT"]),
+            ("SELECT 'a'\n'b\\'; COMMIT", &["1 SELECT 'a'", "2 COMMIT"]),
             (r"SELECT 'a\'; COMMIT", &["1 SELECT 'a\\'", "1 COMMIT"]),
             ("SELECT U&'d\\0061;t'; END", &["1 SELECT U&'d\\0061;t'", "1 END"]),
             ("SELECT $$;$a$;$$;\nEND", &["1 SELECT $$;$a$;$$", "2 END"]),

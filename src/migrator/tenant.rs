@@ -26,22 +26,26 @@ pub struct TenantReport {
     pub standing: Standing,
     /// Of the schema as it is now.
     pub fingerprint: String,
+    /// Of the files that are applied now, as [`super::FilesHashes`] makes it.
+    pub files_hash: String,
 }
 
 /// Applies what is pending of `files`, in order, each in a transaction of its own: 2 + N messages.
 ///
 /// `client` is a direct session in the tenant's database, as its `__m` role. If the call is dropped half-way the
-/// session must be closed, which also gives the tenant's lock back.
+/// session must be closed, which also gives the tenant's lock back. A history that ends below `version_known` has lost
+/// rows, and is refused.
 pub async fn migrate_tenant(
     client: &mut Client,
     files: &[MigrationFile],
     settings: &MigratorConfig,
     tenant: TenantId,
+    version_known: i64,
 ) -> Result<TenantReport, TenantError> {
-    let migrations = migrations_of(files).map_err(|cause| TenantError { cause, version: None })?;
+    let migrations = migrations_of(files).map_err(TenantError::unknown)?;
     let mut runner = Runner::new(&migrations);
     runner.set_migration_table_name(history::TABLE);
-    let mut driver = Driver::new(client, files, settings, locks::advisory_key("migration", tenant.0));
+    let mut driver = Driver::new(client, files, settings, locks::advisory_key("migration", tenant.0), version_known);
 
     let outcome = runner.run_async(&mut driver).await;
     let newest = files.last().map_or(0, |file| file.version);
@@ -51,16 +55,20 @@ pub async fn migrate_tenant(
             None => (0, Standing::Ahead),
             Some(cause) => {
                 driver.abandon().await;
-                return Err(TenantError { cause, version: driver.version() });
+                return Err(stopped(&driver, cause));
             }
         },
     };
+    let finished = driver.finish(fingerprint::SQL).await;
+    let fingerprint = finished.map_err(|cause| stopped(&driver, cause))?.unwrap_or_default();
+    let (from, to) = (driver.version_before(), driver.version().unwrap_or(0));
+    Ok(TenantReport { from, to, applied, standing, fingerprint, files_hash: driver.files_hash() })
+}
+
+fn stopped(driver: &Driver<'_>, cause: Cause) -> TenantError {
     let version = driver.version();
-    let to = version.unwrap_or(0);
-    let from = driver.version_before();
-    let fingerprint = driver.finish(fingerprint::SQL).await.map_err(|cause| TenantError { cause, version })?;
-    let fingerprint = fingerprint.unwrap_or_default();
-    Ok(TenantReport { from, to, applied, standing, fingerprint })
+    let from = version.map(|_| driver.version_before());
+    TenantError { cause, version, from, files_hash: version.map(|_| driver.files_hash()) }
 }
 
 fn migrations_of(files: &[MigrationFile]) -> Result<Vec<Migration>, Cause> {

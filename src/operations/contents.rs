@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::step::{Done, Run, StepError};
 use super::tenant_parts::{self, NewDatabase, Place, secret_missing};
 use crate::backup::{self, BackupRef, RestoreRequest};
+use crate::catalog::TenantSchema;
 use crate::domain::backup::Manifest;
 use crate::domain::tenant::{TenantRole, database_under_construction};
 
@@ -35,6 +36,12 @@ pub(super) async fn validate(run: &Run) -> Result<Done, StepError> {
     let taken = manifest.snapshot_time.format(&Rfc3339).unwrap_or_default();
     let detail = format!("{} as of {taken}", manifest.tenant_code);
     Ok(Done::output(&manifest)?.with_detail(detail))
+}
+
+/// What the catalog says of the schema afterwards. A manifest does not know the files that were applied, so that the next
+/// rollout looks at the database.
+pub(super) fn schema(manifest: &Manifest) -> TenantSchema<'_> {
+    TenantSchema { version: manifest.schema_version, fingerprint: Some(&manifest.schema_fingerprint), files_hash: None }
 }
 
 /// A new, empty database of the manifest's encoding and locale.

@@ -7,8 +7,10 @@ use super::sample_data;
 use super::step::{Done, Run, Step, StepError, step};
 use super::tenant_parts::{self, NewDatabase, Place};
 use crate::accounts::NewOwner;
+use crate::catalog::TenantSchema;
 use crate::domain::migration::MigrationFile;
 use crate::domain::tenant::{TenantRole, database_under_construction};
+use crate::migrator::TenantReport;
 
 /// As stored with the operation. The migration files travel along, so that the daemon that resumes the operation
 /// applies the same ones.
@@ -58,13 +60,16 @@ async fn migrations(run: &Run) -> Result<Done, StepError> {
     let name = database_under_construction(run.id().0);
     let report = tenant_parts::migrate(run, &place, &name, &input.files).await?;
     let detail = format!("{} migrations, now at version {}", report.applied, report.to);
-    Ok(Done::output(&Migrated { version: report.to, fingerprint: report.fingerprint })?.with_detail(detail))
+    let TenantReport { to: version, fingerprint, files_hash, .. } = report;
+    Ok(Done::output(&Migrated { version, fingerprint, files_hash: Some(files_hash) })?.with_detail(detail))
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Migrated {
     version: i64,
     fingerprint: String,
+    /// None in what an older daemon has stored.
+    files_hash: Option<String>,
 }
 
 async fn sample_rows(run: &Run) -> Result<Done, StepError> {
@@ -97,5 +102,10 @@ async fn administrator_undo(run: &Run) -> Result<(), StepError> {
 
 async fn activate(run: &Run) -> Result<Done, StepError> {
     let migrated: Migrated = run.output_of("migrations")?;
-    tenant_parts::activate(run, migrated.version, &migrated.fingerprint).await
+    let schema = TenantSchema {
+        version: migrated.version,
+        fingerprint: Some(&migrated.fingerprint),
+        files_hash: migrated.files_hash.as_deref(),
+    };
+    tenant_parts::activate(run, &schema).await
 }

@@ -1,27 +1,26 @@
 //! Driving a rollout: every target that is behind is brought to the directory's newest version, a bounded number at a
 //! time, until all are done or more have failed than the budget allows. One tenant's failure leaves that tenant as it
 //! was and does not stop the others. Nothing is undone: each migration is whole or did not happen.
+//!
+//! Always holds: a target that was begun is driven to its end, by whoever holds the rollout then and whatever the budget
+//! says, because its database may have been changed already.
 
-use std::time::Duration;
+use std::collections::VecDeque;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use serde_json::json;
 
 use super::failure::Failure;
+use super::migrate_target::{Budget, Turn, one_target};
 use super::step::{Done, Run, Step, StepError, step};
-use super::tenant_parts::{self, Place};
-use crate::catalog::{RolloutTarget, TargetOutcome, Tenant};
-use crate::domain::migration::{MigrationFile, RolloutState, Standing, TargetState, rollout_outcome, standing};
-use crate::domain::tenant::{TenantId, TenantRole};
-use crate::migrator;
-use crate::postgres::fingerprint::fingerprint;
+use crate::catalog::RolloutTarget;
+use crate::domain::migration::{RolloutState, TargetState, rollout_outcome};
 
 pub(super) const STEPS: &[Step] = &[step!("targets", targets, targets_failed), step!("finish", finish)];
 
-/// How often a tenant that another operation holds is looked at again, and for how long.
-const BUSY_POLL_INTERVAL: Duration = Duration::from_millis(250);
-const BUSY_WAIT_MAX: Duration = Duration::from_mins(1);
+/// The first of the steps above.
+const TARGETS_ORDINAL: i32 = 0;
 /// More than a fleet has.
 const TARGETS_MAX: u64 = 1_000_000;
 
@@ -29,109 +28,67 @@ async fn targets(run: &Run) -> Result<Done, StepError> {
     let catalog = &run.parts.catalog;
     let rollout = catalog.rollout_get(run.id()).await?;
     let files = catalog.rollout_files(run.id()).await?;
-    let mut open = catalog.targets_next(run.id(), TARGETS_MAX).await?.into_iter();
+    let mut queue = Queue::new(catalog.targets_next(run.id(), TARGETS_MAX).await?);
+    let failed = catalog.targets_count(run.id()).await?.get(TargetState::Failed.name()).copied().unwrap_or(0);
+    let budget = Budget::new(failed, rollout.failures_max);
     let concurrency_max = run.parts.config.migrator.concurrency_max;
     let mut running = FuturesUnordered::new();
-    let mut failed = catalog.targets_count(run.id()).await?.get(TargetState::Failed.name()).copied().unwrap_or(0);
     loop {
-        while failed <= i64::from(rollout.failures_max) && running.len() < concurrency_max {
-            let Some(target) = open.next() else { break };
-            running.push(one_target(run, &files, target));
+        while running.len() < concurrency_max {
+            let Some((target, is_late)) = queue.next(&budget) else { break };
+            running.push(one_target(run, &files, &budget, target, is_late));
         }
         match running.next().await {
             None => break,
-            Some(Ok(TargetState::Failed)) => failed += 1,
-            Some(Ok(_)) => {}
-            Some(Err(error)) => return Err(error),
+            Some(turn) => match turn? {
+                Turn::Ended if run.attempts > 1 => {
+                    catalog.step_attempts_reset(run.id(), run.fence(), TARGETS_ORDINAL).await?;
+                }
+                Turn::Ended | Turn::NotBegun => {}
+                Turn::Later(target) => queue.late.push_back(*target),
+            },
         }
     }
     let reason = "not begun: the failure budget was used up";
     let skipped = catalog.targets_skip(run.id(), run.fence(), reason).await?;
-    Ok(Done::detail(format!("{failed} failed, {skipped} not begun")))
+    Ok(Done::detail(format!("{} failed, {skipped} not begun", budget.failed())))
+}
+
+/// Targets that have not ended, in the order in which they have their turns.
+struct Queue {
+    /// Left behind in the middle by a daemon that is gone.
+    begun: VecDeque<RolloutTarget>,
+    open: VecDeque<RolloutTarget>,
+    /// Whose tenants are still being made: the others go first.
+    late: VecDeque<RolloutTarget>,
+}
+
+impl Queue {
+    fn new(targets: Vec<RolloutTarget>) -> Self {
+        let (begun, open) = targets.into_iter().partition(|target| target.state == TargetState::Running);
+        Self { begun, open, late: VecDeque::new() }
+    }
+
+    /// Whose turn it is, and whether it may no longer be put off.
+    fn next(&mut self, budget: &Budget) -> Option<(RolloutTarget, bool)> {
+        if let Some(begun) = self.begun.pop_front() {
+            return Some((begun, true));
+        }
+        if budget.is_spent() {
+            return None;
+        }
+        let open = self.open.pop_front().map(|target| (target, false));
+        open.or_else(|| self.late.pop_front().map(|target| (target, true)))
+    }
 }
 
 /// The rollout could not be driven to its end. What is migrated stays migrated.
 async fn targets_failed(run: &Run) -> Result<(), StepError> {
+    let catalog = &run.parts.catalog;
     let why = run.operation.error.as_ref().map(|record| Failure::read(record).message);
-    Ok(run.parts.catalog.rollout_end(run.id(), run.fence(), RolloutState::Failed, why.as_deref()).await?)
-}
-
-/// Brings one tenant up, and records how that went.
-async fn one_target(run: &Run, files: &[MigrationFile], target: RolloutTarget) -> Result<TargetState, StepError> {
-    let catalog = &run.parts.catalog;
-    wait_until_free(run, target.tenant).await?;
-    catalog.target_begin(run.id(), run.fence(), target.tenant).await?;
-    let (state, outcome) = match attempt(run, files, &target).await {
-        Ok(ended) => ended,
-        Err(StepError::Claim(error)) => return Err(StepError::Claim(error)),
-        Err(failure) => failed(failure.to_string(), None),
-    };
-    catalog.target_end(run.id(), run.fence(), target.tenant, state, &outcome).await?;
-    run.parts.router.route_forget(target.tenant);
-    Ok(state)
-}
-
-fn failed(error: String, sqlstate: Option<String>) -> (TargetState, TargetOutcome) {
-    (TargetState::Failed, TargetOutcome { error: Some(error), sqlstate, ..TargetOutcome::default() })
-}
-
-async fn attempt(
-    run: &Run,
-    files: &[MigrationFile],
-    target: &RolloutTarget,
-) -> Result<(TargetState, TargetOutcome), StepError> {
-    let place = Place::of_tenant(&run.parts, target.tenant).await?;
-    let database = &place.tenant.database;
-    let mut client = tenant_parts::connect_as(run, &place, TenantRole::Migrator, database, "migrate").await?;
-    let report = match migrator::migrate_tenant(&mut client, files, &run.parts.config.migrator, place.tenant.id).await {
-        Ok(report) => report,
-        Err(error) => {
-            drop(client);
-            if let Some(version) = error.version.filter(|version| *version != place.tenant.schema_version) {
-                note_partly(run, &place, version).await?;
-            }
-            return Ok(failed(error.to_string(), error.sqlstate().map(str::to_owned)));
-        }
-    };
-    note(run, &place.tenant, report.to, &report.fingerprint).await?;
-    let newest = files.last().map_or(0, |file| file.version);
-    let state = match standing(report.to, newest) {
-        Standing::Ahead => TargetState::Ahead,
-        Standing::Current if report.applied == 0 => TargetState::Current,
-        Standing::Current | Standing::Behind => TargetState::Migrated,
-    };
-    let applied = i32::try_from(report.applied).unwrap_or(i32::MAX);
-    Ok((state, TargetOutcome { to_version: Some(report.to), applied, ..TargetOutcome::default() }))
-}
-
-/// The files before the one that failed are applied, and stay so.
-async fn note_partly(run: &Run, place: &Place, version: i64) -> Result<(), StepError> {
-    let database = &place.tenant.database;
-    let client = tenant_parts::connect_as(run, place, TenantRole::Migrator, database, "migrate").await?;
-    let fingerprint = fingerprint(&client).await?;
-    note(run, &place.tenant, version, &fingerprint).await
-}
-
-/// Notes the tenant's version, unless a restore has put another database in its place meanwhile.
-async fn note(run: &Run, before: &Tenant, version: i64, fingerprint: &str) -> Result<(), StepError> {
-    let catalog = &run.parts.catalog;
-    let txn = catalog.begin().await?;
-    if catalog.tenant_lock_in_txn(&txn, before.id).await?.generation != before.generation {
-        let why = "another database took the tenant's place meanwhile; run again";
-        return Err(StepError::failed("OPERATION_CONFLICT", why));
-    }
-    catalog.tenant_schema_set_in_txn(&txn, before.id, version, fingerprint).await?;
-    Ok(txn.commit().await?)
-}
-
-/// Another operation may hold the tenant: a restore would throw away what is migrated beside it. After a while the
-/// target is begun all the same, and the database's own lock decides.
-async fn wait_until_free(run: &Run, tenant: TenantId) -> Result<(), StepError> {
-    let until = tokio::time::Instant::now() + BUSY_WAIT_MAX;
-    while run.parts.catalog.operation_on_tenant(tenant).await?.is_some() && tokio::time::Instant::now() < until {
-        tokio::time::sleep(BUSY_POLL_INTERVAL).await;
-    }
-    Ok(())
+    let reason = "the rollout was given up before this tenant's end was known; run again";
+    catalog.targets_give_up(run.id(), run.fence(), reason).await?;
+    Ok(catalog.rollout_end(run.id(), run.fence(), RolloutState::Failed, why.as_deref()).await?)
 }
 
 async fn finish(run: &Run) -> Result<Done, StepError> {

@@ -28,5 +28,5 @@ async fn fill(run: &Run) -> Result<Done, StepError> {
 
 async fn activate(run: &Run) -> Result<Done, StepError> {
     let manifest: Manifest = run.output_of("validate")?;
-    tenant_parts::activate(run, manifest.schema_version, &manifest.schema_fingerprint).await
+    tenant_parts::activate(run, &contents::schema(&manifest)).await
 }

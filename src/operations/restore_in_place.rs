@@ -8,6 +8,7 @@ use serde_json::json;
 use super::contents;
 use super::step::{Done, Run, Step, StepError, step};
 use super::tenant_parts::{self, Place};
+use crate::catalog::TenantSchema;
 use crate::domain::backup::Manifest;
 use crate::domain::route::Gate;
 use crate::domain::tenant::{TenantRole, database_replaced, database_under_construction};
@@ -31,6 +32,8 @@ struct Plan {
     generation: i64,
     schema_version_before: i64,
     schema_fingerprint_before: String,
+    /// None in what an older daemon has stored.
+    schema_files_hash_before: Option<String>,
 }
 
 async fn plan(run: &Run) -> Result<Done, StepError> {
@@ -39,6 +42,7 @@ async fn plan(run: &Run) -> Result<Done, StepError> {
         generation: tenant.generation + 1,
         schema_version_before: tenant.schema_version,
         schema_fingerprint_before: tenant.schema_fingerprint.unwrap_or_default(),
+        schema_files_hash_before: tenant.schema_files_hash,
     })
 }
 
@@ -107,7 +111,7 @@ async fn record(run: &Run) -> Result<Done, StepError> {
     let tenant = &place.tenant;
     let plan: Plan = run.output_of("plan")?;
     catalog.tenant_generation_set_in_txn(&txn, tenant.id, plan.generation).await?;
-    catalog.tenant_schema_set_in_txn(&txn, tenant.id, manifest.schema_version, &manifest.schema_fingerprint).await?;
+    catalog.tenant_schema_set_in_txn(&txn, tenant.id, &contents::schema(&manifest)).await?;
     catalog.retired_database_insert_in_txn(&txn, &tenant.server, &old, tenant.id, run.id()).await?;
     txn.commit().await?;
     run.parts.router.route_forget(place.tenant.id);
@@ -129,8 +133,12 @@ async fn unrecord(run: &Run) -> Result<(), StepError> {
     let catalog = &run.parts.catalog;
     let txn = catalog.begin().await?;
     catalog.tenant_generation_set_in_txn(&txn, place.tenant.id, plan.generation - 1).await?;
-    let (version, fingerprint) = (plan.schema_version_before, &plan.schema_fingerprint_before);
-    catalog.tenant_schema_set_in_txn(&txn, place.tenant.id, version, fingerprint).await?;
+    let schema = TenantSchema {
+        version: plan.schema_version_before,
+        fingerprint: Some(&plan.schema_fingerprint_before),
+        files_hash: plan.schema_files_hash_before.as_deref(),
+    };
+    catalog.tenant_schema_set_in_txn(&txn, place.tenant.id, &schema).await?;
     txn.commit().await?;
     Ok(catalog.retired_database_delete(&place.tenant.server, &database_replaced(run.id().0)).await?)
 }

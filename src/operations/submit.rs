@@ -11,9 +11,8 @@ use super::create_tenant::{self, Administrator};
 use super::error::BadField;
 use super::suspend_tenant;
 use super::{Error, Operations, backup, kinds};
-use crate::catalog::{Created, NewOperation, NewRollout, NewTarget, NewTenant, Operation, Tenant, TenantRef, Txn};
+use crate::catalog::{Created, NewOperation, NewTenant, Operation, Tenant, TenantRef, Txn};
 use crate::domain::lifecycle::{IllegalTransition, TenantState, Transition};
-use crate::domain::migration::{Standing, TargetState, standing};
 use crate::domain::operation::{OperationId, OperationKind};
 use crate::domain::tenant::{TenantCode, TenantId};
 use crate::domain::tier::TIER_DEFAULT;
@@ -53,7 +52,7 @@ pub enum RestoreTarget {
 }
 
 /// What will be an operation's row.
-struct Draft {
+pub(super) struct Draft {
     kind: OperationKind,
     tenant: Option<(TenantId, TenantCode)>,
     request_id: Uuid,
@@ -142,74 +141,6 @@ impl Operations {
         }
     }
 
-    /// Reads the directory, finds who is behind, and begins to migrate them. Answers with the operation, whose id is
-    /// the rollout's.
-    pub async fn rollout_create(
-        &self,
-        request: &Request,
-        failures_max: i32,
-        tenants: &[String],
-        verify: bool,
-    ) -> Result<Submitted, Error> {
-        if failures_max < 0 {
-            return Err(Error::Invalid(vec![BadField::new("max_failures", "may not be negative")]));
-        }
-        let hash = hash_of("migrate_fleet", &(failures_max, tenants, verify))?;
-        let directory = Directory::read(&self.parts.config.tenant_migrations_dir)?;
-        let target_version = directory.files.last().map_or(0, |file| file.version);
-        let mut chosen = Vec::new();
-        for tenant in tenants {
-            chosen.push(self.tenant(tenant).await?.id);
-        }
-        if request.validate_only {
-            return Ok(None);
-        }
-        let draft = Self::draft(OperationKind::MigrateFleet, request, hash, &Value::Null)?;
-        let catalog = &self.parts.catalog;
-        let txn = catalog.begin().await?;
-        let created = self.create_in_txn(&txn, draft).await?;
-        let row = match created {
-            Created::Earlier(row) => return Ok(Some(row)),
-            Created::New(row) => row,
-        };
-        let targets: Vec<NewTarget> = self
-            .migratable(&chosen)
-            .await?
-            .into_iter()
-            .map(|tenant| NewTarget {
-                state: match standing(tenant.schema_version, target_version) {
-                    _ if verify => TargetState::Pending,
-                    Standing::Current => TargetState::Current,
-                    Standing::Ahead => TargetState::Ahead,
-                    Standing::Behind => TargetState::Pending,
-                },
-                tenant: tenant.id,
-                code: tenant.code,
-                from_version: tenant.schema_version,
-            })
-            .collect();
-        let rollout = NewRollout {
-            id: row.id,
-            files: &directory.files,
-            directory_hash: &directory.hash,
-            target_version,
-            failures_max,
-            targets: &targets,
-        };
-        catalog.rollout_create_in_txn(&txn, &rollout).await?;
-        txn.commit().await?;
-        self.wake.notify_one();
-        Ok(Some(row))
-    }
-
-    /// The chosen tenants, or all; those that have no database yet, or none any more, are left out.
-    async fn migratable(&self, chosen: &[TenantId]) -> Result<Vec<Tenant>, Error> {
-        let states = [TenantState::Active, TenantState::Maintenance, TenantState::Suspended];
-        let all = self.parts.catalog.tenant_all().await?;
-        let wanted = |tenant: &Tenant| chosen.is_empty() || chosen.contains(&tenant.id);
-        Ok(all.into_iter().filter(|tenant| states.contains(&tenant.state) && wanted(tenant)).collect())
-    }
-
     /// Checks every field; nothing is reserved yet.
     fn new_tenant(&self, input: &CreateTenant) -> Result<NewTenant, Error> {
         let config = &self.parts.config;
@@ -275,7 +206,7 @@ impl Operations {
         }
     }
 
-    async fn tenant(&self, tenant: &str) -> Result<Tenant, Error> {
+    pub(super) async fn tenant(&self, tenant: &str) -> Result<Tenant, Error> {
         let unknown = || crate::catalog::Error::TenantUnknown { tenant: tenant.to_owned() };
         let wanted = match Uuid::parse_str(tenant) {
             Ok(id) => TenantRef::Id(TenantId(id)),
@@ -284,7 +215,7 @@ impl Operations {
         Ok(self.parts.catalog.tenant_get(&wanted).await?)
     }
 
-    fn draft(
+    pub(super) fn draft(
         kind: OperationKind,
         request: &Request,
         request_hash: Vec<u8>,
@@ -301,7 +232,7 @@ impl Operations {
     }
 
     /// Writes the operation's row.
-    async fn create_in_txn(&self, txn: &Txn, draft: Draft) -> Result<Created, Error> {
+    pub(super) async fn create_in_txn(&self, txn: &Txn, draft: Draft) -> Result<Created, Error> {
         let (tenant, tenant_code) = draft.tenant.unzip();
         let new = NewOperation {
             id: OperationId(Uuid::now_v7()),
@@ -336,7 +267,7 @@ impl Operations {
     }
 
     /// What the same request id made before: asked first where the request itself changes what is allowed next.
-    async fn replay(&self, request: &Request, hash: &[u8]) -> Result<Submitted, Error> {
+    pub(super) async fn replay(&self, request: &Request, hash: &[u8]) -> Result<Submitted, Error> {
         match request.request_id {
             Some(id) => Ok(self.parts.catalog.operation_by_request(id, hash).await?),
             None => Ok(None),
@@ -382,7 +313,7 @@ impl Operations {
     }
 }
 
-fn in_states(tenant: &Tenant, verb: &'static str, allowed: &[TenantState]) -> Result<(), Error> {
+pub(super) fn in_states(tenant: &Tenant, verb: &'static str, allowed: &[TenantState]) -> Result<(), Error> {
     if allowed.contains(&tenant.state) {
         return Ok(());
     }
@@ -400,7 +331,7 @@ fn rename_field(error: Error, from: &str, to: &'static str) -> Error {
 }
 
 /// What a request asks for, so that a request id is not used for something else.
-fn hash_of(kind: &str, input: &impl Serialize) -> Result<Vec<u8>, Error> {
+pub(super) fn hash_of(kind: &str, input: &impl Serialize) -> Result<Vec<u8>, Error> {
     Ok(Sha256::digest(serde_json::to_vec(&(kind, input))?).to_vec())
 }
 

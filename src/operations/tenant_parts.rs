@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::Parts;
 use super::step::{Done, Run, StepError};
-use crate::catalog::{NewLicense, Tenant, TenantRef};
+use crate::catalog::{NewLicense, Tenant, TenantRef, TenantSchema};
 use crate::config::RoleLogin;
 use crate::domain::lifecycle::{TenantState, Transition};
 use crate::domain::migration::MigrationFile;
@@ -35,7 +35,10 @@ impl Place {
     }
 
     pub(super) async fn of_tenant(parts: &Parts, tenant: TenantId) -> Result<Self, StepError> {
-        let tenant = parts.catalog.tenant_get(&TenantRef::Id(tenant)).await?;
+        Self::at(parts, parts.catalog.tenant_get(&TenantRef::Id(tenant)).await?)
+    }
+
+    pub(super) fn at(parts: &Parts, tenant: Tenant) -> Result<Self, StepError> {
         let server = parts.server(&tenant.server).map_err(|e| StepError::internal(e.to_string()))?.clone();
         let roles = TenantRoles::new(&parts.config.naming, &tenant.code)
             .map_err(|error| StepError::internal(error.to_string()))?;
@@ -194,18 +197,19 @@ pub(super) async fn license(run: &Run) -> Result<Done, StepError> {
 }
 
 /// The last step of everything that makes a tenant.
-pub(super) async fn activate(run: &Run, version: i64, fingerprint: &str) -> Result<Done, StepError> {
+pub(super) async fn activate(run: &Run, schema: &TenantSchema<'_>) -> Result<Done, StepError> {
     let catalog = &run.parts.catalog;
     let tenant = run.tenant()?;
     let txn = catalog.begin().await?;
-    catalog.tenant_schema_set_in_txn(&txn, tenant, version, fingerprint).await?;
+    catalog.tenant_schema_set_in_txn(&txn, tenant, schema).await?;
     if catalog.tenant_lock_in_txn(&txn, tenant).await?.state != TenantState::Active {
         catalog.tenant_transition_in_txn(&txn, tenant, Transition::Activate).await?;
     }
     txn.commit().await?;
     run.parts.router.route_forget(tenant);
     let row = catalog.tenant_get(&TenantRef::Id(tenant)).await?;
-    let output = json!({ "tenant_id": tenant, "code": row.code, "database": row.database, "schema_version": version });
+    let output =
+        json!({ "tenant_id": tenant, "code": row.code, "database": row.database, "schema_version": schema.version });
     Ok(Done { output, detail: None })
 }
 
@@ -257,7 +261,8 @@ pub(super) async fn migrate(
     files: &[MigrationFile],
 ) -> Result<TenantReport, StepError> {
     let mut client = connect_as(run, place, TenantRole::Migrator, database, "migrate").await?;
-    migrator::migrate_tenant(&mut client, files, &run.parts.config.migrator, place.tenant.id)
+    // What an earlier attempt left is dropped before, so that nothing is known of the database.
+    migrator::migrate_tenant(&mut client, files, &run.parts.config.migrator, place.tenant.id, 0)
         .await
         .map_err(|error| StepError::failed("SQL", error.to_string()))
 }

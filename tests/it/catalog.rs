@@ -3,11 +3,13 @@
 
 mod claims;
 mod creation;
+mod exclusion;
 mod lists;
 mod tenants;
 mod values;
 
 use tenantd::catalog::{Catalog, NewOperation, NewTenant, Operation, Tenant};
+use tenantd::domain::lifecycle::Transition;
 use tenantd::domain::operation::{OperationId, OperationKind};
 use tenantd::domain::tenant::{DatabaseName, TenantId};
 use tenantd::postgres::Server;
@@ -46,6 +48,15 @@ impl Bench {
     async fn reserve(&self, code: &str) -> Tenant {
         let txn = self.catalog.begin().await.unwrap();
         let tenant = self.catalog.tenant_reserve_in_txn(&txn, &new_tenant(code)).await.unwrap();
+        txn.commit().await.unwrap();
+        tenant
+    }
+
+    /// A tenant in state ACTIVE.
+    async fn active(&self, code: &str) -> Tenant {
+        let id = self.reserve(code).await.id;
+        let txn = self.catalog.begin().await.unwrap();
+        let tenant = self.catalog.tenant_transition_in_txn(&txn, id, Transition::Activate).await.unwrap();
         txn.commit().await.unwrap();
         tenant
     }

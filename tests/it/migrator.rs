@@ -7,7 +7,9 @@ use std::time::Duration;
 use tenantd::config::MigratorConfig;
 use tenantd::domain::migration::{MigrationFile, Standing};
 use tenantd::domain::tenant::TenantId;
-use tenantd::migrator::{Cause, Directory, TenantError, TenantReport, history_read, migrate_tenant};
+use tenantd::migrator::{
+    Cause, Directory, FilesHashes, TenantError, TenantReport, history_look, history_read, migrate_tenant,
+};
 use tenantd::operations::sample_data::sample_rows_insert;
 use tenantd::postgres::fingerprint::fingerprint;
 use tenantd::postgres::locks::advisory_key;
@@ -80,7 +82,7 @@ impl Tenant {
     }
 
     async fn migrate(&self, files: &[MigrationFile]) -> Result<TenantReport, TenantError> {
-        migrate_tenant(&mut self.client().await, files, &settings(), self.id).await
+        migrate_tenant(&mut self.client().await, files, &settings(), self.id, 0).await
     }
 
     async fn cause(&self, files: &[MigrationFile]) -> Cause {
@@ -141,12 +143,12 @@ fn every_directory_in_the_repository_passes_the_gate() {
 async fn a_tenant_is_migrated_in_two_messages_and_one_per_file() {
     let tenant = Tenant::new().await;
     let (mut client, messages) = tenant.counted().await;
-    let report = migrate_tenant(&mut client, &files(&[A, B, C]), &settings(), tenant.id).await.unwrap();
+    let report = migrate_tenant(&mut client, &files(&[A, B, C]), &settings(), tenant.id, 0).await.unwrap();
     assert_eq!(messages.swap(0, Ordering::Relaxed), 2 + 3);
     assert_eq!((report.from, report.to, report.applied, report.standing), (0, 3, 3, Standing::Current));
     assert_eq!(report.fingerprint, tenant.fingerprint().await);
 
-    let again = migrate_tenant(&mut client, &files(&[A, B, C]), &settings(), tenant.id).await.unwrap();
+    let again = migrate_tenant(&mut client, &files(&[A, B, C]), &settings(), tenant.id, 0).await.unwrap();
     assert_eq!(messages.load(Ordering::Relaxed), 2);
     assert_eq!(again, TenantReport { from: 3, applied: 0, ..report });
     let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
@@ -193,7 +195,7 @@ async fn a_file_that_fails_leaves_no_trace_and_is_named_with_its_line() {
     let mut client = tenant.client().await;
     for (sql, expected_line, expected_sqlstate) in cases {
         let files = files(&[A, ("V2__bad.sql", sql), C]);
-        let error = migrate_tenant(&mut client, &files, &impatient, tenant.id).await.unwrap_err();
+        let error = migrate_tenant(&mut client, &files, &impatient, tenant.id, 0).await.unwrap_err();
         assert_eq!(error.version, Some(1));
         assert_eq!(error.sqlstate(), Some(expected_sqlstate), "{error}");
         assert!(error.to_string().starts_with(&format!("V2__bad.sql:{expected_line}: ")), "{sql}: {error}");
@@ -202,7 +204,7 @@ async fn a_file_that_fails_leaves_no_trace_and_is_named_with_its_line() {
         assert_eq!(tenant.versions().await, [1]);
     }
     // The session, its role and the lock are as they were.
-    let report = migrate_tenant(&mut client, &files(&[A, B, C]), &settings(), tenant.id).await.unwrap();
+    let report = migrate_tenant(&mut client, &files(&[A, B, C]), &settings(), tenant.id, 0).await.unwrap();
     assert_eq!((report.from, report.to, report.applied), (1, 3, 2));
     tenant.finish().await;
 }
@@ -242,7 +244,7 @@ async fn a_lock_that_somebody_holds_is_waited_for_and_then_named() {
     let pid = tenant.ask("SELECT pg_backend_pid()").await;
     let impatient = MigratorConfig { advisory_lock_wait_max: Duration::from_millis(60), ..settings() };
     let files = files(&[A]);
-    let error = migrate_tenant(&mut tenant.client().await, &files, &impatient, tenant.id).await.unwrap_err();
+    let error = migrate_tenant(&mut tenant.client().await, &files, &impatient, tenant.id, 0).await.unwrap_err();
     assert!(error.is_retryable());
     assert!(error.to_string().contains(&format!("(the server's process {pid})")), "{error}");
     assert_eq!(tenant.ask("SELECT to_regclass('public.refinery_schema_history') IS NULL").await, "true");
@@ -303,7 +305,7 @@ async fn a_table_that_is_locked_is_tried_again_and_then_reported() {
     let mut client = tenant.client().await;
 
     tenant.judge.batch_execute("BEGIN; LOCK TABLE a IN ACCESS SHARE MODE").await.unwrap();
-    let error = migrate_tenant(&mut client, &files, &impatient, tenant.id).await.unwrap_err();
+    let error = migrate_tenant(&mut client, &files, &impatient, tenant.id, 0).await.unwrap_err();
     assert_eq!(error.sqlstate(), Some("55P03"));
     assert!(error.is_retryable());
     assert!(error.to_string().starts_with("V2__alter.sql:2: "), "{error}");
@@ -315,7 +317,7 @@ async fn a_table_that_is_locked_is_tried_again_and_then_reported() {
         tenant.judge.batch_execute("COMMIT").await.unwrap();
     };
     let settings = settings();
-    let (report, ()) = tokio::join!(migrate_tenant(&mut client, &files, &settings, tenant.id), release);
+    let (report, ()) = tokio::join!(migrate_tenant(&mut client, &files, &settings, tenant.id, 0), release);
     assert_eq!(report.unwrap().applied, 1);
     tenant.finish().await;
 }
@@ -355,12 +357,113 @@ async fn neither_search_paths_nor_a_tenants_defaults_lead_the_history_astray() {
     let shadow = "CREATE SCHEMA s; SET LOCAL search_path = s; CREATE TABLE e (a int)";
     let all = files(&[("V1__dumped.sql", dumped), ("V2__shadow.sql", shadow), C]);
     let mut client = tenant.client().await;
-    migrate_tenant(&mut client, &all, &settings(), tenant.id).await.unwrap();
+    migrate_tenant(&mut client, &all, &settings(), tenant.id, 0).await.unwrap();
     assert_eq!(tenant.versions().await, [1, 2, 3]);
     assert_eq!(
         tenant.ask("SELECT to_regclass('s.e') IS NOT NULL AND to_regclass('public.c') IS NOT NULL").await,
         "true"
     );
+    tenant.finish().await;
+}
+
+#[tokio::test]
+async fn a_file_finds_the_session_as_a_new_one_would_be() {
+    let (behind, up_to_date) = (Tenant::new().await, Tenant::new().await);
+    let leaves = "PREPARE left_over AS SELECT 1;
+        CREATE TEMP TABLE left_behind (a int);
+        CREATE SEQUENCE numbers;
+        SELECT nextval('numbers');
+        DECLARE held CURSOR WITH HOLD FOR SELECT 1;
+        DO $$ BEGIN
+            EXECUTE format('SET ROLE %I', session_user);
+            EXECUTE 'SET search_path = pg_temp, public';
+            EXECUTE 'SET statement_timeout = 1';
+            EXECUTE 'SET default_transaction_isolation = serializable';
+            EXECUTE 'SET default_transaction_read_only = on';
+        END $$;";
+    let finds = "DO $$ BEGIN
+            ASSERT current_user <> session_user, current_user;
+            ASSERT current_setting('search_path') = '\"$user\", public', current_setting('search_path');
+            ASSERT current_setting('transaction_isolation') = 'read committed', current_setting('transaction_isolation');
+            ASSERT to_regclass('left_behind') IS NULL, 'a temporary table';
+            ASSERT (SELECT count(*) FROM pg_prepared_statements) = 0, 'a prepared statement';
+            ASSERT (SELECT count(*) FROM pg_cursors WHERE is_holdable) = 0, 'a cursor';
+        END $$;
+        CREATE TABLE own (a int);
+        PREPARE left_over AS SELECT 2;";
+    let files = files(&[A, ("V2__leaves.sql", leaves), ("V3__finds.sql", finds)]);
+    let (mut client, messages) = behind.counted().await;
+    let report = migrate_tenant(&mut client, &files, &settings(), behind.id, 0).await.unwrap();
+    assert_eq!(messages.load(Ordering::Relaxed), 2 + 3);
+    for count in 1..=3 {
+        up_to_date.migrate(&files[..count]).await.unwrap();
+    }
+    assert_eq!(report.fingerprint, up_to_date.fingerprint().await);
+    assert_eq!(behind.ask("SELECT relowner::regrole FROM pg_class WHERE relname = 'own'").await, behind.name);
+    behind.finish().await;
+    up_to_date.finish().await;
+}
+
+#[tokio::test]
+async fn a_file_is_tried_again_on_a_session_without_its_own_leftovers() {
+    let tenant = Tenant::new().await;
+    tenant.migrate(&files(&[A])).await.unwrap();
+    let files = files(&[A, ("V2__prepares.sql", "PREPARE p AS SELECT 1;\nALTER TABLE a ADD c int;")]);
+    let impatient = MigratorConfig { lock_timeout: Duration::from_millis(20), ..settings() };
+    tenant.judge.batch_execute("BEGIN; LOCK TABLE a IN ACCESS SHARE MODE").await.unwrap();
+    let error = migrate_tenant(&mut tenant.client().await, &files, &impatient, tenant.id, 0).await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some("55P03"), "{error}");
+    assert!(error.to_string().starts_with("V2__prepares.sql:2: "), "{error}");
+    assert!(error.to_string().ends_with("tried 3 times"), "{error}");
+    tenant.judge.batch_execute("COMMIT").await.unwrap();
+    tenant.finish().await;
+}
+
+#[tokio::test]
+async fn a_history_that_has_lost_rows_is_refused_before_anything_is_run() {
+    let tenant = Tenant::new().await;
+    let twice = ("V2__twice.sql", "UPDATE a SET b = b * 2;");
+    let files = files(&[A, twice]);
+    tenant.migrate(&files).await.unwrap();
+    let known = |version| {
+        let files = &files;
+        let tenant = &tenant;
+        async move { migrate_tenant(&mut tenant.client().await, files, &settings(), tenant.id, version).await }
+    };
+    assert_eq!(known(2).await.unwrap().applied, 0);
+    for (loss, found) in [
+        ("DELETE FROM refinery_schema_history WHERE version = 2", "ends at version 1"),
+        ("DROP TABLE refinery_schema_history", "is empty or gone (version 0)"),
+    ] {
+        tenant.judge.batch_execute(loss).await.unwrap();
+        let error = known(2).await.unwrap_err();
+        assert!(matches!(error.cause, Cause::HistoryLost { known: 2, .. }), "{error}");
+        assert!(error.to_string().contains(found), "{error}");
+        assert!(error.to_string().contains("version 2 was applied"), "{error}");
+        assert_eq!((error.version, error.is_retryable()), (None, false));
+        assert_eq!(tenant.ask("SELECT b FROM a").await, "2");
+    }
+    assert_eq!(tenant.versions().await, [0; 0]);
+    tenant.finish().await;
+}
+
+#[tokio::test]
+async fn what_was_applied_has_the_hash_that_the_directory_has_up_to_there() {
+    let tenant = Tenant::new().await;
+    let all = files(&[A, B, C]);
+    let expected = FilesHashes::of(&all);
+    assert_eq!(history_look(&tenant.judge).await.unwrap().files_hash, expected.up_to(0));
+    let first = tenant.migrate(&all[..1]).await.unwrap();
+    assert_eq!((first.files_hash.as_str(), first.files_hash == expected.up_to(3)), (expected.up_to(1), false));
+    assert_eq!(tenant.migrate(&all).await.unwrap().files_hash, expected.up_to(3));
+    assert_eq!(tenant.migrate(&all).await.unwrap().files_hash, expected.up_to(3));
+    let looked = history_look(&tenant.judge).await.unwrap();
+    assert_eq!((looked.version, looked.files_hash.as_str()), (3, expected.up_to(3)));
+    let half = [A, B, ("V3__bad.sql", "SELECT nothing;")];
+    let other = Tenant::new().await;
+    let error = other.migrate(&files(&half)).await.unwrap_err();
+    assert_eq!((error.from, error.version, error.files_hash.as_deref()), (Some(0), Some(2), Some(expected.up_to(2))));
+    other.finish().await;
     tenant.finish().await;
 }
 

@@ -8,7 +8,6 @@ use serde_json::json;
 use tenantd::catalog::{Error, NewRollout, NewTarget, OperationEnd, TargetOutcome};
 use tenantd::domain::migration::{RolloutState, TargetState};
 use tenantd::domain::operation::{OperationId, OperationState, StepState};
-use tenantd::domain::tenant::TenantId;
 use uuid::Uuid;
 
 use super::{Bench, new_operation};
@@ -119,7 +118,7 @@ async fn steps_remember_what_happened_to_them() {
 async fn with_an_old_fence_nothing_is_written() {
     let bench = Bench::new().await;
     let catalog = &bench.catalog;
-    let tenant = TenantId(Uuid::now_v7());
+    let tenant = bench.active("acme").await.id;
     let targets = [NewTarget { tenant, code: "acme".parse().unwrap(), state: TargetState::Pending, from_version: 1 }];
     let txn = catalog.begin().await.unwrap();
     let id = catalog.operation_create_in_txn(&txn, &new_operation(None)).await.unwrap().into_operation().id;
@@ -135,16 +134,18 @@ async fn with_an_old_fence_nothing_is_written() {
     let end = OperationEnd { state: OperationState::Succeeded, result: None, error: None };
     let refused = [
         catalog.step_begin(id, old, 0).await,
+        catalog.step_attempts_reset(id, old, 0).await,
         catalog.step_end(id, old, 0, json!(1), "").await,
         catalog.step_fail(id, old, 0, "").await,
         catalog.step_undo_begin(id, old, 0).await,
         catalog.step_undo_end(id, old, 0).await,
         catalog.operation_end(id, old, &end).await,
         catalog.operation_release(id, old).await,
-        catalog.target_begin(id, old, tenant).await,
+        catalog.target_begin(id, old, tenant, false).await.map(drop),
         catalog.target_end(id, old, tenant, TargetState::Migrated, &TargetOutcome::default()).await,
         catalog.rollout_end(id, old, RolloutState::Succeeded, None).await,
         catalog.targets_skip(id, old, "").await.map(|_| ()),
+        catalog.targets_give_up(id, old, "").await,
     ];
     for (number, outcome) in refused.into_iter().enumerate() {
         assert!(matches!(outcome, Err(Error::ClaimLost { id: lost }) if lost == id), "{number}: {outcome:?}");

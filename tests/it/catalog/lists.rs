@@ -2,8 +2,8 @@
 
 use serde_json::json;
 use tenantd::catalog::{
-    BackupFilter, Error, NewBackup, NewRollout, NewTarget, OperationFilter, Page, TargetOutcome, TenantFilter,
-    TenantRef,
+    BackupFilter, Error, NewBackup, NewRollout, NewTarget, OperationFilter, Page, TargetBegun, TargetOutcome,
+    TenantFilter, TenantRef,
 };
 use tenantd::domain::backup::{BackupKeys, BackupState, Manifest};
 use tenantd::domain::lifecycle::TenantState;
@@ -82,8 +82,9 @@ async fn operations_come_newest_first_and_filtered() {
 async fn a_rollout_keeps_its_texts_and_counts_its_targets() {
     let bench = Bench::new().await;
     let catalog = &bench.catalog;
+    let charlie = bench.active("charlie").await.id;
     let target = |code: &str, state| NewTarget {
-        tenant: TenantId(Uuid::now_v7()),
+        tenant: if code == "charlie" { charlie } else { TenantId(Uuid::now_v7()) },
         code: code.parse().unwrap(),
         state,
         from_version: 1,
@@ -109,7 +110,8 @@ async fn a_rollout_keeps_its_texts_and_counts_its_targets() {
         next.into_iter().map(|target| target.code.to_string()).collect::<Vec<_>>()
     };
     assert_eq!(next(10).await, ["alpha", "charlie", "delta"]);
-    catalog.target_begin(id, fence, targets[3].tenant).await.unwrap();
+    let begun = catalog.target_begin(id, fence, charlie, false).await.unwrap();
+    assert!(matches!(begun, TargetBegun::Begun(begun) if begun.0.state == TargetState::Running));
     assert_eq!(next(2).await, ["charlie", "alpha"], "what was begun is first");
     let failed = TargetOutcome { error: Some("no".into()), sqlstate: Some("42601".into()), ..TargetOutcome::default() };
     catalog.target_end(id, fence, targets[3].tenant, TargetState::Failed, &failed).await.unwrap();

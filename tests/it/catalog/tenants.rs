@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tenantd::catalog::{CHANNEL, Error, NewLicense, NewTenant, TenantRef};
+use tenantd::catalog::{CHANNEL, Error, NewLicense, NewTenant, TenantRef, TenantSchema};
 use tenantd::config::Config;
 use tenantd::domain::lifecycle::{TenantState, Transition};
 use tenantd::domain::operation::OperationId;
@@ -66,14 +66,22 @@ async fn a_pause_belongs_to_its_operation() {
     bench.finish().await;
 }
 
+fn schema(version: i64, fingerprint: &str) -> TenantSchema<'_> {
+    TenantSchema { version, fingerprint: Some(fingerprint), files_hash: None }
+}
+
 #[tokio::test]
 async fn the_epoch_grows_when_connections_must_be_dropped_and_only_then() {
     let bench = Bench::new().await;
     let acme = bench.reserve("acme").await;
-    let migrated = bench.catalog.tenant_schema_set(acme.id, 7, "abc").await.unwrap();
+    let migrated = bench.catalog.tenant_schema_set(acme.id, &schema(7, "abc")).await.unwrap();
     assert_eq!((migrated.schema_version, migrated.epoch), (7, acme.epoch + 1));
-    let same = bench.catalog.tenant_schema_set(acme.id, 7, "abc").await.unwrap();
+    let same = bench.catalog.tenant_schema_set(acme.id, &schema(7, "abc")).await.unwrap();
     assert_eq!(same, migrated);
+    // Which files were applied changes no connection.
+    let known = TenantSchema { files_hash: Some("f"), ..schema(7, "abc") };
+    let known = bench.catalog.tenant_schema_set(acme.id, &known).await.unwrap();
+    assert_eq!((known.schema_files_hash.as_deref(), known.epoch), (Some("f"), acme.epoch + 1));
     let txn = bench.catalog.begin().await.unwrap();
     let restored = bench.catalog.tenant_generation_set_in_txn(&txn, acme.id, 2).await.unwrap();
     assert_eq!((restored.generation, restored.epoch), (2, acme.epoch + 2));
@@ -167,7 +175,8 @@ async fn a_cancelled_change_leaves_no_lock_and_no_dirty_session() {
     bench.sql("BEGIN; SELECT FROM tenants FOR UPDATE").await;
     // More than the pool has sessions: none of them may be lost.
     for _ in 0..12 {
-        let change = bench.catalog.tenant_schema_set(acme.id, 9, "never");
+        let never = schema(9, "never");
+        let change = bench.catalog.tenant_schema_set(acme.id, &never);
         tokio::select! {
             outcome = change => panic!("it did not wait: {outcome:?}"),
             () = bench.waiting_session() => {}
@@ -176,7 +185,7 @@ async fn a_cancelled_change_leaves_no_lock_and_no_dirty_session() {
         bench.no_waiting_session().await;
     }
     bench.sql("ROLLBACK").await;
-    let changed = bench.catalog.tenant_schema_set(acme.id, 3, "now").await.unwrap();
+    let changed = bench.catalog.tenant_schema_set(acme.id, &schema(3, "now")).await.unwrap();
     assert_eq!((changed.schema_version, changed.revision), (3, acme.revision + 1));
 
     // A transaction that is dropped between its statements gives its session back, clean.
