@@ -9,7 +9,7 @@ use super::step::{Done, Run, StepError};
 use super::tenant_parts::{self, NewDatabase, Place, secret_missing};
 use crate::backup::{self, BackupRef, RestoreRequest};
 use crate::domain::backup::Manifest;
-use crate::domain::tenant::{TenantRole, database_under_construction};
+use crate::domain::tenant::{DatabaseName, TenantRole, database_under_construction};
 
 /// As stored with both kinds of restore.
 #[derive(Debug, Serialize, Deserialize)]
@@ -57,6 +57,7 @@ pub(super) async fn fill(run: &Run, generation: i64) -> Result<Done, StepError> 
     let parts = &run.parts;
     let identity = parts.tenant_backup_identity(manifest.tenant_id).await.map_err(secret_missing)?;
     let login = tenant_parts::login(run, &place, TenantRole::Migrator).await?;
+    logins_restore(run, &place, &name).await?;
     let request = RestoreRequest {
         server: &place.server,
         store: &parts.store,
@@ -70,6 +71,8 @@ pub(super) async fn fill(run: &Run, generation: i64) -> Result<Done, StepError> 
         stall_timeout: parts.config.backup.stall_timeout,
     };
     let report = backup::restore_into(&request).await?;
+    // Functions in the archive have run as the tenant's login.
+    logins_restore(run, &place, &name).await?;
     let durations = report.steps.iter().map(|step| format!("{} {:.1?}", step.name, step.duration));
     let mut detail =
         format!("{} tables, {} rows; {}", report.tables, report.rows, durations.collect::<Vec<_>>().join(", "));
@@ -77,4 +80,12 @@ pub(super) async fn fill(run: &Run, generation: i64) -> Result<Done, StepError> 
         detail = format!("{detail}; grants that were not taken again: {}", report.privileges_left_out.join("; "));
     }
     Ok(Done::detail(detail))
+}
+
+/// Whatever the tenant has made of the daemon's logins.
+async fn logins_restore(run: &Run, place: &Place, database: &DatabaseName) -> Result<(), StepError> {
+    for role in TenantRole::DAEMONS {
+        tenant_parts::login_restore(run, place, role, database).await?;
+    }
+    Ok(())
 }
