@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::privileges::privileges_apply;
+use super::privileges::{owners_changed, privileges_apply};
 use super::spool::{self, Spool};
 use super::{Error, contents, digest, snapshot};
 use crate::config::RoleLogin;
@@ -55,6 +55,8 @@ pub struct RestoreReport {
     pub rows: i64,
     /// Grants that the server did not take again, as sentences.
     pub privileges_left_out: Vec<String>,
+    /// What belonged to others, and is the tenant's owner's now.
+    pub owners_changed: Vec<String>,
     /// Of the restored database. It may differ from the manifest's although nothing is lost: `pg_dump` gives columns
     /// that were added to an inheritance parent another place in its children.
     pub schema_fingerprint: String,
@@ -87,7 +89,8 @@ pub async fn restore_into(request: &RestoreRequest<'_>) -> Result<RestoreReport,
     steps.push(RestoreStep { name: "integrity", duration: begun.elapsed() });
     let rows = request.manifest.tables.iter().map(|table| table.row_count).sum();
     let tables = request.manifest.tables.len();
-    Ok(RestoreReport { steps, tables, rows, privileges_left_out, schema_fingerprint })
+    let owners_changed = request.manifest.privileges.iter().flat_map(|all| owners_changed(all)).collect();
+    Ok(RestoreReport { steps, tables, rows, privileges_left_out, owners_changed, schema_fingerprint })
 }
 
 /// Fetches, checks and opens the archive; only the dump is left in the spool.

@@ -11,6 +11,9 @@ use crate::backup::{self, BackupRef, RestoreRequest};
 use crate::domain::backup::Manifest;
 use crate::domain::tenant::{DatabaseName, TenantRole, database_under_construction};
 
+/// Remarks of one kind that a step's detail spells out.
+const SHOWN_MAX: usize = 20;
+
 /// As stored with both kinds of restore.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Input {
@@ -76,10 +79,21 @@ pub(super) async fn fill(run: &Run, generation: i64) -> Result<Done, StepError> 
     let durations = report.steps.iter().map(|step| format!("{} {:.1?}", step.name, step.duration));
     let mut detail =
         format!("{} tables, {} rows; {}", report.tables, report.rows, durations.collect::<Vec<_>>().join(", "));
-    if !report.privileges_left_out.is_empty() {
-        detail = format!("{detail}; grants that were not taken again: {}", report.privileges_left_out.join("; "));
+    let remarks = [
+        ("grants that were not taken again", &report.privileges_left_out),
+        ("the tenant's owner's now, and of others before", &report.owners_changed),
+    ];
+    for (what, items) in remarks.into_iter().filter(|(_what, items)| !items.is_empty()) {
+        detail = format!("{detail}; {what}: {}", shown(items));
     }
     Ok(Done::detail(detail))
+}
+
+/// The first ones, and how many more there are.
+fn shown(items: &[String]) -> String {
+    let (first, more) = items.split_at(items.len().min(SHOWN_MAX));
+    let text = first.join("; ");
+    if more.is_empty() { text } else { format!("{text}; and {} more", more.len()) }
 }
 
 /// Whatever the tenant has made of the daemon's logins.
