@@ -6,15 +6,11 @@
 
 /// Beginnings of entries that are not restored. An entry reads `4; 2615 2200 SCHEMA - public owner`, and what kind it
 /// is stands in front of every name that a tenant may choose.
-const LEFT_OUT: &[&str] = &[
-    "ACL ",
-    "DEFAULT ACL ",
-    "COMMENT - EXTENSION ",
-    "SCHEMA - public ",
-    "COMMENT - SCHEMA public ",
-    "SCHEMA - tenantd ",
-    "COMMENT - SCHEMA tenantd ",
-];
+const KINDS_LEFT_OUT: &[&str] = &["ACL ", "DEFAULT ACL ", "COMMENT - EXTENSION "];
+/// Schemas that are there already.
+const SCHEMAS_LEFT_OUT: &[&str] = &["public", "tenantd"];
+/// The schema that every database begins with.
+const PUBLIC_OID: &str = "2200";
 
 /// Takes the output of `pg_restore --list`, and gives the list for `pg_restore --use-list`: one id per line.
 pub(super) fn filter(list: &str) -> String {
@@ -24,13 +20,28 @@ pub(super) fn filter(list: &str) -> String {
 
 struct Entry<'a> {
     id: &'a str,
+    oid: &'a str,
     description: &'a str,
 }
 
 impl Entry<'_> {
     fn is_left_out(&self) -> bool {
-        LEFT_OUT.iter().any(|beginning| self.description.starts_with(beginning))
+        KINDS_LEFT_OUT.iter().any(|beginning| self.description.starts_with(beginning))
+            || self.schema("SCHEMA - ").is_some_and(|rest| self.oid == PUBLIC_OID || is_left_out(rest))
+            || self.schema("COMMENT - SCHEMA ").is_some_and(is_left_out)
     }
+
+    /// The name and the owner.
+    fn schema(&self, beginning: &str) -> Option<&str> {
+        self.description.strip_prefix(beginning)
+    }
+}
+
+/// Whether this is one of the schemas with its owner. Both names may have blanks in them, and nothing tells them apart:
+/// owners that have are those of `public` at most, which has another sign.
+fn is_left_out(name_and_owner: &str) -> bool {
+    let parts = name_and_owner.split_once(' ');
+    parts.is_some_and(|(name, owner)| SCHEMAS_LEFT_OUT.contains(&name) && !owner.contains(' '))
 }
 
 /// `id; catalog oid description…`; anything else is a comment.
@@ -40,8 +51,8 @@ fn entry(line: &str) -> Option<Entry<'_>> {
         return None;
     }
     let (_catalog, rest) = rest.split_once(' ')?;
-    let (_oid, description) = rest.split_once(' ')?;
-    Some(Entry { id, description })
+    let (oid, description) = rest.split_once(' ')?;
+    Some(Entry { id, oid, description })
 }
 
 #[cfg(test)]
@@ -59,6 +70,10 @@ mod tests {
 5; 2615 2200 SCHEMA - public pg_database_owner
 3400; 0 0 COMMENT - SCHEMA public pg_database_owner
 6; 2615 16400 SCHEMA - ACL owner
+7; 2615 16401 SCHEMA - public archive owner
+8; 2615 16402 SCHEMA - tenantd old owner
+9; 2615 16403 SCHEMA - tenantd owner
+3405; 0 0 COMMENT - SCHEMA public archive owner
 2; 3079 16401 EXTENSION - pgcrypto 
 3401; 0 0 COMMENT - EXTENSION pgcrypto 
 214; 1259 16389 TABLE public EXTENSION owner
@@ -73,7 +88,12 @@ mod tests {
 
     #[test]
     fn what_the_daemon_makes_by_itself_is_left_out_and_names_deceive_nobody() {
-        assert_eq!(filter(LIST), "6;\n2;\n214;\n215;\n3341;\n3404;\n3350;\n");
+        assert_eq!(filter(LIST), "6;\n7;\n8;\n3405;\n2;\n214;\n215;\n3341;\n3404;\n3350;\n");
+    }
+
+    #[test]
+    fn public_is_known_whoever_owns_it() {
+        assert_eq!(filter("5; 2615 2200 SCHEMA - public somebody else\n"), "");
     }
 
     #[test]
