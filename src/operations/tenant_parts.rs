@@ -116,7 +116,7 @@ impl NewDatabase {
     }
 }
 
-/// Makes the database anew, closed to everybody but the tenant's roles, with its identity row. What an earlier attempt
+/// Makes the database anew, closed to everybody but who fills it, with its identity row. What an earlier attempt
 /// left under this name, which carries the operation's id, is dropped first.
 pub(super) async fn new_database(run: &Run, place: &Place, new: &NewDatabase) -> Result<(), StepError> {
     let client = place.server.connect_admin(place.server.maintenance_database()).await?;
@@ -125,6 +125,7 @@ pub(super) async fn new_database(run: &Run, place: &Place, new: &NewDatabase) ->
     admin::database_create(&client, &request).await?;
     admin::database_comment_set(&client, &new.name, &mark(run)).await?;
     roles::database_grant(&client, &new.name, &place.roles, &place.server.dump().role, &place.context()).await?;
+    roles::database_reserve(&client, &new.name, &place.roles).await?;
     admin::database_connections_allow(&client, &new.name, true).await?;
     drop(client);
     let inside = place.server.connect_admin(&new.name).await?;
@@ -151,6 +152,7 @@ pub(super) async fn name(run: &Run) -> Result<Done, StepError> {
         return owned_by_us(run, &client, &place.tenant.database).await.map(|()| Done::default());
     }
     run.claim_check().await?;
+    roles::database_release(&client, &new, &place.roles).await?;
     admin::sessions_end(&client, &new).await?;
     admin::database_rename(&client, &new, &place.tenant.database).await?;
     Ok(Done::detail(place.tenant.database.to_string()))
@@ -269,6 +271,17 @@ pub(super) async fn migrate(
     migrator::migrate_tenant(&mut client, files, &run.parts.config.migrator, place.tenant.id)
         .await
         .map_err(|error| StepError::failed("SQL", error.to_string()))
+}
+
+/// Those of these logins that are not locked.
+pub(super) async fn logins_enabled(place: &Place, which: &[TenantRole]) -> Result<Vec<TenantRole>, StepError> {
+    let client = place.server.connect_admin(place.server.maintenance_database()).await?;
+    let names: Vec<RoleName> = which.iter().filter_map(|role| place.roles.name(*role)).cloned().collect();
+    let enabled = roles::logins_enabled(&client, &names).await?;
+    let is_enabled = |role: &&TenantRole| {
+        place.roles.name(**role).is_some_and(|name| enabled.iter().any(|other| other == name.as_str()))
+    };
+    Ok(which.iter().filter(is_enabled).copied().collect())
 }
 
 /// Locks or unlocks logins on the server. Sessions that are there already stay.

@@ -255,6 +255,25 @@ pub async fn database_connect_allow(
     Ok(())
 }
 
+/// Lets only the login for restores and migrations, and the dump role, into a database that is being made; nobody of
+/// the tenant's finds it half-filled.
+pub async fn database_reserve(client: &Client, database: &DatabaseName, roles: &TenantRoles) -> Result<(), Error> {
+    database_connect_allow(client, database, roles, false).await?;
+    let Some(migrator) = roles.name(TenantRole::Migrator) else { return Ok(()) };
+    client.batch_execute(&format!("GRANT CONNECT ON DATABASE {} TO {}", database.quoted(), migrator.quoted())).await?;
+    Ok(())
+}
+
+/// Takes [`database_reserve`] back.
+pub async fn database_release(client: &Client, database: &DatabaseName, roles: &TenantRoles) -> Result<(), Error> {
+    database_connect_allow(client, database, roles, true).await?;
+    let Some(migrator) = roles.name(TenantRole::Migrator) else { return Ok(()) };
+    client
+        .batch_execute(&format!("REVOKE CONNECT ON DATABASE {} FROM {}", database.quoted(), migrator.quoted()))
+        .await?;
+    Ok(())
+}
+
 /// Inside the tenant's database, as the daemon's role: `public` is the owner's to use, and the reader may read what
 /// the owner makes, anywhere.
 pub async fn schema_grant(client: &Client, roles: &TenantRoles) -> Result<(), Error> {
@@ -271,6 +290,15 @@ pub async fn schema_grant(client: &Client, roles: &TenantRoles) -> Result<(), Er
     script.push(format!("REVOKE {owner} FROM CURRENT_USER"));
     client.batch_execute(&script.join("; ")).await?;
     Ok(())
+}
+
+/// Those of the roles that may log in.
+pub async fn logins_enabled(client: &Client, logins: &[RoleName]) -> Result<Vec<String>, Error> {
+    let sql = "SELECT rolname::pg_catalog.text FROM pg_catalog.pg_roles \
+               WHERE rolname::pg_catalog.text = ANY ($1) AND rolcanlogin";
+    let names: Vec<&str> = logins.iter().map(RoleName::as_str).collect();
+    let rows = client.query_typed(sql, &[(&names, Type::TEXT_ARRAY)]).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
 /// Whether these roles may log in. Open sessions stay.
