@@ -12,16 +12,46 @@ const SCHEMAS_LEFT_OUT: &[&str] = &["public", "tenantd"];
 /// The schema that every database begins with.
 const PUBLIC_OID: &str = "2200";
 
-/// Takes the output of `pg_restore --list`, and gives the list for `pg_restore --use-list`: one id per line.
-pub(super) fn filter(list: &str) -> String {
-    let ids = list.lines().filter_map(entry).filter(|entry| !entry.is_left_out()).map(|entry| entry.id);
-    ids.fold(String::new(), |text, id| text + id + ";\n")
+/// What an archive has, in the passes in which it is restored.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Contents<'a> {
+    /// Everything but what follows.
+    pub main: Vec<Entry<'a>>,
+    /// The refreshes of materialized views.
+    pub views: Vec<Entry<'a>>,
+    /// Publications and what belongs to them. Some of them only a superuser can create.
+    pub publications: Vec<Entry<'a>>,
 }
 
-struct Entry<'a> {
+impl<'a> Contents<'a> {
+    /// Takes the output of `pg_restore --list`.
+    pub(super) fn read(list: &'a str) -> Self {
+        let mut contents = Self::default();
+        for entry in list.lines().filter_map(entry).filter(|entry| !entry.is_left_out()) {
+            let has = |beginnings: &[&str]| beginnings.iter().any(|beginning| entry.description.starts_with(beginning));
+            if has(&["MATERIALIZED VIEW DATA "]) {
+                contents.views.push(entry);
+            } else if has(&["PUBLICATION ", "COMMENT - PUBLICATION "]) {
+                contents.publications.push(entry);
+            } else {
+                contents.main.push(entry);
+            }
+        }
+        contents
+    }
+}
+
+/// A list for `pg_restore --use-list`: one id per line.
+pub(super) fn list(entries: &[Entry<'_>]) -> String {
+    entries.iter().fold(String::new(), |text, entry| text + entry.id + ";\n")
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Entry<'a> {
     id: &'a str,
     oid: &'a str,
-    description: &'a str,
+    /// Kind, schema or `-`, name, owner.
+    pub description: &'a str,
 }
 
 impl Entry<'_> {
@@ -59,6 +89,10 @@ fn entry(line: &str) -> Option<Entry<'_>> {
 mod tests {
     use super::*;
 
+    fn filter(list: &str) -> String {
+        super::list(&Contents::read(list).main)
+    }
+
     const LIST: &str = "\
 ;
 ; Archive created at 2026-11-21 01:50:44 UTC
@@ -89,6 +123,22 @@ mod tests {
     #[test]
     fn what_the_daemon_makes_by_itself_is_left_out_and_names_deceive_nobody() {
         assert_eq!(filter(LIST), "6;\n7;\n8;\n3405;\n2;\n214;\n215;\n3341;\n3404;\n3350;\n");
+    }
+
+    #[test]
+    fn what_has_a_pass_of_its_own_is_told_by_its_kind() {
+        let text = "1; 0 0 MATERIALIZED VIEW DATA public totals owner
+2; 1259 1 MATERIALIZED VIEW public PUBLICATION owner
+3; 6104 2 PUBLICATION - feed owner
+4; 6106 3 PUBLICATION TABLE public feed things owner
+5; 0 0 COMMENT - PUBLICATION feed owner
+6; 0 0 COMMENT public TABLE things owner
+";
+        let Contents { main, views, publications } = Contents::read(text);
+        assert_eq!(
+            [&views, &main, &publications].map(|entries| super::list(entries)),
+            ["1;\n", "2;\n6;\n", "3;\n4;\n5;\n"]
+        );
     }
 
     #[test]
