@@ -44,7 +44,7 @@ impl Config {
         } others {});
         note(&mut found, "migrator.", migrator);
         let backup = compare!(&self.backup, &new.backup, BackupConfig {
-            zstd_level, concurrency_max, stall_timeout, pause_drain_max,
+            zstd_level, concurrency_max, stall_timeout, pause_drain_max, restore_timeout, retired_keep,
         } others {});
         note(&mut found, "backup.", backup);
         found
@@ -179,6 +179,8 @@ mod tests {
         concurrency_max = 2
         stall_timeout = "1m"
         pause_drain_max = "5s"
+        restore_timeout = "12h"
+        retired_keep = "7d"
     "#;
     const TLS: &str = r#"[tls]
         certificate_file = "a.pem"
@@ -237,6 +239,8 @@ mod tests {
         ("concurrency_max = 2", "concurrency_max = 3", &["backup.concurrency_max"]),
         ("stall_timeout = \"1m\"", "stall_timeout = \"2m\"", &["backup.stall_timeout"]),
         ("pause_drain_max = \"5s\"", "pause_drain_max = \"6s\"", &["backup.pause_drain_max"]),
+        ("restore_timeout = \"12h\"", "restore_timeout = \"1h\"", &["backup.restore_timeout"]),
+        ("retired_keep = \"7d\"", "retired_keep = \"8d\"", &["backup.retired_keep"]),
         // What counts at once.
         ("connections_max = 80", "connections_max = 81", &[]),
         ("connections_reserved = 20", "connections_reserved = 21", &[]),

@@ -1,6 +1,8 @@
 //! Filling a new database from a backup: fetched, authenticated whole, restored as the tenant's own role, and compared
 //! with what the manifest says of the snapshot.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
@@ -10,6 +12,7 @@ use super::tenant_parts::{self, NewDatabase, Place, secret_missing};
 use crate::backup::{self, BackupRef, RestoreRequest};
 use crate::domain::backup::Manifest;
 use crate::domain::tenant::{DatabaseName, TenantRole, database_under_construction};
+use crate::postgres::admin;
 
 /// Remarks of one kind that a step's detail spells out.
 const SHOWN_MAX: usize = 20;
@@ -73,7 +76,11 @@ pub(super) async fn fill(run: &Run, generation: i64) -> Result<Done, StepError> 
         operation_id: run.id().0,
         stall_timeout: parts.config.backup.stall_timeout,
     };
-    let report = backup::restore_into(&request).await?;
+    let limit = parts.config.backup.restore_timeout;
+    let Ok(restored) = tokio::time::timeout(limit, backup::restore_into(&request)).await else {
+        return Err(ended_by_force(&place, &name, limit).await);
+    };
+    let report = restored?;
     // Functions in the archive have run as the tenant's login.
     logins_restore(run, &place, &name).await?;
     let durations = report.steps.iter().map(|step| format!("{} {:.1?}", step.name, step.duration));
@@ -94,6 +101,24 @@ fn shown(items: &[String]) -> String {
     let (first, more) = items.split_at(items.len().min(SHOWN_MAX));
     let text = first.join("; ");
     if more.is_empty() { text } else { format!("{text}; and {} more", more.len()) }
+}
+
+/// What was backed up may hold code that never ends. `pg_restore` is gone by now; its sessions would go on.
+async fn ended_by_force(place: &Place, database: &DatabaseName, limit: Duration) -> StepError {
+    let ended = async {
+        let client = place.server.connect_admin(place.server.maintenance_database()).await?;
+        admin::sessions_end(&client, database).await
+    };
+    if let Err(error) = ended.await {
+        return error.into();
+    }
+    StepError::failed(
+        "DEADLINE_EXCEEDED",
+        format!(
+            "the restore had not ended after {limit:?} (backup.restore_timeout) and was ended; look for code in the \
+             backup that waits, or allow it more time"
+        ),
+    )
 }
 
 /// Whatever the tenant has made of the daemon's logins.
