@@ -13,6 +13,7 @@ mod kinds;
 mod migrate_fleet;
 mod restore_as_new;
 mod restore_in_place;
+mod retired;
 pub mod sample_data;
 mod step;
 mod submit;
@@ -115,6 +116,7 @@ impl Operations {
             driven: std::sync::Mutex::default(),
         };
         parts.tasks.spawn("operations", engine.run());
+        parts.tasks.spawn("retired databases", retired::run(Arc::clone(&parts), stop.clone()));
         Self { parts, changed, wake, stop, slots }
     }
 
