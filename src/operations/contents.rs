@@ -7,12 +7,14 @@ use serde::{Deserialize, Serialize};
 use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
+use super::Parts;
 use super::step::{Done, Run, StepError};
 use super::tenant_parts::{self, NewDatabase, Place, secret_missing};
 use crate::backup::{self, BackupRef, RestoreRequest};
+use crate::catalog::Backup;
 use crate::domain::backup::Manifest;
 use crate::domain::tenant::{DatabaseName, TenantRole, database_under_construction};
-use crate::postgres::admin;
+use crate::postgres::{Server, admin};
 
 /// Remarks of one kind that a step's detail spells out.
 const SHOWN_MAX: usize = 20;
@@ -28,19 +30,28 @@ pub(super) struct Input {
 pub(super) async fn validate(run: &Run) -> Result<Done, StepError> {
     let Input { backup_id, .. } = run.input()?;
     let row = run.parts.catalog.backup_get(backup_id).await?;
-    let reference = BackupRef { tenant: row.tenant, backup: backup_id };
-    let manifest = backup::manifest_read(&run.parts.store, &run.parts.signer, reference).await?;
-    let stored = run.parts.store.head(&manifest.archive.key).await?;
-    if stored != Some(manifest.archive.bytes) {
-        let found = stored.map_or("missing".to_owned(), |bytes| format!("{bytes} bytes long"));
-        return Err(StepError::failed(
-            "BACKUP_CORRUPT",
-            format!("the archive of backup {backup_id} is {found} instead of {} bytes", manifest.archive.bytes),
-        ));
-    }
+    let manifest = restorable(&run.parts, &row, &Place::of(run).await?.server).await?;
     let taken = manifest.snapshot_time.format(&Rfc3339).unwrap_or_default();
     let detail = format!("{} as of {taken}", manifest.tenant_code);
     Ok(Done::output(&manifest)?.with_detail(detail))
+}
+
+/// Whether all of the backup is in the bucket, and what is in it has a place on the server.
+pub(super) async fn restorable(parts: &Parts, row: &Backup, server: &Server) -> Result<Manifest, backup::Error> {
+    let reference = BackupRef { tenant: row.tenant, backup: row.id };
+    let manifest = backup::manifest_read_whole(&parts.store, &parts.signer, reference).await?;
+    let refused = extensions_refused(server, &manifest).await?;
+    if refused.is_empty() { Ok(manifest) } else { Err(backup::Error::Extensions(refused)) }
+}
+
+/// The extensions of a backup that the server does not take from the tenant's roles, as sentences.
+pub(super) async fn extensions_refused(
+    server: &Server,
+    manifest: &Manifest,
+) -> Result<Vec<String>, crate::postgres::Error> {
+    let names: Vec<&str> = manifest.extensions.iter().map(|extension| extension.name.as_str()).collect();
+    let client = server.connect_admin(server.maintenance_database()).await?;
+    admin::extensions_refused(&client, &names).await
 }
 
 /// A new, empty database of the manifest's encoding and locale.
@@ -88,6 +99,7 @@ pub(super) async fn fill(run: &Run, generation: i64) -> Result<Done, StepError> 
         format!("{} tables, {} rows; {}", report.tables, report.rows, durations.collect::<Vec<_>>().join(", "));
     let remarks = [
         ("grants that were not taken again", &report.privileges_left_out),
+        ("publications for a superuser to create", &report.publications_left_out),
         ("the tenant's owner's now, and of others before", &report.owners_changed),
     ];
     for (what, items) in remarks.into_iter().filter(|(_what, items)| !items.is_empty()) {

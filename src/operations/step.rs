@@ -199,6 +199,7 @@ impl From<crate::backup::Error> for StepError {
         match error {
             error if error.is_damage() => Self::failed("BACKUP_CORRUPT", error.to_string()),
             full @ crate::backup::Error::Spool { .. } => Self::failed("SPOOL", full.to_string()),
+            refused @ crate::backup::Error::Extensions(_) => Self::failed("EXTENSION_UNAVAILABLE", refused.to_string()),
             crate::backup::Error::Store(error) => error.into(),
             crate::backup::Error::Postgres(error) => error.into(),
             error => Self::internal(error.to_string()),
