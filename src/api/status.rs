@@ -457,10 +457,13 @@ impl From<postgres::Error> for Status {
 impl From<backup::Error> for Status {
     fn from(error: backup::Error) -> Self {
         match error {
+            damage if damage.is_damage() => Refusal::new(Code::DataLoss, Reason::BackupCorrupt, damage).status(),
             backup::Error::Store(error) => error.into(),
             backup::Error::Postgres(error) => error.into(),
             full @ backup::Error::Spool { .. } => Refusal::new(Code::FailedPrecondition, Reason::Spool, full).status(),
-            damage if damage.is_damage() => Refusal::new(Code::DataLoss, Reason::BackupCorrupt, damage).status(),
+            refused @ backup::Error::Extensions(_) => {
+                Refusal::new(Code::FailedPrecondition, Reason::ExtensionUnavailable, refused).status()
+            }
             other => internal(&other),
         }
     }

@@ -25,6 +25,8 @@ pub enum Error {
     Manifest { reason: String },
     #[error("the archive failed the check \"{}\": {reason}; it cannot be restored, use another backup", .check.name())]
     Archive { check: Check, reason: String },
+    #[error("the server cannot take the backup's extensions: {}", .0.join("; "))]
+    Extensions(Vec<String>),
     #[error("the restored database is not what was backed up: {}", list(.0))]
     Differences(Vec<Difference>),
     #[error("the server names a kind of object that this daemon does not know: {object}")]
@@ -93,7 +95,7 @@ impl Error {
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Manifest { .. } | Self::Archive { .. } | Self::Differences(_) => true,
-            Self::Store(error) => error.is_not_found(),
+            Self::Store(error) => error.is_damage(),
             _ => false,
         }
     }

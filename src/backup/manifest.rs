@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use super::Error;
+use super::{Check, Error};
 use crate::domain::backup::{BackupKeys, MANIFEST_FORMAT, MANIFEST_FORMAT_MIN, Manifest};
 use crate::domain::tenant::TenantId;
 use crate::secrets::ManifestSigner;
@@ -53,6 +53,22 @@ pub async fn manifest_write(store: &Store, signer: &ManifestSigner, manifest: &M
 pub async fn manifest_read(store: &Store, signer: &ManifestSigner, reference: BackupRef) -> Result<Manifest, Error> {
     let document = store.get(&reference.keys().manifest, MANIFEST_BYTES_MAX).await?;
     document_read(signer, reference, &document)
+}
+
+/// As [`manifest_read`], and looks whether the archive is there, as long as it should be. Reads none of it.
+pub async fn manifest_read_whole(
+    store: &Store,
+    signer: &ManifestSigner,
+    reference: BackupRef,
+) -> Result<Manifest, Error> {
+    let manifest = manifest_read(store, signer, reference).await?;
+    let bytes = manifest.archive.bytes;
+    let reason = match store.head(&manifest.archive.key).await? {
+        Some(found) if found == bytes => return Ok(manifest),
+        Some(found) => format!("it has {found} bytes instead of {bytes}"),
+        None => "it is missing".to_owned(),
+    };
+    Err(Error::Archive { check: Check::Size, reason })
 }
 
 fn document_write(signer: &ManifestSigner, manifest: &Manifest) -> Result<Bytes, Error> {

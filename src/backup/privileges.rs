@@ -19,7 +19,8 @@ const PRIVILEGES: &str = include_str!("privileges.sql");
 /// Given by PostgreSQL 17 and newer; an owner who got it by the newer default keeps it.
 const RIGHT_OF_17: &str = "MAINTAIN";
 
-/// Everything that the tenant's owner has granted in this database. The session finds only `pg_catalog`.
+/// Every right in this database. The session finds only `pg_catalog`. What belongs to others is told as it will be when
+/// it is restored: their own rights as the tenant's owner's.
 pub(super) async fn privileges(client: &Client, roles: &TenantRoles) -> Result<Vec<Privilege>, Error> {
     let rows = client.query_typed(PRIVILEGES, &[(&roles.owner.as_str(), Type::NAME)]).await?;
     let mut privileges = rows.iter().map(|row| privilege(row, roles)).collect::<Result<Vec<_>, Error>>()?;
@@ -31,8 +32,11 @@ fn privilege(row: &Row, roles: &TenantRoles) -> Result<Privilege, Error> {
     let keyword: &str = row.try_get(0)?;
     let kind = ObjectKind::ALL.into_iter().find(|kind| kind.keyword() == keyword);
     let kind = kind.ok_or_else(|| Error::Privilege { object: keyword.to_owned() })?;
+    let former_owner: Option<String> = row.try_get(6)?;
+    let former_owner = former_owner.filter(|owner| owner != roles.owner.as_str());
     let grantee = match row.try_get::<_, Option<String>>(3)? {
         None => Grantee::Public,
+        Some(name) if former_owner.as_ref() == Some(&name) => Grantee::Tenant(TenantRole::Owner),
         Some(name) => TenantRole::ALL
             .into_iter()
             .find(|role| roles.name(*role).is_some_and(|known| known.as_str() == name))
@@ -43,7 +47,18 @@ fn privilege(row: &Row, roles: &TenantRoles) -> Result<Privilege, Error> {
         grantee,
         grantable: row.try_get(4)?,
         rights: row.try_get(5)?,
+        former_owner,
     })
+}
+
+/// The objects that belonged to others when they were backed up, as `TABLE public.t (of postgres)`.
+pub(super) fn owners_changed(expected: &[Privilege]) -> BTreeSet<String> {
+    let whole = |privilege: &&Privilege| !matches!(privilege.object.kind, ObjectKind::Column | ObjectKind::Policy);
+    let text = |privilege: &Privilege| {
+        let Object { kind, name, .. } = &privilege.object;
+        privilege.former_owner.as_ref().map(|owner| format!("{} {name} (of {owner})", kind.keyword()))
+    };
+    expected.iter().filter(whole).filter_map(text).collect()
 }
 
 /// Makes the database's privileges those of the backup. Answers with what could not be done, as sentences.
@@ -77,6 +92,8 @@ fn statements(expected: &[Privilege], found: &[Privilege], roles: &TenantRoles) 
     let mut statements = Vec::new();
     for object in objects {
         let (wanted, there) = (expected_by_object.get(object), found_by_object.get(object));
+        // Older manifests are silent about what was not the owner's. It is now, and is of use to it.
+        let stays_the_owners = wanted.is_none();
         let (wanted, there) = (wanted.cloned().unwrap_or_default(), there.cloned().unwrap_or_default());
         if wanted == there {
             continue;
@@ -87,7 +104,8 @@ fn statements(expected: &[Privilege], found: &[Privilege], roles: &TenantRoles) 
         }
         for (right, grantable) in &there {
             let is_newer_default = right.1 == RIGHT_OF_17 && !expected_has(expected, RIGHT_OF_17);
-            if wanted.get(right) != Some(grantable) && !is_newer_default {
+            let is_kept = is_newer_default || (stays_the_owners && *right.0 == Grantee::Tenant(TenantRole::Owner));
+            if wanted.get(right) != Some(grantable) && !is_kept {
                 statements.push(change(object, *right, roles, Change::Revoke));
             }
         }
@@ -169,7 +187,7 @@ mod tests {
     fn on(kind: ObjectKind, name: &str, part: Option<&str>, grantee: Grantee, rights: &[&str]) -> Privilege {
         let object = Object { kind, name: name.to_owned(), part: part.map(str::to_owned) };
         let rights = rights.iter().map(|right| (*right).to_owned()).collect();
-        Privilege { object, grantee, grantable: false, rights }
+        Privilege { object, grantee, grantable: false, rights, former_owner: None }
     }
 
     #[test]
@@ -190,12 +208,15 @@ mod tests {
         let found = [
             table(&owner, &["INSERT", "SELECT", "MAINTAIN"]),
             table(&reader, &["SELECT"]),
+            on(ObjectKind::Table, "public.unknown", None, owner.clone(), &["SELECT"]),
+            on(ObjectKind::Table, "public.unknown", None, Grantee::Public, &["SELECT"]),
             on(ObjectKind::Policy, "public.t", Some("p"), Grantee::Other("erp_acme__ro".to_owned()), &[]),
         ];
         assert_eq!(
             statements(&expected, &found, &roles()),
             [
                 "REVOKE SELECT ON TABLE public.t FROM \"erp_copy__ro\"",
+                "REVOKE SELECT ON TABLE public.unknown FROM PUBLIC",
                 "GRANT SELECT (\"a b\") ON TABLE public.t TO \"x\"\"y\" WITH GRANT OPTION",
                 "ALTER DEFAULT PRIVILEGES IN SCHEMA app GRANT SELECT ON TABLES TO \"erp_copy__ro\"",
                 "ALTER POLICY p ON public.t TO \"erp_copy__ro\"",

@@ -11,14 +11,15 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::privileges::privileges_apply;
+use super::contents::{self, Contents, Entry};
+use super::privileges::{owners_changed, privileges_apply};
 use super::spool::{self, Spool};
-use super::{Error, contents, digest, snapshot};
+use super::{Error, digest, snapshot};
 use crate::config::RoleLogin;
 use crate::domain::backup::{Manifest, sequence_differences};
 use crate::domain::tenant::DatabaseName;
 use crate::postgres::Server;
-use crate::postgres::programs::{PgRestore, ProgramSession, Programs};
+use crate::postgres::programs::{self, Pass, PgRestore, ProgramSession, Programs};
 use crate::postgres::roles::TenantRoles;
 use crate::secrets::BackupIdentity;
 use crate::store::Store;
@@ -55,6 +56,10 @@ pub struct RestoreReport {
     pub rows: i64,
     /// Grants that the server did not take again, as sentences.
     pub privileges_left_out: Vec<String>,
+    /// What belonged to others, and is the tenant's owner's now.
+    pub owners_changed: Vec<String>,
+    /// Publications that only a superuser can create, as sentences.
+    pub publications_left_out: Vec<String>,
     /// Of the restored database. It may differ from the manifest's although nothing is lost: `pg_dump` gives columns
     /// that were added to an inheritance parent another place in its children.
     pub schema_fingerprint: String,
@@ -77,7 +82,7 @@ pub async fn restore_into(request: &RestoreRequest<'_>) -> Result<RestoreReport,
     let dump = download(request, &spool).await?;
     steps.push(RestoreStep { name: "download", duration: begun.elapsed() });
     let begun = Instant::now();
-    fill(request, &spool, &dump).await?;
+    let publications_left_out = fill(request, &spool, &dump).await?;
     steps.push(RestoreStep { name: "database", duration: begun.elapsed() });
     let begun = Instant::now();
     let privileges_left_out = privileges(request).await?;
@@ -87,7 +92,16 @@ pub async fn restore_into(request: &RestoreRequest<'_>) -> Result<RestoreReport,
     steps.push(RestoreStep { name: "integrity", duration: begun.elapsed() });
     let rows = request.manifest.tables.iter().map(|table| table.row_count).sum();
     let tables = request.manifest.tables.len();
-    Ok(RestoreReport { steps, tables, rows, privileges_left_out, schema_fingerprint })
+    let owners_changed = request.manifest.privileges.iter().flat_map(|all| owners_changed(all)).collect();
+    Ok(RestoreReport {
+        steps,
+        tables,
+        rows,
+        privileges_left_out,
+        owners_changed,
+        publications_left_out,
+        schema_fingerprint,
+    })
 }
 
 /// Fetches, checks and opens the archive; only the dump is left in the spool.
@@ -103,36 +117,63 @@ async fn download(request: &RestoreRequest<'_>, spool: &Spool) -> Result<PathBuf
             move |cause| Error::Spool { path, cause }
         };
         let mut file = spool::file_create(&path)?;
-        spool::unseal(&sealed, &identity, &archive, &mut file)?;
+        spool::unseal(&sealed, &identity, &archive, &mut file, &path)?;
         std::fs::remove_file(&sealed).map_err(failed(&sealed))
     });
     opening.await.map_err(Error::Thread)??;
     Ok(dump)
 }
 
-async fn fill(request: &RestoreRequest<'_>, spool: &Spool, dump: &Path) -> Result<(), Error> {
+/// Answers with the publications that could not be made, as sentences.
+async fn fill(request: &RestoreRequest<'_>, spool: &Spool, dump: &Path) -> Result<Vec<String>, Error> {
     let programs = Programs::for_server(request.manifest.server_version_num)?;
-    let list = contents::filter(&programs.archive_list(request.server, dump).await?);
-    let list_path = spool.path("list");
-    let failed = |cause| Error::Spool { path: list_path.clone(), cause };
-    spool::file_create(&list_path)?.write_all(list.as_bytes()).map_err(failed)?;
+    let text = programs.archive_list(request.server, dump).await?;
+    let contents = Contents::read(&text);
     let mut permits = Vec::new();
     for _job in 0..JOBS {
         permits.push(snapshot::permit(request.server).await?);
     }
-    let program = programs.pg_restore(&PgRestore {
-        session: ProgramSession {
-            server: request.server,
-            login: request.login,
-            database: request.database,
-            purpose: "restore",
-            private_dir: spool.folder(),
-        },
-        archive: dump,
-        list: Some(&list_path),
-        jobs: JOBS,
-    })?;
-    Ok(program.outcome().await?)
+    let pass = async |pass, entries: &[Entry<'_>]| {
+        let list = spool.path("list");
+        let failed = |cause| Error::Spool { path: list.clone(), cause };
+        spool::file_create(&list)?.write_all(contents::list(entries).as_bytes()).map_err(failed)?;
+        let program = programs.pg_restore(&PgRestore {
+            session: ProgramSession {
+                server: request.server,
+                login: request.login,
+                database: request.database,
+                purpose: "restore",
+                private_dir: spool.folder(),
+            },
+            archive: dump,
+            list: Some(&list),
+            pass,
+        })?;
+        let outcome = program.outcome().await;
+        std::fs::remove_file(&list).map_err(failed)?;
+        Ok::<_, Error>(outcome?)
+    };
+    pass(Pass::Rows { jobs: JOBS }, &contents.main).await?;
+    pass(Pass::AfterRows { jobs: JOBS }, &contents.main).await?;
+    if !contents.views.is_empty() {
+        pass(Pass::Views, &contents.views).await?;
+    }
+    // Those that a superuser made may be more than the tenant's owner can make. The rows do not depend on them.
+    let mut left_out = Vec::new();
+    let all = [contents.publications.as_slice()];
+    let mut groups: Vec<&[Entry<'_>]> = all.into_iter().filter(|entries| !entries.is_empty()).collect();
+    while let Some(entries) = groups.pop() {
+        match pass(Pass::Publications, entries).await {
+            Ok(()) => {}
+            Err(Error::Program(programs::Error::Failed { output, .. })) if entries.len() == 1 => {
+                left_out.extend(entries.iter().map(|entry| format!("{}: {output}", entry.description)));
+            }
+            // One by one, in their order.
+            Err(Error::Program(programs::Error::Failed { .. })) => groups.extend(entries.chunks(1).rev()),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(left_out)
 }
 
 /// Gives everybody what they had.

@@ -162,18 +162,20 @@ fn write(mut file: File, receiver: mpsc::Receiver<Bytes>) -> io::Result<Written>
     writer.finish()
 }
 
-/// Decrypts and decompresses the spooled archive into `sink`, and checks what can be known of the dump without
+/// Decrypts and decompresses the spooled archive into `sink`, which is called `into`, and checks what can be known of the dump without
 /// parsing it. Synchronous, for a thread of its own.
 pub(super) fn unseal(
     sealed: &Path,
     identity: &Identity,
     archive: &Archive,
     sink: &mut impl Write,
+    into: &Path,
 ) -> Result<(), Error> {
     let failed = |cause: io::Error| match archive::damage(&cause) {
         Some(damage) => Error::Archive { check: check(damage.layer), reason: damage.reason.clone() },
         None => Error::Spool { path: sealed.to_owned(), cause },
     };
+    let not_written = |cause| Error::Spool { path: into.to_owned(), cause };
     let file = File::open(sealed).map_err(failed)?;
     let mut dump = archive::open(io::BufReader::with_capacity(CHUNK_BYTES, file), identity).map_err(failed)?;
     let mut magic = Vec::new();
@@ -182,9 +184,19 @@ pub(super) fn unseal(
         let reason = "it does not begin as a custom-format dump does".to_owned();
         return Err(Error::Archive { check: Check::Header, reason });
     }
-    sink.write_all(&magic).map_err(failed)?;
-    let bytes = magic.len() as u64 + io::copy(&mut dump, sink).map_err(failed)?;
-    sink.flush().map_err(failed)?;
+    sink.write_all(&magic).map_err(not_written)?;
+    let (mut bytes, mut buffer) = (magic.len() as u64, vec![0; CHUNK_BYTES]);
+    loop {
+        let count = match dump.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(failed(error)),
+        };
+        sink.write_all(&buffer[..count]).map_err(not_written)?;
+        bytes += count as u64;
+    }
+    sink.flush().map_err(not_written)?;
     if bytes != archive.dump_bytes {
         let reason = format!("it has {bytes} bytes instead of {}", archive.dump_bytes);
         return Err(Error::Archive { check: Check::DumpSize, reason });
@@ -265,6 +277,7 @@ mod tests {
             identity,
             &archive(bytes),
             &mut io::sink(),
+            Path::new("the dump"),
         ) {
             Err(Error::Archive { check, .. }) => Some(check),
             Err(other) => panic!("{other}"),
@@ -275,5 +288,30 @@ mod tests {
         assert_eq!(check(b"PGDM", &identity, 4), Some(Check::Header));
         assert_eq!(check(b"", &identity, 0), Some(Check::Header));
         assert_eq!(check(b"PGDMP", &Identity::generate(), 5), Some(Check::Encryption));
+    }
+
+    /// As a full disk.
+    struct Full;
+
+    impl Write for Full {
+        fn write(&mut self, _buffer: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_file_that_could_not_be_written_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let identity = Identity::generate();
+        let (_, sealed) = archive::seal(&mut &b"PGDMP and more"[..], &[identity.to_public()], 3, Vec::new()).unwrap();
+        let path = root.path().join("archive");
+        fs::write(&path, sealed).unwrap();
+        let archive = Archive { key: String::new(), bytes: 0, sha256: String::new(), dump_bytes: 14 };
+        let refused = unseal(&path, &identity, &archive, &mut Full, Path::new("the dump"));
+        assert!(matches!(refused, Err(Error::Spool { path, .. }) if path == Path::new("the dump")));
     }
 }

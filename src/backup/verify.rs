@@ -53,7 +53,7 @@ async fn decode(request: &VerifyRequest<'_>, sealed: PathBuf) -> Result<(), Erro
     let (chunks, mut receiver) = transfer::channel();
     let (identity, archive) = (request.identity.identity().clone(), request.manifest.archive.clone());
     let unsealing = request.tasks.spawn_blocking("backup unseal", move || {
-        spool::unseal(&sealed, &identity, &archive, &mut ChannelWriter { chunks })
+        spool::unseal(&sealed, &identity, &archive, &mut ChannelWriter { chunks }, Path::new("pg_restore's input"))
     });
     if let Some(stdin) = program.stdin() {
         // A program that ends early closes its input; how it ended says why.

@@ -2,6 +2,7 @@
 //! objects and which upload must go when its operation fails.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use sea_query::{Asterisk, Expr, ExprTrait as _, OnConflict, Order, Query, SelectStatement};
 use time::OffsetDateTime;
@@ -12,7 +13,7 @@ use super::errors::Error;
 use super::tenants::among;
 use super::{Catalog, Txn};
 use crate::domain::backup::{BackupKeys, BackupState, Manifest};
-use crate::domain::operation::OperationId;
+use crate::domain::operation::{OperationId, OperationState};
 use crate::domain::page::{Page, Paged};
 use crate::domain::tenant::{DatabaseName, TenantCode, TenantId};
 use crate::postgres::read::{Corrupt, Reader};
@@ -121,6 +122,14 @@ impl Catalog {
         row.as_ref().map_or_else(|| Err(Error::BackupUnknown { id }), read)
     }
 
+    /// A verification has found damage: it counts as not verified, whatever was found before.
+    pub async fn backup_verified_clear(&self, id: Uuid) -> Result<(), Error> {
+        let never = Option::<OffsetDateTime>::None;
+        let update =
+            Query::update().table("backups").value("verified_at", never).and_where(Expr::col("id").eq(id)).take();
+        hit(statement::execute(&self.session().await?, &update).await?, id)
+    }
+
     /// The row alone, after its objects. A row that is gone already is fine.
     pub async fn backup_delete(&self, id: Uuid) -> Result<(), Error> {
         let delete = Query::delete().from_table("backups").and_where(Expr::col("id").eq(id)).take();
@@ -191,12 +200,24 @@ impl Catalog {
 
     /// Every retired database, oldest first.
     pub async fn retired_database_list(&self) -> Result<Vec<RetiredDatabase>, Error> {
-        let select = Query::select()
-            .column(Asterisk)
-            .from("retired_databases")
-            .order_by("retired_at", Order::Asc)
-            .order_by("database", Order::Asc)
+        self.retired_databases(retired()).await
+    }
+
+    /// Those that were retired so long ago, by an operation that has succeeded: no undo asks for them any more.
+    pub async fn retired_database_due(&self, keep: Duration) -> Result<Vec<RetiredDatabase>, Error> {
+        let succeeded = Query::select()
+            .column("id")
+            .from("operations")
+            .and_where(Expr::col("state").eq(OperationState::Succeeded.name()))
             .take();
+        let select = retired()
+            .and_where(Expr::cust_with_values("retired_at < now() - make_interval(secs => $1)", [keep.as_secs_f64()]))
+            .and_where(Expr::col("operation_id").in_subquery(succeeded))
+            .take();
+        self.retired_databases(select).await
+    }
+
+    async fn retired_databases(&self, select: SelectStatement) -> Result<Vec<RetiredDatabase>, Error> {
         let rows = statement::rows(&self.session().await?, &select).await?;
         rows.iter()
             .map(|row| {
@@ -211,6 +232,15 @@ impl Catalog {
             })
             .collect()
     }
+}
+
+fn retired() -> SelectStatement {
+    Query::select()
+        .column(Asterisk)
+        .from("retired_databases")
+        .order_by("retired_at", Order::Asc)
+        .order_by("database", Order::Asc)
+        .take()
 }
 
 fn select() -> SelectStatement {

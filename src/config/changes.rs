@@ -44,7 +44,8 @@ impl Config {
         } others {});
         note(&mut found, "migrator.", migrator);
         let backup = compare!(&self.backup, &new.backup, BackupConfig {
-            zstd_level, concurrency_max, verify_concurrency_max, stall_timeout, pause_drain_max,
+            zstd_level, concurrency_max, verify_concurrency_max, stall_timeout, pause_drain_max, restore_timeout,
+            retired_keep,
         } others {});
         note(&mut found, "backup.", backup);
         found
@@ -180,6 +181,8 @@ mod tests {
         verify_concurrency_max = 3
         stall_timeout = "1m"
         pause_drain_max = "5s"
+        restore_timeout = "12h"
+        retired_keep = "7d"
     "#;
     const TLS: &str = r#"[tls]
         certificate_file = "a.pem"
@@ -239,6 +242,8 @@ mod tests {
         ("concurrency_max = 3", "concurrency_max = 4", &["backup.verify_concurrency_max"]),
         ("stall_timeout = \"1m\"", "stall_timeout = \"2m\"", &["backup.stall_timeout"]),
         ("pause_drain_max = \"5s\"", "pause_drain_max = \"6s\"", &["backup.pause_drain_max"]),
+        ("restore_timeout = \"12h\"", "restore_timeout = \"1h\"", &["backup.restore_timeout"]),
+        ("retired_keep = \"7d\"", "retired_keep = \"8d\"", &["backup.retired_keep"]),
         // What counts at once.
         ("connections_max = 80", "connections_max = 81", &[]),
         ("connections_reserved = 20", "connections_reserved = 21", &[]),

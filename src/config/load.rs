@@ -229,6 +229,8 @@ section!(BackupSection {
 } durations {
     stall_timeout = Duration::from_mins(1),
     pause_drain_max = Duration::from_secs(5),
+    restore_timeout = Duration::from_hours(12),
+    retired_keep = Duration::from_hours(7 * 24),
 });
 
 fn listen_default() -> SocketAddr {
@@ -316,6 +318,8 @@ impl File {
                 verify_concurrency_max: self.backup.verify_concurrency_max,
                 stall_timeout: self.backup.stall_timeout,
                 pause_drain_max: self.backup.pause_drain_max,
+                restore_timeout: self.backup.restore_timeout,
+                retired_keep: self.backup.retired_keep,
             },
             limits: Limits {
                 router: self.router.into_config(),

@@ -202,4 +202,8 @@ pub struct BackupConfig {
     pub stall_timeout: Duration,
     /// How long a restore waits for running statements before it cancels them, and then ends their sessions.
     pub pause_drain_max: Duration,
+    /// How long a restore may fill its new database, the download included: what is in a backup may wait for ever.
+    pub restore_timeout: Duration,
+    /// How long a database that a restore has replaced is kept before it is dropped.
+    pub retired_keep: Duration,
 }

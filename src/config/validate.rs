@@ -186,6 +186,8 @@ fn numbers(config: &Config, problems: &mut Vec<String>) {
         ("migrator.lock_timeout", config.migrator.lock_timeout),
         ("migrator.statement_timeout", config.migrator.statement_timeout),
         ("backup.stall_timeout", config.backup.stall_timeout),
+        ("backup.restore_timeout", config.backup.restore_timeout),
+        ("backup.retired_keep", config.backup.retired_keep),
     ];
     for (name, time) in times {
         if time.is_zero() {

@@ -12,8 +12,11 @@ pub struct Privilege {
     pub grantee: Grantee,
     /// May grant it to others.
     pub grantable: bool,
-    /// As `SELECT`; sorted. Empty for a policy.
+    /// As `SELECT`; sorted. Empty for a policy, and where nobody has any.
     pub rights: Vec<String>,
+    /// The role that owned the object, where it was none of the tenant's owner: restored, it is the owner's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former_owner: Option<String>,
 }
 
 /// An object, its names quoted as SQL writes them.
@@ -91,6 +94,7 @@ mod tests {
             grantee: Grantee::Tenant(TenantRole::Reader),
             grantable: false,
             rights: vec!["SELECT".to_owned()],
+            former_owner: None,
         };
         let text = serde_json::to_string(&privilege).unwrap();
         assert!(text.contains(r#""kind":"large_object""#) && text.contains(r#"{"tenant":"reader"}"#), "{text}");

@@ -4,11 +4,13 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::contents::extensions_refused;
 use super::step::{Done, Run, Step, StepError, step};
 use super::tenant_parts::{Place, secret_missing};
 use crate::backup::{self, BackupRef, DumpRequest};
 use crate::catalog::{Backup, NewBackup};
 use crate::domain::backup::{BackupKeys, Manifest};
+use crate::postgres::admin;
 use crate::store::{PartSizes, UploadId};
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -71,8 +73,23 @@ async fn dump(run: &Run) -> Result<Done, StepError> {
     };
     let persist = |upload: UploadId| async move { parts.catalog.backup_upload_set(backup_id, Some(&upload.0)).await };
     let manifest = backup::dump(&request, persist).await?;
-    let detail = format!("{} bytes dumped, {} stored", manifest.archive.dump_bytes, manifest.archive.bytes);
+    let mut detail = format!("{} bytes dumped, {} stored", manifest.archive.dump_bytes, manifest.archive.bytes);
+    for remark in remarks(&place, &manifest).await.unwrap_or_default() {
+        detail = format!("{detail}; {remark}");
+    }
     Ok(Done::output(&manifest)?.with_detail(detail))
+}
+
+/// What stands in the way of a restore, or will be missing from it; better known now than then.
+async fn remarks(place: &Place, manifest: &Manifest) -> Result<Vec<String>, crate::postgres::Error> {
+    let refused = extensions_refused(&place.server, manifest).await?;
+    let mut remarks: Vec<_> = refused.iter().map(|refused| format!("before it can be restored: {refused}")).collect();
+    let client = place.server.connect_admin(place.server.maintenance_database()).await?;
+    let subscriptions = admin::subscription_names(&client, &place.tenant.database).await?;
+    if !subscriptions.is_empty() {
+        remarks.push(format!("without the subscriptions {}", subscriptions.join(", ")));
+    }
+    Ok(remarks)
 }
 
 /// Also what a repeated dump begins with.

@@ -14,6 +14,7 @@ mod migrate_fleet;
 mod migrate_target;
 mod restore_as_new;
 mod restore_in_place;
+mod retired;
 pub mod sample_data;
 mod step;
 mod submit;
@@ -120,6 +121,7 @@ impl Operations {
             driven: std::sync::Mutex::default(),
         };
         parts.tasks.spawn("operations", engine.run());
+        parts.tasks.spawn("retired databases", retired::run(Arc::clone(&parts), stop.clone()));
         let verify_slots = Arc::new(Semaphore::new(parts.config.backup.verify_concurrency_max));
         Self { parts, changed, wake, stop, slots, verify_slots }
     }

@@ -13,12 +13,14 @@ use crate::domain::backup::Manifest;
 use crate::domain::route::Gate;
 use crate::domain::tenant::{TenantRole, database_replaced, database_under_construction};
 use crate::postgres::admin;
+use crate::postgres::properties::database_properties_copy;
 
 pub(super) const STEPS: &[Step] = &[
     step!("validate", contents::validate),
     step!("plan", plan),
     step!("database", database, tenant_parts::new_database_undo),
     step!("contents", fill),
+    step!("properties", properties),
     step!("pause", pause, unpause),
     step!("swap", swap, swap_back),
     step!("record", record, unrecord),
@@ -54,6 +56,30 @@ async fn fill(run: &Run) -> Result<Done, StepError> {
     contents::fill(run, run.output_of::<Plan>("plan")?.generation).await
 }
 
+/// Which of the tenant's logins were not locked by anybody else, when they are locked for the swap.
+#[derive(Debug, Serialize, Deserialize)]
+struct Properties {
+    logins: Vec<TenantRole>,
+}
+
+/// Gives the new database what the live one has beside its contents. From here on nobody connects to the new one: some
+/// of it says who may.
+async fn properties(run: &Run) -> Result<Done, StepError> {
+    let place = Place::of(run).await?;
+    let new = database_under_construction(run.id().0);
+    let logins = tenant_parts::logins_enabled(&place, &TenantRole::DIRECT).await?;
+    let client = place.server.connect_admin(place.server.maintenance_database()).await?;
+    admin::database_connections_allow(&client, &new, false).await?;
+    admin::sessions_end(&client, &new).await?;
+    let others: Vec<_> = TenantRole::DAEMONS.iter().filter_map(|role| place.roles.name(*role)).cloned().collect();
+    let left_out = database_properties_copy(&client, &place.tenant.database, &new, &others).await?;
+    let done = Done::output(&Properties { logins })?;
+    if left_out.is_empty() {
+        return Ok(done);
+    }
+    Ok(done.with_detail(format!("for an administrator to set again: {}", left_out.join("; "))))
+}
+
 /// Callers wait at the gate; direct clients are locked out and their sessions ended.
 async fn pause(run: &Run) -> Result<Done, StepError> {
     let place = Place::of(run).await?;
@@ -66,7 +92,8 @@ async fn pause(run: &Run) -> Result<Done, StepError> {
 
 async fn unpause(run: &Run) -> Result<(), StepError> {
     let place = Place::of(run).await?;
-    tenant_parts::logins_enable(&place, &TenantRole::DIRECT, true).await?;
+    let Properties { logins } = run.output_of("properties")?;
+    tenant_parts::logins_enable(&place, &logins, true).await?;
     gate_set(run, Gate::Open).await?;
     run.parts.router.reopen(place.tenant.id);
     Ok(())

@@ -212,6 +212,7 @@ impl From<crate::backup::Error> for StepError {
         let reason = match &error {
             error if error.is_damage() => "BACKUP_CORRUPT",
             E::Spool { .. } => "SPOOL",
+            E::Extensions(_) => "EXTENSION_UNAVAILABLE",
             E::Stalled { .. } => "OBJECT_STORE",
             E::Program(program) if program.is_session_lost() => UNAVAILABLE,
             E::Program(program) if program.is_statement_refused() => SQL,

@@ -11,7 +11,7 @@ use super::create_tenant::{self, Administrator};
 use super::error::BadField;
 use super::suspend_tenant;
 use super::{Error, Operations, backup, kinds};
-use crate::catalog::{Created, NewOperation, NewTenant, Operation, Tenant, TenantRef, Txn};
+use crate::catalog::{Backup, Created, NewOperation, NewTenant, Operation, Tenant, TenantRef, Txn};
 use crate::domain::lifecycle::{IllegalTransition, TenantState, Transition};
 use crate::domain::operation::{OperationId, OperationKind};
 use crate::domain::tenant::{TenantCode, TenantId};
@@ -120,6 +120,7 @@ impl Operations {
                 }
                 let row = self.parts.catalog.tenant_get(&TenantRef::Id(source.tenant)).await?;
                 in_states(&row, "be restored in place", &[TenantState::Active])?;
+                self.restorable(request, &source, &row.server).await?;
                 let draft = Self::draft(OperationKind::RestoreInPlace, request, hash, &input)?;
                 self.submit_on_tenant(request, draft, &row).await
             }
@@ -135,10 +136,19 @@ impl Operations {
                     ..CreateTenant::default()
                 };
                 let tenant = self.new_tenant(&wish).map_err(|error| rename_field(error, "code", "new_code"))?;
+                self.restorable(request, &source, &tenant.server).await?;
                 let draft = Self::draft(OperationKind::RestoreAsNew, request, hash, &input)?;
                 self.submit_with_tenant(request, draft, tenant).await
             }
         }
+    }
+
+    /// What the operation's first step looks at, for who only asks.
+    async fn restorable(&self, request: &Request, backup: &Backup, server: &str) -> Result<(), Error> {
+        if request.validate_only {
+            contents::restorable(&self.parts, backup, self.parts.server(server)?).await?;
+        }
+        Ok(())
     }
 
     /// Checks every field; nothing is reserved yet.

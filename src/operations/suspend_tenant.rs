@@ -74,7 +74,9 @@ async fn lock_logins(run: &Run) -> Result<Done, StepError> {
 
 async fn unlock_logins(run: &Run) -> Result<Done, StepError> {
     let place = Place::of(run).await?;
-    tenant_parts::router_password_restore(run, &place).await?;
+    for role in TenantRole::DAEMONS {
+        tenant_parts::login_restore(run, &place, role, &place.tenant.database).await?;
+    }
     tenant_parts::logins_enable(&place, &LOCKED, true).await?;
     Ok(Done::default())
 }

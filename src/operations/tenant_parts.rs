@@ -17,7 +17,6 @@ use crate::postgres::admin::DatabaseLocale;
 use crate::postgres::identity::Identity;
 use crate::postgres::roles::{TenantContext, TenantLogin, TenantRoles};
 use crate::postgres::{ConnectRequest, Connection, Lane, Server, SessionOptions, admin, identity, roles};
-use crate::secrets::scram_verifier_one_round;
 
 /// For everything together: the queues, the connect, the login.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -43,6 +42,10 @@ impl Place {
         let roles = TenantRoles::new(&parts.config.naming, &tenant.code)
             .map_err(|error| StepError::internal(error.to_string()))?;
         Ok(Self { tenant, server, roles })
+    }
+
+    fn context(&self) -> TenantContext<'_> {
+        TenantContext { tenant: self.tenant.id, code: &self.tenant.code }
     }
 }
 
@@ -116,7 +119,7 @@ impl NewDatabase {
     }
 }
 
-/// Makes the database anew, closed to everybody but the tenant's roles, with its identity row. What an earlier attempt
+/// Makes the database anew, closed to everybody but who fills it, with its identity row. What an earlier attempt
 /// left under this name, which carries the operation's id, is dropped first.
 pub(super) async fn new_database(run: &Run, place: &Place, new: &NewDatabase) -> Result<(), StepError> {
     let client = place.server.connect_admin(place.server.maintenance_database()).await?;
@@ -124,14 +127,13 @@ pub(super) async fn new_database(run: &Run, place: &Place, new: &NewDatabase) ->
     let request = admin::NewDatabase { name: &new.name, template: None, locale: Some(new.locale.clone()) };
     admin::database_create(&client, &request).await?;
     admin::database_comment_set(&client, &new.name, &mark(run)).await?;
-    let tenant = &place.tenant;
-    let context = TenantContext { tenant: tenant.id, code: &tenant.code };
-    roles::database_grant(&client, &new.name, &place.roles, &place.server.dump().role, &context).await?;
+    roles::database_grant(&client, &new.name, &place.roles, &place.server.dump().role, &place.context()).await?;
+    roles::database_reserve(&client, &new.name, &place.roles).await?;
     admin::database_connections_allow(&client, &new.name, true).await?;
     drop(client);
     let inside = place.server.connect_admin(&new.name).await?;
     roles::schema_grant(&inside, &place.roles).await?;
-    let identity = Identity { tenant: tenant.id, catalog: run.parts.catalog_id, generation: new.generation };
+    let identity = Identity { tenant: place.tenant.id, catalog: run.parts.catalog_id, generation: new.generation };
     identity::identity_write(&inside, &identity, &place.roles.all()).await?;
     Ok(())
 }
@@ -153,6 +155,7 @@ pub(super) async fn name(run: &Run) -> Result<Done, StepError> {
         return owned_by_us(run, &client, &place.tenant.database).await.map(|()| Done::default());
     }
     run.claim_check().await?;
+    roles::database_release(&client, &new, &place.roles).await?;
     admin::sessions_end(&client, &new).await?;
     admin::database_rename(&client, &new, &place.tenant.database).await?;
     Ok(Done::detail(place.tenant.database.to_string()))
@@ -224,7 +227,7 @@ pub(super) fn secret_missing(error: super::Error) -> StepError {
     StepError::internal(error.to_string())
 }
 
-/// A direct connection as one of the tenant's roles.
+/// A direct connection as one of the tenant's roles, which is made what it was if somebody has changed it.
 pub(super) async fn connect_as(
     run: &Run,
     place: &Place,
@@ -233,7 +236,15 @@ pub(super) async fn connect_as(
     purpose: &str,
 ) -> Result<Connection, StepError> {
     let login = login(run, place, role).await?;
-    connect(&place.server, &login, database, purpose).await
+    match connect(&place.server, &login, database, purpose).await {
+        Ok(client) if roles::login_is_as_made(&client, role, &place.roles, &place.context()).await.unwrap_or(false) => {
+            return Ok(client);
+        }
+        Err(error) if error.is_transient() || !error.refused_session() => return Err(error.into()),
+        _ => {}
+    }
+    login_restore(run, place, role, database).await?;
+    Ok(connect(&place.server, &login, database, purpose).await?)
 }
 
 async fn connect(
@@ -241,7 +252,7 @@ async fn connect(
     login: &RoleLogin,
     database: &DatabaseName,
     purpose: &str,
-) -> Result<Connection, StepError> {
+) -> Result<Connection, crate::postgres::Error> {
     let request = ConnectRequest {
         lane: Lane::Migration,
         login,
@@ -250,7 +261,7 @@ async fn connect(
         options: SessionOptions::default(),
         deadline: tokio::time::Instant::now() + CONNECT_TIMEOUT,
     };
-    Ok(server.connect(&request).await?)
+    server.connect(&request).await
 }
 
 /// Applies what is pending, as the tenant's own role.
@@ -267,6 +278,17 @@ pub(super) async fn migrate(
         .map_err(|error| StepError::failed("SQL", error.to_string()))
 }
 
+/// Those of these logins that are not locked.
+pub(super) async fn logins_enabled(place: &Place, which: &[TenantRole]) -> Result<Vec<TenantRole>, StepError> {
+    let client = place.server.connect_admin(place.server.maintenance_database()).await?;
+    let names: Vec<RoleName> = which.iter().filter_map(|role| place.roles.name(*role)).cloned().collect();
+    let enabled = roles::logins_enabled(&client, &names).await?;
+    let is_enabled = |role: &&TenantRole| {
+        place.roles.name(**role).is_some_and(|name| enabled.iter().any(|other| other == name.as_str()))
+    };
+    Ok(which.iter().filter(is_enabled).copied().collect())
+}
+
 /// Locks or unlocks logins on the server. Sessions that are there already stay.
 pub(super) async fn logins_enable(place: &Place, which: &[TenantRole], enabled: bool) -> Result<(), StepError> {
     let client = place.server.connect_admin(place.server.maintenance_database()).await?;
@@ -274,12 +296,18 @@ pub(super) async fn logins_enable(place: &Place, which: &[TenantRole], enabled: 
     Ok(roles::logins_enable(&client, &names, enabled).await?)
 }
 
-/// Gives the router's login the password that the catalog has. PostgreSQL lets whoever gets a tenant's SQL to run change
-/// the password of the role that it runs as, and with it shut the router out.
-pub(super) async fn router_password_restore(run: &Run, place: &Place) -> Result<(), StepError> {
-    let login = login(run, place, TenantRole::Router).await?;
+/// Gives a login of the daemon's the password that the catalog has, and the settings that it was made with. PostgreSQL
+/// lets whoever gets SQL to run as a role change both, and with them shut the daemon out.
+pub(super) async fn login_restore(
+    run: &Run,
+    place: &Place,
+    role: TenantRole,
+    database: &DatabaseName,
+) -> Result<(), StepError> {
+    // Its limit is not touched.
+    let made = TenantLogin::new(role, &login(run, place, role).await?.password, 0);
     let client = place.server.connect_admin(place.server.maintenance_database()).await?;
-    Ok(roles::password_set(&client, &login.role, &scram_verifier_one_round(&login.password)).await?)
+    Ok(roles::login_restore(&client, database, &place.roles, &made, &place.context()).await?)
 }
 
 /// Waits for the router's leases and ends what is left, until the server has no session in the tenant's database.

@@ -217,6 +217,37 @@ pub async fn instance_sessions_end(client: &Client, instance: Uuid) -> Result<()
     Err(Error::InstanceRemains { instance: instance.to_string(), count: remaining, waited: SESSIONS_END_MAX })
 }
 
+/// The database's subscriptions, by name: only a superuser may read the rest of them, so no dump has them.
+pub async fn subscription_names(client: &Client, database: &DatabaseName) -> Result<Vec<String>, Error> {
+    let sql = "SELECT s.subname::pg_catalog.text FROM pg_catalog.pg_subscription AS s \
+               JOIN pg_catalog.pg_database AS d ON d.oid = s.subdbid WHERE d.datname = $1 ORDER BY 1";
+    let rows = client.query_typed(sql, &[(&database.as_str(), Type::TEXT)]).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
+/// Those of the extensions that a role without a superuser's rights cannot create here, each with what to do.
+pub async fn extensions_refused(client: &Client, names: &[&str]) -> Result<Vec<String>, Error> {
+    let sql = "SELECT n.name, v.name IS NULL FROM pg_catalog.unnest($1) AS n (name) \
+               LEFT JOIN pg_catalog.pg_available_extensions AS e ON e.name = n.name \
+               LEFT JOIN pg_catalog.pg_available_extension_versions AS v \
+               ON v.name = e.name AND v.version = e.default_version \
+               WHERE v.name IS NULL OR v.superuser AND NOT v.trusted ORDER BY n.name";
+    let rows = client.query_typed(sql, &[(&names, Type::TEXT_ARRAY)]).await?;
+    let text = |row: &tokio_postgres::Row| {
+        let name: &str = row.try_get(0)?;
+        let what = if row.try_get(1)? {
+            "is not installed there; install its package".to_owned()
+        } else {
+            format!(
+                "can be created by superusers alone; have `trusted = true` put into {name}.control among the server's \
+                 extensions, for as long as it is restored at least"
+            )
+        };
+        Ok(format!("{name} {what}"))
+    };
+    rows.iter().map(text).collect()
+}
+
 /// A value with the type that it is bound as.
 pub(super) type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
 

@@ -16,6 +16,7 @@ pub mod identity;
 pub mod lane;
 pub mod locks;
 pub mod programs;
+pub mod properties;
 pub mod read;
 pub mod readers;
 pub mod roles;

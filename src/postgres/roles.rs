@@ -171,18 +171,74 @@ pub async fn database_grant(
         format!("GRANT CONNECT ON DATABASE {database} TO {}", dump.quoted()),
     ];
     script.extend(roles.readers().map(|name| format!("GRANT CONNECT ON DATABASE {database} TO {}", name.quoted())));
-    let code = postgres_protocol::escape::escape_literal(context.code.as_str());
     for (role, name) in &roles.logins {
-        let alter = format!("ALTER ROLE {} IN DATABASE {database} SET", name.quoted());
-        if *role != TenantRole::Reader {
-            let owner = postgres_protocol::escape::escape_literal(roles.owner.as_str());
-            script.push(format!("{alter} role = {owner}"));
-        }
-        script.push(format!("{alter} app.current_tenant_id = '{}'", context.tenant));
-        script.push(format!("{alter} app.current_tenant = {code}"));
+        script.extend(settings_of(name, &database, &login_settings(*role, roles, context)));
     }
     client.batch_execute(&script.join("; ")).await?;
     Ok(())
+}
+
+/// What a login's sessions begin with in its tenant's database.
+fn login_settings(role: TenantRole, roles: &TenantRoles, context: &TenantContext<'_>) -> Vec<(&'static str, String)> {
+    let acts_as_owner = (role != TenantRole::Reader).then(|| ("role", roles.owner.to_string()));
+    let tenant =
+        [("app.current_tenant_id", context.tenant.to_string()), ("app.current_tenant", context.code.to_string())];
+    acts_as_owner.into_iter().chain(tenant).collect()
+}
+
+fn settings_of<'a>(
+    login: &RoleName,
+    database: &str,
+    settings: &'a [(&'static str, String)],
+) -> impl Iterator<Item = String> + use<'a> {
+    let alter = format!("ALTER ROLE {} IN DATABASE {database} SET", login.quoted());
+    let literal = postgres_protocol::escape::escape_literal;
+    settings.iter().map(move |(name, value)| format!("{alter} {name} = {}", literal(value)))
+}
+
+/// Makes a login again what it was made as: with this password, and with no settings but the daemon's in `database`.
+/// Every role may change both of its own, and with them shut the daemon out. What a superuser has set stays.
+pub async fn login_restore(
+    client: &Client,
+    database: &DatabaseName,
+    roles: &TenantRoles,
+    login: &TenantLogin,
+    context: &TenantContext<'_>,
+) -> Result<(), Error> {
+    let Some(name) = roles.name(login.role) else { return Ok(()) };
+    let (role, database) = (name.quoted(), database.quoted());
+    let verifier = postgres_protocol::escape::escape_literal(&login.verifier);
+    let mut script = vec![
+        format!("ALTER ROLE {role} PASSWORD {verifier}"),
+        format!("ALTER ROLE {role} RESET ALL"),
+        format!("ALTER ROLE {role} IN DATABASE {database} RESET ALL"),
+    ];
+    script.extend(settings_of(name, &database, &login_settings(login.role, roles, context)));
+    client.batch_execute(&script.join("; ")).await?;
+    Ok(())
+}
+
+/// Whether the login whose session `client` is has the settings of [`database_grant`] and no others. Finds nothing by
+/// a name that the tenant can have defined.
+pub async fn login_is_as_made(
+    client: &Client,
+    role: TenantRole,
+    roles: &TenantRoles,
+    context: &TenantContext<'_>,
+) -> Result<bool, Error> {
+    let sql = "SELECT pg_catalog.unnest(s.setconfig) FROM pg_catalog.pg_db_role_setting AS s \
+               JOIN pg_catalog.pg_roles AS r ON r.oid OPERATOR(pg_catalog.=) s.setrole \
+               JOIN pg_catalog.pg_database AS d ON d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database() \
+               WHERE r.rolname OPERATOR(pg_catalog.=) session_user \
+               AND (s.setdatabase OPERATOR(pg_catalog.=) 0::pg_catalog.oid \
+                    OR s.setdatabase OPERATOR(pg_catalog.=) d.oid)";
+    let rows = client.query_typed(sql, &[]).await?;
+    let mut found = rows.iter().map(|row| row.try_get::<_, String>(0)).collect::<Result<Vec<_>, _>>()?;
+    let settings = login_settings(role, roles, context);
+    let mut expected: Vec<_> = settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    found.sort();
+    expected.sort();
+    Ok(found == expected)
 }
 
 /// Whether the tenant's roles may enter the database; the dump role always may. Open sessions stay.
@@ -196,6 +252,25 @@ pub async fn database_connect_allow(
     let names: Vec<String> = std::iter::once(&roles.owner).chain(roles.readers()).map(RoleName::quoted).collect();
     let sql = format!("{verb} CONNECT ON DATABASE {} {towards} {}", database.quoted(), names.join(", "));
     client.batch_execute(&sql).await?;
+    Ok(())
+}
+
+/// Lets only the login for restores and migrations, and the dump role, into a database that is being made; nobody of
+/// the tenant's finds it half-filled.
+pub async fn database_reserve(client: &Client, database: &DatabaseName, roles: &TenantRoles) -> Result<(), Error> {
+    database_connect_allow(client, database, roles, false).await?;
+    let Some(migrator) = roles.name(TenantRole::Migrator) else { return Ok(()) };
+    client.batch_execute(&format!("GRANT CONNECT ON DATABASE {} TO {}", database.quoted(), migrator.quoted())).await?;
+    Ok(())
+}
+
+/// Takes [`database_reserve`] back.
+pub async fn database_release(client: &Client, database: &DatabaseName, roles: &TenantRoles) -> Result<(), Error> {
+    database_connect_allow(client, database, roles, true).await?;
+    let Some(migrator) = roles.name(TenantRole::Migrator) else { return Ok(()) };
+    client
+        .batch_execute(&format!("REVOKE CONNECT ON DATABASE {} FROM {}", database.quoted(), migrator.quoted()))
+        .await?;
     Ok(())
 }
 
@@ -217,18 +292,20 @@ pub async fn schema_grant(client: &Client, roles: &TenantRoles) -> Result<(), Er
     Ok(())
 }
 
+/// Those of the roles that may log in.
+pub async fn logins_enabled(client: &Client, logins: &[RoleName]) -> Result<Vec<String>, Error> {
+    let sql = "SELECT rolname::pg_catalog.text FROM pg_catalog.pg_roles \
+               WHERE rolname::pg_catalog.text = ANY ($1) AND rolcanlogin";
+    let names: Vec<&str> = logins.iter().map(RoleName::as_str).collect();
+    let rows = client.query_typed(sql, &[(&names, Type::TEXT_ARRAY)]).await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
 /// Whether these roles may log in. Open sessions stay.
 pub async fn logins_enable(client: &Client, logins: &[RoleName], enable: bool) -> Result<(), Error> {
     let attribute = if enable { "LOGIN" } else { "NOLOGIN" };
     let alter = |name: &RoleName| format!("ALTER ROLE {} {attribute}", name.quoted());
     client.batch_execute(&logins.iter().map(alter).collect::<Vec<_>>().join("; ")).await?;
-    Ok(())
-}
-
-/// Gives a login another password.
-pub async fn password_set(client: &Client, login: &RoleName, verifier: &str) -> Result<(), Error> {
-    let verifier = postgres_protocol::escape::escape_literal(verifier);
-    client.batch_execute(&format!("ALTER ROLE {} PASSWORD {verifier}", login.quoted())).await?;
     Ok(())
 }
 

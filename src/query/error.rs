@@ -126,6 +126,12 @@ impl Error {
         matches!(self, Self::Sql(error) if error.sqlstate == READ_ONLY_SQL_TRANSACTION)
     }
 
+    /// Somebody has cancelled the statement, or its time was up.
+    pub(super) fn is_cancelled(&self) -> bool {
+        const QUERY_CANCELED: &str = "57014";
+        matches!(self, Self::Sql(error) if error.sqlstate == QUERY_CANCELED)
+    }
+
     /// A statement prepared earlier no longer fits the tables, or a tenant's function has dropped it. Nothing ran.
     pub(super) fn is_stale_statement(&self) -> bool {
         let Self::Sql(error) = self else { return false };

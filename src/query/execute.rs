@@ -149,7 +149,7 @@ impl Queries {
         self.tell_if_slow(&session, input.sql, elapsed);
         let (result, state) = match result {
             Ok(output) => (Ok(output), SessionState::Idle),
-            Err(Failure { error, state }) => (Err(error), state),
+            Err(Failure { error, state }) => (Err(session.told(error)), state),
         };
         match state {
             SessionState::Idle => session.release(residue),

@@ -66,6 +66,15 @@ impl Session {
         }
     }
 
+    /// A statement's error, as its caller hears of it: one that was cancelled for an operation has met the tenant's gate.
+    /// Nothing of it has stayed.
+    pub(super) fn told(&self, error: Error) -> Error {
+        match self {
+            Self::Tenant(lease) if error.is_cancelled() => lease.interrupted().map_or(error, Error::from),
+            Self::Tenant(_) | Self::Own(_) => error,
+        }
+    }
+
     /// Whether nobody has had it before.
     pub(super) fn is_new(&self) -> bool {
         match self {

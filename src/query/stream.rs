@@ -92,10 +92,11 @@ impl Queries {
                 Ok(())
             }
             Err(End::Refused(error)) => {
+                let error = session.told(error);
                 session.release(residue);
                 Err(error)
             }
-            Err(End::Broken(error)) => Err(error),
+            Err(End::Broken(error)) => Err(session.told(error)),
         }
     }
 }

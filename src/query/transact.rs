@@ -156,7 +156,7 @@ impl Transaction<'_> {
                 Err(error @ Error::Connection(_)) => return End::Broken(error),
                 Err(error) => {
                     self.failed = true;
-                    Outcome::Error(explain(error))
+                    Outcome::Error(explain(self.session.told(error)))
                 }
             };
         }

@@ -28,6 +28,7 @@ impl Router {
         let server = &place.server;
         let leases = draining.leases();
         if timeout(wait_max, leases.none()).await.is_err() {
+            leases.interrupt();
             for token in place.cancel_tokens(tenant) {
                 if let Err(error) = server.cancel_query(&token).await {
                     tracing::debug!(tenant = %route.code, %error, "a statement could not be cancelled; its session is ended next");

@@ -5,14 +5,19 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_postgres::{Client, Statement};
 
+use super::error::Error;
 use super::place::Seat;
 use super::pool::PooledObject;
 use super::slot::Ticket;
 use crate::domain::tenant::{TenantCode, TenantId};
+
+/// The gate is paused by then, and tells whoever comes again.
+const INTERRUPTED_RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// What the session of a returned connection may still hold of its last user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,11 +41,24 @@ pub struct Lease {
     object: PooledObject,
     seat: Seat,
     ticket: Ticket,
+    /// Those that were before it.
+    interruptions: u64,
 }
 
 impl Lease {
     pub(super) fn new((object, seat): (PooledObject, Seat), ticket: Ticket) -> Self {
-        Self { object, seat, ticket }
+        let interruptions = ticket.slot().leases.interruptions();
+        Self { object, seat, ticket, interruptions }
+    }
+
+    /// Why a statement was cancelled, if it was for an operation that needs the tenant's database to itself.
+    pub fn interrupted(&self) -> Option<Error> {
+        let slot = self.ticket.slot();
+        (slot.leases.interruptions() != self.interruptions).then(|| Error::Paused {
+            tenant: slot.route.code.clone(),
+            operation: None,
+            retry_after: INTERRUPTED_RETRY_AFTER,
+        })
     }
 
     pub fn tenant(&self) -> TenantId {
@@ -98,18 +116,18 @@ impl Lease {
                 self.put_back();
             }
             Residue::Anything => {
-                let Self { object, seat, ticket } = self;
+                let Self { object, seat, ticket, .. } = self;
                 ticket.slot().end(object, seat);
             }
             Residue::Session => {
-                let Self { object, seat, ticket } = self;
+                let Self { object, seat, ticket, .. } = self;
                 Arc::clone(ticket.slot()).give_back_clean(object, seat, ticket);
             }
         }
     }
 
     fn put_back(self) {
-        let Self { mut object, seat, ticket } = self;
+        let Self { mut object, seat, ticket, .. } = self;
         object.is_new = false;
         ticket.slot().give_back(object, seat);
     }

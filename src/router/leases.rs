@@ -1,12 +1,14 @@
 //! How many callers use one tenant's pools, over all of its slots: an old epoch's may outlive their slot.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
 #[derive(Debug, Default)]
 pub(super) struct Leases {
     count: AtomicUsize,
+    /// How often what they run was cancelled for an operation.
+    interruptions: AtomicU64,
     ended: Notify,
 }
 
@@ -23,6 +25,15 @@ impl Leases {
 
     pub(super) fn is_empty(&self) -> bool {
         self.count.load(Ordering::SeqCst) == 0
+    }
+
+    /// From here on what they run is cancelled.
+    pub(super) fn interrupt(&self) {
+        self.interruptions.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(super) fn interruptions(&self) -> u64 {
+        self.interruptions.load(Ordering::SeqCst)
     }
 
     /// Resolves when nobody uses one.

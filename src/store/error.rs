@@ -5,6 +5,9 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 
 use super::Store;
 
+/// In the SDK's words; the error's type is not for others.
+const CHECKSUM_MISMATCH: &str = "checksum mismatch";
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(
@@ -32,6 +35,9 @@ pub enum Error {
 
     #[error("reading the object {key:?} broke off: {reason}")]
     Interrupted { key: String, reason: String },
+
+    #[error("the object {key:?} is not what was stored: {reason}")]
+    Damaged { key: String, reason: String },
 }
 
 impl Error {
@@ -40,12 +46,31 @@ impl Error {
         match self {
             Self::Unreachable { .. } | Self::Interrupted { .. } => true,
             Self::Other { retryable, .. } => *retryable,
-            Self::Denied { .. } | Self::NotFound { .. } | Self::NoBucket { .. } | Self::TooLarge { .. } => false,
+            Self::Denied { .. }
+            | Self::NotFound { .. }
+            | Self::NoBucket { .. }
+            | Self::TooLarge { .. }
+            | Self::Damaged { .. } => false,
         }
     }
 
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. })
+    }
+
+    /// Whether the object itself is gone or spoiled.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::NotFound { .. } | Self::Damaged { .. } | Self::TooLarge { .. })
+    }
+
+    /// Why a body stopped before its end. The store told its checksum in front of it.
+    pub(super) fn of_body(key: &str, error: &(dyn std::error::Error + 'static)) -> Self {
+        let (key, reason) = (key.to_owned(), chain(error));
+        if reason.contains(CHECKSUM_MISMATCH) {
+            Self::Damaged { key, reason }
+        } else {
+            Self::Interrupted { key, reason }
+        }
     }
 }
 
@@ -97,7 +122,7 @@ where
 }
 
 /// An error and its causes; the SDK's outer layers only say "dispatch failure".
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

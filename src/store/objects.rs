@@ -9,7 +9,6 @@ use aws_sdk_s3::types::ChecksumAlgorithm;
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::error::chain;
 use super::{Error, Store};
 
 impl Store {
@@ -36,7 +35,7 @@ impl Store {
         }
         let mut content = BytesMut::with_capacity(usize::try_from(bytes).unwrap_or(bytes_max));
         while let Some(chunk) = body.next().await {
-            let chunk = chunk.map_err(|error| Error::Interrupted { key: key.to_owned(), reason: chain(&error) })?;
+            let chunk = chunk.map_err(|error| Error::of_body(key, &error))?;
             if content.len() + chunk.len() > bytes_max {
                 return Err(too_large());
             }

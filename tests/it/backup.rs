@@ -122,6 +122,141 @@ async fn what_the_tenant_granted_and_took_back_is_so_again() {
     place.finish().await;
 }
 
+/// What others made, what nobody may use, and what only looks like the daemon's own.
+#[tokio::test]
+async fn what_was_not_the_owners_is_the_owners_and_of_use_to_it() {
+    let place = Place::new(Spec::default()).await;
+    let reader = place.roles.name(TenantRole::Reader).unwrap().quoted();
+    let owner = place.roles.owner.quoted();
+    place.run("CREATE TABLE nobodys (a int); REVOKE ALL ON nobodys FROM CURRENT_USER").await;
+    place.run(&format!("REVOKE ALL ON nobodys FROM {reader}")).await;
+    place.run("SET ROLE NONE; CREATE SCHEMA logins; CREATE TABLE logins.t AS SELECT 2 AS a").await;
+    let judge = place.fleet.judge(place.database.as_str()).await;
+    let script = format!(
+        "CREATE TABLE public.dba AS SELECT 1 AS a;
+        GRANT SELECT ON public.dba TO {reader} WITH GRANT OPTION;
+        CREATE FUNCTION public.dbas() RETURNS int LANGUAGE sql AS 'SELECT 3';
+        CREATE FUNCTION public.closed() RETURNS int LANGUAGE sql AS 'SELECT 4';
+        REVOKE EXECUTE ON FUNCTION public.closed() FROM PUBLIC;
+        CREATE FUNCTION public.last(a float8[]) RETURNS float8 LANGUAGE sql AS 'SELECT a[cardinality(a)]';
+        CREATE AGGREGATE public.ordered(ORDER BY double precision)
+            (sfunc = array_append, stype = float8[], finalfunc = public.last);
+        ALTER AGGREGATE public.ordered(ORDER BY double precision) OWNER TO {owner};
+        ALTER FUNCTION public.last OWNER TO {owner};
+        REVOKE ALL ON FUNCTION public.ordered(double precision) FROM PUBLIC"
+    );
+    judge.batch_execute(&script).await.unwrap();
+    let (_backup, manifest) = place.backup_new().await;
+    let target = place.target().await;
+    let report = place.restore(&manifest, &target).await.unwrap();
+    assert_eq!(report.privileges_left_out, Vec::<String>::new());
+    let login = place.login.role.as_str();
+    let of = ["ROUTINE public.closed() (of postgres)", "ROUTINE public.dbas() (of postgres)"].map(str::to_owned);
+    let logins = [format!("SCHEMA logins (of {login})"), format!("TABLE logins.t (of {login})")];
+    let table = ["TABLE public.dba (of postgres)".to_owned()];
+    assert_eq!(report.owners_changed, of.into_iter().chain(logins).chain(table).collect::<Vec<_>>());
+    let restored = place.fleet.judge(target.as_str()).await;
+    let may = async |role: &str, sql: &str| -> bool {
+        restored.batch_execute(&format!("SET ROLE {role}")).await.unwrap();
+        let allowed = restored.batch_execute(sql).await.is_ok();
+        restored.batch_execute("RESET ROLE").await.unwrap();
+        allowed
+    };
+    let own = "SELECT public.dbas() + public.closed() + dba.a + t.a FROM public.dba, logins.t";
+    assert!(may(&owner, own).await);
+    assert!(may(&owner, "INSERT INTO dba VALUES (2)").await);
+    assert!(may(&reader, "SELECT public.dbas()").await);
+    assert!(!may(&reader, "SELECT public.closed()").await);
+    assert!(!may(&owner, "SELECT * FROM nobodys").await, "as it was");
+    let acl = "SELECT proacl::text FROM pg_proc WHERE proname = 'ordered'";
+    let (before, after) = (judge.query_one(acl, &[]).await.unwrap(), restored.query_one(acl, &[]).await.unwrap());
+    assert_eq!(before.get::<_, String>(0), after.get::<_, String>(0));
+    place.finish().await;
+}
+
+#[tokio::test]
+async fn schemas_that_begin_as_the_daemons_own_come_back() {
+    let place = Place::new(Spec::default()).await;
+    let script = "CREATE SCHEMA \"public archive\"; CREATE TABLE \"public archive\".t AS SELECT 1 AS a;
+        COMMENT ON SCHEMA \"public archive\" IS 'of old';
+        CREATE SCHEMA \"tenantd \"; CREATE TABLE \"tenantd \".t AS SELECT 2 AS a";
+    place.run(script).await;
+    let (_backup, manifest) = place.backup_new().await;
+    assert_eq!(manifest.tables.len(), 2);
+    restored_is_what_was_dumped(&place, &manifest).await;
+    place.finish().await;
+}
+
+#[tokio::test]
+async fn a_materialized_view_holds_what_its_owner_may_see() {
+    let place = Place::new(Spec::default()).await;
+    let script = "CREATE TABLE guarded (a int);
+        INSERT INTO guarded SELECT generate_series(1, 30);
+        ALTER TABLE guarded ENABLE ROW LEVEL SECURITY;
+        ALTER TABLE guarded FORCE ROW LEVEL SECURITY;
+        CREATE POLICY part ON guarded USING (a <= 7 AND current_setting('app.current_tenant') = 'acme');
+        CREATE MATERIALIZED VIEW seen AS SELECT a FROM guarded;
+        CREATE MATERIALIZED VIEW counted AS SELECT count(*) AS n FROM seen;
+        CREATE UNIQUE INDEX ON seen (a);
+        CREATE MATERIALIZED VIEW never AS SELECT a FROM guarded WITH NO DATA";
+    place.run(script).await;
+    let (_backup, manifest) = place.backup_new().await;
+    let target = place.target().await;
+    place.restore(&manifest, &target).await.unwrap();
+    let judge = place.fleet.judge(target.as_str()).await;
+    assert_eq!(judge.query_one("SELECT n FROM counted", &[]).await.unwrap().get::<_, i64>(0), 7);
+    assert_eq!(judge.query_one("SELECT max(a) FROM seen", &[]).await.unwrap().get::<_, i32>(0), 7);
+    let populated = "SELECT relispopulated FROM pg_class WHERE relname = 'never'";
+    assert!(!judge.query_one(populated, &[]).await.unwrap().get::<_, bool>(0));
+    assert_eq!(place.tables(&target).await, manifest.tables);
+    place.finish().await;
+}
+
+#[tokio::test]
+async fn rows_that_a_later_constraint_would_refuse_come_back() {
+    let place = Place::new(Spec::default()).await;
+    let tables = (0..8)
+        .map(|n| format!("CREATE TABLE t{n} (a small); INSERT INTO t{n} SELECT generate_series(1, 2000)::small;\n"));
+    let script = format!(
+        "CREATE DOMAIN small AS int; {}
+        ALTER DOMAIN small ADD CONSTRAINT really CHECK (VALUE < 1000) NOT VALID;
+        COMMENT ON CONSTRAINT really ON DOMAIN small IS 'from now on';
+        ALTER TABLE t0 ADD CONSTRAINT positive CHECK (a > 5) NOT VALID",
+        tables.collect::<String>()
+    );
+    place.run(&script).await;
+    let (_backup, manifest) = place.backup_new().await;
+    restored_is_what_was_dumped(&place, &manifest).await;
+    place.finish().await;
+}
+
+#[tokio::test]
+async fn publications_come_back_as_far_as_the_tenant_may_have_them_and_the_others_are_named() {
+    let place = Place::new(Spec::default()).await;
+    place.run("CREATE TABLE t (a int); CREATE SCHEMA side; CREATE TABLE side.t (a int)").await;
+    place.run("CREATE PUBLICATION own FOR TABLE t, side.t WITH (publish = 'insert')").await;
+    let target = place.target().await;
+    let (_backup, manifest) = place.backup_new().await;
+    let report = place.restore(&manifest, &target).await.unwrap();
+    assert_eq!(report.publications_left_out, Vec::<String>::new());
+
+    let judge = place.fleet.judge(place.database.as_str()).await;
+    let script = "COMMENT ON PUBLICATION own IS 'the tenant''s'; CREATE PUBLICATION everything FOR ALL TABLES;
+        CREATE PUBLICATION a_schema FOR TABLES IN SCHEMA side; CREATE PUBLICATION dbas FOR TABLE t";
+    judge.batch_execute(script).await.unwrap();
+    let (_backup, manifest) = place.backup_new().await;
+    let target = place.target().await;
+    let report = place.restore(&manifest, &target).await.unwrap();
+    let left_out = report.publications_left_out;
+    assert!(left_out.len() == 2 && left_out[0].contains("everything") && left_out[1].contains("side"), "{left_out:#?}");
+    let published = "SELECT string_agg(line, ',' ORDER BY line) FROM (
+        SELECT format('%s %s %s', pubname, schemaname, tablename) AS line FROM pg_publication_tables) AS lines";
+    let restored = place.fleet.judge(target.as_str()).await;
+    let found: String = restored.query_one(published, &[]).await.unwrap().get(0);
+    assert_eq!(found, "dbas public t,own public t,own side t");
+    place.finish().await;
+}
+
 #[tokio::test]
 async fn an_empty_database_is_a_good_backup() {
     let place = Place::new(Spec::default()).await;

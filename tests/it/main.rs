@@ -20,6 +20,7 @@ mod postgres;
 mod python;
 mod query;
 mod reload;
+mod restores;
 mod rollouts;
 mod router;
 mod routes;

@@ -54,7 +54,21 @@ pub struct PgRestore<'a> {
     pub archive: &'a Path,
     /// What of the archive to restore, as [`Programs::archive_list`] gives it, less what is to be left out.
     pub list: Option<&'a Path>,
-    pub jobs: u32,
+    pub pass: Pass,
+}
+
+/// A part of an archive, and how it is restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pass {
+    /// What is before the rows, and the rows, in so many sessions.
+    Rows { jobs: u32 },
+    /// What is after the rows, in so many sessions. With several, nothing but a pass of its own keeps all of it behind
+    /// all rows: a domain's constraint that was never validated would refuse them.
+    AfterRows { jobs: u32 },
+    /// Materialized views, filled as when their owner refreshes them: by the rows that it may see.
+    Views,
+    /// All or nothing.
+    Publications,
 }
 
 impl Programs {
@@ -84,8 +98,15 @@ impl Programs {
         let mut command = mortal_command(&self.path("pg_restore"));
         command
             .args(["--exit-on-error", "--no-owner", "--no-privileges", "--no-tablespaces", "--no-password"])
-            .args(["--no-publications", "--no-subscriptions", "--no-security-labels"])
-            .arg(format!("--jobs={}", restore.jobs.max(1)));
+            .args(["--no-subscriptions", "--no-security-labels"]);
+        match restore.pass {
+            Pass::Rows { jobs } => {
+                command.args(["--section=pre-data", "--section=data"]).arg(format!("--jobs={}", jobs.max(1)))
+            }
+            Pass::AfterRows { jobs } => command.arg("--section=post-data").arg(format!("--jobs={}", jobs.max(1))),
+            Pass::Views => command.arg("--enable-row-security"),
+            Pass::Publications => command.arg("--single-transaction"),
+        };
         if let Some(list) = restore.list {
             command.arg("--use-list").arg(list);
         }

@@ -11,7 +11,7 @@ mod run;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use archive::{PgDump, PgRestore, ProgramSession};
+pub use archive::{Pass, PgDump, PgRestore, ProgramSession};
 pub use os_user::OsUser;
 pub use run::Running;
 
