@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio_postgres::error::{DbError, ErrorPosition};
 
 use crate::domain::tenant::TenantCode;
+use crate::postgres::types::Unprepared;
 use crate::{catalog, postgres, router};
 
 /// What no statement begins with, and a function may run.
@@ -31,6 +32,10 @@ pub enum Error {
     ParameterCount { wanted: usize, given: usize },
     #[error("${number} cannot be given as {wanted}: {reason}")]
     Parameter { number: usize, wanted: String, reason: &'static str },
+    #[error(
+        "the types of the statement's parameters or columns are too deep within each other, or too many; cast them to text in the statement"
+    )]
+    TypesMax,
     #[error("max_rows is {requested}; 0 to 10,000 are taken (0 means 1,000)")]
     RowsMax { requested: i32 },
     #[error("batch_rows is {requested}; 0 to 10,000 are taken (0 means 1,000)")]
@@ -110,7 +115,7 @@ impl Error {
 
     /// The session is not to be used again, wherever in a statement it was found out.
     pub(super) fn ends_session(&self) -> bool {
-        matches!(self, Self::Connection(_) | Self::Refused { word: PREPARED_BY_SQL, .. })
+        matches!(self, Self::Connection(_) | Self::TypesMax | Self::Refused { word: PREPARED_BY_SQL, .. })
     }
 
     /// A plain read left statements behind that were prepared by SQL.
@@ -188,6 +193,15 @@ impl From<tokio_postgres::Error> for Error {
             Some(refusal) if is_several(refusal) => Self::Several,
             Some(refusal) => Self::Sql(Box::new(SqlError::new(refusal))),
             None => Self::Connection(error),
+        }
+    }
+}
+
+impl From<Unprepared> for Error {
+    fn from(error: Unprepared) -> Self {
+        match error {
+            Unprepared::Driver(error) => error.into(),
+            Unprepared::TypesMax => Self::TypesMax,
         }
     }
 }

@@ -153,7 +153,7 @@ impl Transaction<'_> {
             };
             outcome = match answered {
                 Ok(outcome) => outcome,
-                Err(error @ Error::Connection(_)) => return End::Broken(error),
+                Err(error) if error.ends_session() => return End::Broken(error),
                 Err(error) => {
                     self.failed = true;
                     Outcome::Error(explain(error))

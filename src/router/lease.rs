@@ -13,6 +13,7 @@ use super::place::Seat;
 use super::pool::PooledObject;
 use super::slot::Ticket;
 use crate::domain::tenant::{TenantCode, TenantId};
+use crate::postgres::types::{self, Unprepared};
 
 /// What the session of a returned connection may still hold of its last user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,11 +53,11 @@ impl Lease {
     }
 
     /// The statement, prepared once per connection while it is among the most recently used.
-    pub async fn prepare(&mut self, sql: &str) -> Result<Statement, tokio_postgres::Error> {
+    pub async fn prepare(&mut self, sql: &str) -> Result<Statement, Unprepared> {
         if let Some(statement) = self.prepared(sql) {
             return Ok(statement);
         }
-        let statement = Box::pin(self.object.client.prepare(sql)).await?;
+        let statement = Box::pin(types::prepare(&self.object.client, sql)).await?;
         self.keep_prepared(sql, &statement);
         Ok(statement)
     }

@@ -11,6 +11,7 @@ mod stream;
 mod texts;
 mod transact;
 mod turns;
+mod types;
 mod writes;
 
 use std::time::Duration;

@@ -53,9 +53,13 @@ impl From<query::Error> for Status {
         use query::Error as E;
         let retry_after = error.retry_after();
         match &error {
-            E::Empty | E::Nul | E::Several | E::Refused { .. } | E::NotReading { .. } | E::Unsupported { .. } => {
-                Refusal::invalid(vec![("sql", error.to_string())])
-            }
+            E::Empty
+            | E::Nul
+            | E::Several
+            | E::Refused { .. }
+            | E::NotReading { .. }
+            | E::Unsupported { .. }
+            | E::TypesMax => Refusal::invalid(vec![("sql", error.to_string())]),
             E::ParametersMax { .. } | E::ParameterCount { .. } | E::Parameter { .. } => {
                 Refusal::invalid(vec![("parameters", error.to_string())])
             }
