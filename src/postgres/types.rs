@@ -12,7 +12,7 @@ use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
 
-use tokio_postgres::types::{BorrowToSql, Kind, Type};
+use tokio_postgres::types::{BorrowToSql, Field, Kind, Type};
 use tokio_postgres::{Client, Column, RowStream, Statement};
 
 /// How often a statement's look-ups may wait: once for each level and more often for each type beside others, of which a
@@ -91,7 +91,7 @@ fn parts(of: &Type) -> impl Iterator<Item = &Type> {
         Kind::Composite(fields) => (None, fields.as_slice()),
         _scalar => (None, &[][..]),
     };
-    inner.into_iter().chain(fields.iter().map(|field| field.type_()))
+    inner.into_iter().chain(fields.iter().map(Field::type_))
 }
 
 /// One level after the other, and each type once in it, however many others are made of it. A type is told by its place
@@ -125,8 +125,6 @@ pub fn within(of: &Type) -> impl Iterator<Item = &Type> {
 
 #[cfg(test)]
 mod tests {
-    use tokio_postgres::types::Field;
-
     use super::*;
 
     fn made_of(kind: Kind) -> Type {

@@ -7,6 +7,7 @@ mod holders;
 mod pipeline;
 mod refused;
 mod shared;
+mod quoted;
 mod stream;
 mod texts;
 mod transact;
