@@ -101,6 +101,7 @@ impl Queries {
         };
         let end = transaction.run(&mut requests, answers, explain).await;
         let residue = transaction.residue;
+        self.0.statements.ran(session.tenant(), residue);
         let result = match end {
             End::Over => Ok(()),
             End::Left(result) => {
