@@ -64,12 +64,12 @@ impl Lease {
 
     /// The statement, if this connection has it prepared.
     pub fn prepared(&mut self, sql: &str) -> Option<Statement> {
-        self.object.statements.get(sql).cloned()
+        self.object.statements.get(sql)
     }
 
-    /// Remembers what was prepared on this connection.
+    /// Remembers what was prepared on this connection, unless it is too long.
     pub fn keep_prepared(&mut self, sql: &str, statement: &Statement) {
-        self.object.statements.put(sql.to_owned(), statement.clone());
+        self.object.statements.put(sql, statement);
     }
 
     /// Prepares every statement anew from now on.

@@ -23,6 +23,7 @@ mod party;
 mod place;
 mod pool;
 mod queue;
+mod prepared;
 mod rate;
 mod reaper;
 mod resolve;
