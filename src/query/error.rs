@@ -75,8 +75,10 @@ pub enum Error {
     Sql(Box<SqlError>),
     #[error("the connection broke while the statement ran, so that it may or may not have taken effect: {0}")]
     Connection(#[source] tokio_postgres::Error),
-    #[error("no session for this target was free in time: at most {max} callers use it at the same moment; try again")]
-    TargetBusy { max: usize },
+    #[error(
+        "no session for this target was free in time: at most {max} of {whose} use it at the same moment; try again"
+    )]
+    TargetBusy { max: usize, whose: &'static str },
     #[error("the tenant {tenant} is on the server {server}, and its login is unknown on the shared database's")]
     SharedElsewhere { tenant: TenantCode, server: String },
     #[error(transparent)]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use tokio_postgres::{Client, Statement};
 
+use super::long::LongPass;
 use super::place::Seat;
 use super::pool::PooledObject;
 use super::slot::Ticket;
@@ -37,11 +38,13 @@ pub struct Lease {
     object: PooledObject,
     seat: Seat,
     ticket: Ticket,
+    /// Of a lease that lasts as long as its holder likes.
+    long: Option<LongPass>,
 }
 
 impl Lease {
-    pub(super) fn new((object, seat): (PooledObject, Seat), ticket: Ticket) -> Self {
-        Self { object, seat, ticket }
+    pub(super) fn new((object, seat): (PooledObject, Seat), ticket: Ticket, long: Option<LongPass>) -> Self {
+        Self { object, seat, ticket, long }
     }
 
     pub fn tenant(&self) -> TenantId {
@@ -99,20 +102,23 @@ impl Lease {
                 self.put_back();
             }
             Residue::Anything => {
-                let Self { object, seat, ticket } = self;
+                let Self { object, seat, ticket, long } = self;
                 ticket.slot().end(object, seat);
+                drop(long);
             }
             Residue::Session => {
-                let Self { object, seat, ticket } = self;
+                let Self { object, seat, ticket, long } = self;
                 Arc::clone(ticket.slot()).give_back_clean(object, seat, ticket);
+                drop(long);
             }
         }
     }
 
     fn put_back(self) {
-        let Self { mut object, seat, ticket } = self;
+        let Self { mut object, seat, ticket, long } = self;
         object.is_new = false;
         ticket.slot().give_back(object, seat);
+        drop(long);
     }
 }
 

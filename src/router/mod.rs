@@ -18,12 +18,13 @@ mod gate;
 mod holder;
 mod lease;
 mod leases;
+mod long;
 mod overview;
 mod party;
 mod place;
 mod pool;
-mod queue;
 mod prepared;
+mod queue;
 mod rate;
 mod reaper;
 mod resolve;
@@ -48,6 +49,7 @@ use uuid::Uuid;
 pub use error::{Cause, Error, TimeoutCause};
 pub use holder::Holder;
 pub use lease::{Lease, Residue};
+pub use long::{Crowded, LongBounds, LongGate, LongPass};
 pub use overview::PoolView;
 pub use routes::Fresh;
 pub use stats::TenantStats;
@@ -159,12 +161,18 @@ impl Router {
 
     /// As [`Router::acquire`], for somebody whom the log names when the lease is held for long.
     pub async fn acquire_as(&self, holder: &Holder, tenant: TenantId, deadline: Instant) -> Result<Lease, Error> {
-        self.lease(holder, tenant, None, deadline).await
+        self.lease(holder, tenant, None, deadline, false).await
     }
 
     /// As [`Router::acquire_as`], in the database at the end of a route that was located for this call.
     pub async fn acquire_at(&self, holder: &Holder, located: &Fresh, deadline: Instant) -> Result<Lease, Error> {
-        self.lease(holder, located.route.tenant, Some(located), deadline).await
+        self.lease(holder, located.route.tenant, Some(located), deadline, false).await
+    }
+
+    /// As [`Router::acquire_at`], for as long as the caller likes: of these a tenant has at most half of a server's
+    /// places, and all tenants together three quarters.
+    pub async fn acquire_long_at(&self, holder: &Holder, located: &Fresh, deadline: Instant) -> Result<Lease, Error> {
+        self.lease(holder, located.route.tenant, Some(located), deadline, true).await
     }
 
     /// A connection that idles, if the route's tenant has one and its gate is open.
@@ -175,7 +183,7 @@ impl Router {
         let inner = &self.0;
         let ticket = inner.slots.ticket(&inner.shared, &inner.routes, located).ok()?;
         let taken = ticket.slot().checkout_idle(holder).await?;
-        Some(Lease::new(taken, ticket))
+        Some(Lease::new(taken, ticket, None))
     }
 
     async fn lease(
@@ -184,6 +192,7 @@ impl Router {
         tenant: TenantId,
         located: Option<&Fresh>,
         deadline: Instant,
+        is_long: bool,
     ) -> Result<Lease, Error> {
         let inner = &self.0;
         let mut was_mismatched = false;
@@ -209,7 +218,7 @@ impl Router {
                 }
                 Err(Refused::Server(error)) => return Err(error),
             };
-            match self.connection(ticket, holder, deadline).await {
+            match self.connection(ticket, holder, deadline, is_long).await {
                 Err(Error::PoolClosed) => {}
                 // The database was replaced since the route was read, or it is not the tenant's.
                 Err(Error::IdentityMismatch { .. }) if !was_mismatched => {
@@ -222,10 +231,19 @@ impl Router {
     }
 
     /// Waits for a connection of the pool.
-    async fn connection(&self, ticket: Ticket, holder: &Holder, deadline: Instant) -> Result<Lease, Error> {
-        let deadline = deadline.min(Instant::now() + self.0.shared.limits().router.acquire_timeout);
+    async fn connection(
+        &self,
+        ticket: Ticket,
+        holder: &Holder,
+        deadline: Instant,
+        is_long: bool,
+    ) -> Result<Lease, Error> {
+        let limits = self.0.shared.limits();
+        let deadline = deadline.min(Instant::now() + limits.router.acquire_timeout);
+        // Rare, and large: not part of each call's future.
+        let pass = if is_long { Some(Box::pin(ticket.slot().pass_long(&limits, deadline)).await?) } else { None };
         let taken = ticket.slot().checkout(holder, deadline).await?;
-        Ok(Lease::new(taken, ticket))
+        Ok(Lease::new(taken, ticket, pass))
     }
 
     /// The tenant's route once it may be passed. Waits at a paused gate.
