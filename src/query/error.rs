@@ -62,6 +62,10 @@ pub enum Error {
     )]
     TypeChanged { column: String, type_name: String },
     #[error(
+        "the statement's tables or types were altered since it was prepared, and the transaction has to be rolled back; run it again"
+    )]
+    Stale,
+    #[error(
         "the statement turned out to write after its first rows were sent, and nothing of what it wrote has stayed; call again, and it is run as one that writes"
     )]
     WroteLate,
@@ -87,7 +91,10 @@ pub enum Error {
     Open(Box<postgres::Error>),
     #[error(transparent)]
     Catalog(Box<catalog::Error>),
-    #[error("the server sent a value of column {column:?} that its type {type_name} does not allow")]
+    /// In a database that is not in UTF-8, or after a change of how texts are sent, which is a tenant's to make.
+    #[error(
+        "the server sent a value of column {column:?} that its type {type_name} does not allow: texts are in UTF-8; cast it to bytea in the statement, or mend it"
+    )]
     Malformed { column: String, type_name: String },
 }
 
@@ -98,7 +105,7 @@ impl Error {
             // Serialization failures and deadlocks: the transaction was rolled back, and another took its place.
             Self::Sql(error) if matches!(error.sqlstate.as_str(), "40001" | "40P01") => Some(Duration::from_millis(50)),
             // On a connection that reads the type anew, and as a statement that writes.
-            Self::TypeChanged { .. } | Self::WroteLate => Some(Duration::from_millis(50)),
+            Self::TypeChanged { .. } | Self::Stale | Self::WroteLate => Some(Duration::from_millis(50)),
             _other => None,
         }
     }

@@ -119,7 +119,8 @@ impl Gathered {
 
     fn end(self, affected: Option<u64>) -> Fetched {
         let returned = u64::try_from(self.rows.len()).unwrap_or(u64::MAX);
-        Fetched { rows: self.rows, count: affected.unwrap_or(returned), bytes: self.bytes }
+        // SHOW and EXPLAIN return rows and count none.
+        Fetched { rows: self.rows, count: affected.unwrap_or_default().max(returned), bytes: self.bytes }
     }
 }
 

@@ -103,6 +103,9 @@ pub(super) fn analysis(sql: &str) -> Result<Analysis, Error> {
     if let Some((word, reason)) = REFUSED.iter().find(|(word, _)| word.eq_ignore_ascii_case(first)) {
         return Err(Error::Refused { word, reason });
     }
+    if sets_encoding(first, &tokens) {
+        return Err(Error::Refused { word: "client_encoding", reason: "texts travel in UTF-8 in both directions" });
+    }
     // Bodies of functions and rules have several statements in one.
     let is_create = first.eq_ignore_ascii_case("CREATE");
     let end = Token::Symbol(';');
@@ -119,6 +122,46 @@ pub(super) fn analysis(sql: &str) -> Result<Analysis, Error> {
     };
     let names = if residue == Residue::Nothing { names(&tokens) } else { Vec::new() };
     Ok(Analysis { residue, is_change: any_of(CHANGING, first), is_cursor, names })
+}
+
+/// Whether the token is this name, with or without quotes.
+fn is(token: &Token<'_>, name: &str) -> bool {
+    match token {
+        Token::Word(word) => word.eq_ignore_ascii_case(name),
+        Token::Quoted(quoted) => quoted.trim_matches('"').eq_ignore_ascii_case(name),
+        _other => false,
+    }
+}
+
+/// Settings that are the daemon's in some places.
+const SETTINGS: &[&str] = &["client_encoding", "names", "transaction", "characteristics", "transaction_read_only"];
+
+/// Which of them a SET or RESET is about.
+fn set_name(tokens: &[Token<'_>]) -> Option<&'static str> {
+    let mut named = tokens.iter().filter(|token| is_beginning(token)).skip(1);
+    let named = named.find(|token| !is(token, "session") && !is(token, "local"))?;
+    SETTINGS.iter().find(|name| is(named, name)).copied()
+}
+
+/// Whether it says by its words what a transaction may do. Behind a transaction's first query, and so in every function,
+/// PostgreSQL itself lets nothing that only reads write again.
+pub(super) fn sets_access_mode(sql: &str) -> bool {
+    let tokens: Vec<Token<'_>> = Tokens::of(sql).collect();
+    let is_set =
+        tokens.iter().find(|token| is_beginning(token)).is_some_and(|first| is(first, "set") || is(first, "reset"));
+    is_set && matches!(set_name(&tokens), Some("transaction" | "characteristics" | "transaction_read_only"))
+}
+
+/// Whether it changes the encoding of texts by its words. That a function does it is seen when it has
+/// (`postgres/session.rs`).
+fn sets_encoding(first: &str, tokens: &[Token<'_>]) -> bool {
+    let is_encoding = |text: &str| text.eq_ignore_ascii_case("client_encoding");
+    if first.eq_ignore_ascii_case("SET") {
+        return matches!(set_name(tokens), Some("client_encoding" | "names"));
+    }
+    let has = |known: &str| tokens.iter().any(|token| is(token, known));
+    tokens.iter().any(|token| matches!(token, Token::Literal(text) if is_encoding(text.trim_matches('\''))))
+        && (has("set_config") || (any_of(CHANGING, first) && has("pg_settings")))
 }
 
 /// Whether a parameter has a number that the protocol has no room for.
@@ -218,6 +261,12 @@ mod tests {
             "LISTEN x",
             "prepare transaction 'x'",
             "START TRANSACTION",
+            "set client_encoding = 'LATIN1'",
+            "SET LOCAL \"client_encoding\" TO latin1",
+            "set session names 'latin1'",
+            "select set_config('Client_Encoding', 'LATIN1', false)",
+            "select pg_catalog.\"set_config\"('client_encoding', 'LATIN1', false)",
+            "update pg_settings set setting = 'latin1' where name = 'client_encoding'",
         ] {
             assert!(refused(sql), "{sql}");
         }
@@ -225,6 +274,22 @@ mod tests {
             assert!(matches!(residue(sql), Err(Error::Empty)), "{sql}");
         }
         assert!(residue("(").is_ok(), "what is wrong with it PostgreSQL says");
+    }
+
+    #[test]
+    fn what_a_transaction_may_do_is_said_when_it_begins() {
+        for sql in [
+            "set transaction read write",
+            "; SET LOCAL transaction_read_only = off",
+            "set session characteristics as transaction read write",
+            "/* a */ set \"transaction_read_only\" to off",
+            "reset transaction_read_only",
+        ] {
+            assert!(sets_access_mode(sql), "{sql}");
+        }
+        for sql in ["set local a = 1", "select 'set transaction'", "set time zone 'utc'", "set", ""] {
+            assert!(!sets_access_mode(sql), "{sql}");
+        }
     }
 
     #[test]

@@ -212,7 +212,7 @@ mod tests {
     }
 
     fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(1)
+        Instant::now() + Duration::from_millis(50)
     }
 
     /// A pass that can be had at once.
@@ -227,7 +227,7 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_tenant_has_its_part_and_all_have_theirs() {
         let gate = gate(5);
         let (alpha, beta, gamma) = (tenant(1), tenant(2), tenant(3));
@@ -243,7 +243,7 @@ mod tests {
         assert_eq!((state.held, state.tenants.len(), state.turns.len()), (1, 1, 0));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn who_waits_has_its_turn_before_who_came_with_more() {
         let gate = gate(2);
         let (alpha, beta) = (tenant(1), tenant(2));

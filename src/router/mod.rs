@@ -39,6 +39,7 @@ mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::futures::Notified;
@@ -276,6 +277,19 @@ impl Router {
         // Whether it was told or the time was up, the route says how things stand.
         let _told = timeout_at(look_again, told).await;
         Ok(())
+    }
+
+    /// Why nobody gets a connection to the tenant at this moment, if nobody does.
+    pub async fn out_of_reach(&self, tenant: TenantId) -> Option<Error> {
+        /// What is asked is for a message only.
+        const ANSWER_MAX: Duration = Duration::from_secs(1);
+        let (now, told) = (Instant::now(), self.0.gates.notified());
+        let fresh = self.route(tenant, now + ANSWER_MAX).await.ok()?;
+        match gate::check(&fresh.route) {
+            Ok(Gate::Open) => None,
+            Ok(Gate::Paused { .. } | Gate::Closed { .. }) => self.wait_at_gate(&fresh.route, now, told).await.err(),
+            Err(error) => Some(error),
+        }
     }
 
     async fn route(&self, tenant: TenantId, deadline: Instant) -> Result<Fresh, Error> {

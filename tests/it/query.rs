@@ -1,6 +1,7 @@
 //! Statements as a caller sends them: values come back as they went in, results are bounded, sessions are clean.
 
 mod altered;
+mod changed;
 mod convoy;
 mod harmless;
 mod holders;

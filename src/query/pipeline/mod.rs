@@ -136,23 +136,32 @@ impl<C: Caller, E: Send + 'static> Dispatch<C, E> {
         &mut self,
         mut requests: impl Stream<Item = Result<PipelineRequest, E>> + Unpin + Send,
     ) -> Result<(), Error> {
-        loop {
+        let broken = loop {
             let request = tokio::select! {
                 request = requests.next() => request,
                 () = self.shared.answers.closed() => return Err(Error::CallerGone),
             };
-            let Some(Ok(request)) = request else { break };
+            let request = match request {
+                Some(Ok(request)) => request,
+                // The caller broke off, or what it sent is no request.
+                Some(Err(error)) => break Some(error),
+                None => break None,
+            };
             for statement in request.statements {
                 let slot = self.slot(&statement).await?;
                 self.dispatch(statement, slot).await?;
             }
-        }
+        };
         // Lanes end when they have answered everything.
         self.lanes.clear();
         self.shared.tracker.close();
         tokio::select! {
-            () = self.shared.tracker.wait() => Ok(()),
-            () = self.shared.answers.closed() => Err(Error::CallerGone),
+            () = self.shared.tracker.wait() => {}
+            () = self.shared.answers.closed() => return Err(Error::CallerGone),
+        }
+        match broken {
+            Some(error) => self.shared.answers.send(Err(error)).await.map_err(|_gone| Error::CallerGone),
+            None => Ok(()),
         }
     }
 
