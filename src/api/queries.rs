@@ -73,7 +73,7 @@ impl Service {
     ) -> Result<Session, Status> {
         let queries = &self.api.queries;
         Ok(match place {
-            Place::Tenant(located) => queries.session_at(holder, located, deadline).await?,
+            Place::Tenant(located) => queries.session_long_at(holder, located, deadline).await?,
             Place::TenantShared(route) => Box::pin(queries.session_shared(route, sql, deadline)).await?,
             Place::Whole(whole) => Box::pin(queries.session_whole(*whole, sql, deadline)).await?,
         })

@@ -37,6 +37,12 @@ pub(super) fn invalid(fields: Vec<BadField>) -> Status {
     Refusal::invalid(fields)
 }
 
+/// What tonic says, as if it were the server's fault, of a request that is no message of its method.
+pub(super) fn undecodable(said: &Status) -> Option<Status> {
+    let is_so = said.code() == Code::Internal && said.message().starts_with("failed to decode Protobuf message");
+    is_so.then(|| invalid(vec![("request", said.message().to_owned())]))
+}
+
 /// The caller may not do this.
 pub(super) fn denied(message: impl Display) -> Status {
     Refusal::new(Code::PermissionDenied, Reason::PermissionDenied, message).status()

@@ -26,6 +26,7 @@ pub mod sessions;
 mod socket;
 pub mod statement;
 mod tls;
+pub mod types;
 
 pub use anchor::{Anchor, AnchorLoss, Gone, anchors_held, strangers};
 pub use budget::{Budget, Permit};

@@ -6,6 +6,7 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -48,6 +49,8 @@ pub(super) struct Order {
     pub(super) role: String,
     pub(super) database: DatabaseName,
     pub(super) deadline: Instant,
+    /// The session ends when texts travel in another encoding: its user reads and writes UTF-8 only.
+    pub(super) is_utf8_only: bool,
 }
 
 impl Order {
@@ -111,7 +114,12 @@ impl Order {
     {
         let session = async {
             loop {
-                match poll_fn(|cx| connection.poll_message(cx)).await {
+                let message = poll_fn(|cx| {
+                    let message = connection.poll_message(cx);
+                    let is_foreign = || connection.parameter("client_encoding").is_some_and(|name| name != "UTF8");
+                    if self.is_utf8_only && is_foreign() { Poll::Ready(None) } else { message }
+                });
+                match message.await {
                     Some(Ok(AsyncMessage::Notification(notification))) => {
                         if notifications.try_send(notification).is_err() && !notifications.is_closed() {
                             return;

@@ -250,7 +250,7 @@ impl Convoy {
                     // The ordinary way tells why.
                     Err(error) => {
                         self.answer(job, None);
-                        if matches!(error, Error::Connection(_)) {
+                        if error.ends_session() {
                             return (served, false);
                         }
                         continue;

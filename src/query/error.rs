@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio_postgres::error::{DbError, ErrorPosition};
 
 use crate::domain::tenant::TenantCode;
+use crate::postgres::types::Unprepared;
 use crate::{catalog, postgres, router};
 
 /// What no statement begins with, and a function may run.
@@ -31,6 +32,10 @@ pub enum Error {
     ParameterCount { wanted: usize, given: usize },
     #[error("${number} cannot be given as {wanted}: {reason}")]
     Parameter { number: usize, wanted: String, reason: &'static str },
+    #[error(
+        "the types of the statement's parameters or columns are too deep within each other, or too many; cast them to text in the statement"
+    )]
+    TypesMax,
     #[error("max_rows is {requested}; 0 to 10,000 are taken (0 means 1,000)")]
     RowsMax { requested: i32 },
     #[error("batch_rows is {requested}; 0 to 10,000 are taken (0 means 1,000)")]
@@ -57,6 +62,10 @@ pub enum Error {
     )]
     TypeChanged { column: String, type_name: String },
     #[error(
+        "the statement's tables or types were altered since it was prepared, and the transaction has to be rolled back; run it again"
+    )]
+    Stale,
+    #[error(
         "the statement turned out to write after its first rows were sent, and nothing of what it wrote has stayed; call again, and it is run as one that writes"
     )]
     WroteLate,
@@ -70,8 +79,10 @@ pub enum Error {
     Sql(Box<SqlError>),
     #[error("the connection broke while the statement ran, so that it may or may not have taken effect: {0}")]
     Connection(#[source] tokio_postgres::Error),
-    #[error("no session for this target was free in time: at most {max} callers use it at the same moment; try again")]
-    TargetBusy { max: usize },
+    #[error(
+        "no session for this target was free in time: at most {max} of {whose} use it at the same moment; try again"
+    )]
+    TargetBusy { max: usize, whose: &'static str },
     #[error("the tenant {tenant} is on the server {server}, and its login is unknown on the shared database's")]
     SharedElsewhere { tenant: TenantCode, server: String },
     #[error(transparent)]
@@ -80,7 +91,10 @@ pub enum Error {
     Open(Box<postgres::Error>),
     #[error(transparent)]
     Catalog(Box<catalog::Error>),
-    #[error("the server sent a value of column {column:?} that its type {type_name} does not allow")]
+    /// In a database that is not in UTF-8, or after a change of how texts are sent, which is a tenant's to make.
+    #[error(
+        "the server sent a value of column {column:?} that its type {type_name} does not allow: texts are in UTF-8; cast it to bytea in the statement, or mend it"
+    )]
     Malformed { column: String, type_name: String },
 }
 
@@ -91,7 +105,7 @@ impl Error {
             // Serialization failures and deadlocks: the transaction was rolled back, and another took its place.
             Self::Sql(error) if matches!(error.sqlstate.as_str(), "40001" | "40P01") => Some(Duration::from_millis(50)),
             // On a connection that reads the type anew, and as a statement that writes.
-            Self::TypeChanged { .. } | Self::WroteLate => Some(Duration::from_millis(50)),
+            Self::TypeChanged { .. } | Self::Stale | Self::WroteLate => Some(Duration::from_millis(50)),
             _other => None,
         }
     }
@@ -110,7 +124,7 @@ impl Error {
 
     /// The session is not to be used again, wherever in a statement it was found out.
     pub(super) fn ends_session(&self) -> bool {
-        matches!(self, Self::Connection(_) | Self::Refused { word: PREPARED_BY_SQL, .. })
+        matches!(self, Self::Connection(_) | Self::TypesMax | Self::Refused { word: PREPARED_BY_SQL, .. })
     }
 
     /// A plain read left statements behind that were prepared by SQL.
@@ -194,6 +208,15 @@ impl From<tokio_postgres::Error> for Error {
             Some(refusal) if is_several(refusal) => Self::Several,
             Some(refusal) => Self::Sql(Box::new(SqlError::new(refusal))),
             None => Self::Connection(error),
+        }
+    }
+}
+
+impl From<Unprepared> for Error {
+    fn from(error: Unprepared) -> Self {
+        match error {
+            Unprepared::Driver(error) => error.into(),
+            Unprepared::TypesMax => Self::TypesMax,
         }
     }
 }

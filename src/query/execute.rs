@@ -146,6 +146,7 @@ impl Queries {
         {
             self.0.statements.took(tenant, known, elapsed);
         }
+        self.0.statements.ran(session.tenant(), residue);
         self.tell_if_slow(&session, input.sql, elapsed);
         let (result, state) = match result {
             Ok(output) => (Ok(output), SessionState::Idle),

@@ -11,12 +11,15 @@
 //! code itself catches.
 //!
 //! What is read often goes without the guard once the database has said that none of the statement's names stands for
-//! such a thing. The answer counts for [`CHECK_AGE_MAX`]; what remains is within one tenant: for so long, a table that
-//! was replaced by such a view may leave a setting to the next caller of the same tenant.
+//! such a thing. The answer counts for [`CHECK_AGE_MAX`], and no longer than until the tenant sends what may define
+//! something. What remains is within one tenant, and in the hands of who may replace its tables: by a direct client,
+//! another daemon or a function, a table may become such a view, whose code runs without the guard for so long. It may
+//! leave to the next callers of the same tenant's connection settings and locks, and other statements in the place of
+//! the daemon's own; a connection's next cleaning finds those, and ends it.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use lru::LruCache;
@@ -33,6 +36,8 @@ const STATEMENTS_MAX: NonZeroUsize = NonZeroUsize::new(4_096).unwrap();
 const STATEMENT_BYTES_MAX: usize = 8 << 10;
 /// Answers of databases that are remembered.
 const CHECKS_MAX: NonZeroUsize = NonZeroUsize::new(1 << 15).unwrap();
+/// Tenants of which it is remembered when they defined something.
+const DEFINED_MAX: NonZeroUsize = NonZeroUsize::new(1 << 14).unwrap();
 /// Uses before a database is asked: the question costs as much as some hundred guards.
 const USES_BEFORE_CHECK: u32 = 100;
 /// A read that takes no longer is quick.
@@ -98,9 +103,16 @@ const CHECK: &str = "SELECT EXISTS (\
 #[derive(Debug)]
 pub(super) struct Statements {
     known: Mutex<LruCache<Box<str>, Arc<Known>>>,
-    /// By tenant and statement.
-    checks: Mutex<LruCache<(TenantId, u64), Check>>,
+    checks: Mutex<Checks>,
     next: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Checks {
+    /// By tenant and statement.
+    of: LruCache<(TenantId, u64), Check>,
+    /// When tenants ran last what may define something, of those who did so lately.
+    defined: LruCache<TenantId, Instant>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -124,10 +136,14 @@ pub(super) enum Reading {
     Changes,
 }
 
-impl Check {
-    /// The answer, as long as it counts.
-    fn reading(&self) -> Option<Reading> {
-        self.answer.filter(|(_, asked)| asked.elapsed() <= CHECK_AGE_MAX).map(|(reading, _)| reading)
+impl Checks {
+    /// What is known of the statement, and the answer as long as it counts.
+    fn known(&mut self, key: (TenantId, u64)) -> Option<(Check, Option<Reading>)> {
+        let check = *self.of.get(&key)?;
+        let counts = |asked: Instant| {
+            asked.elapsed() <= CHECK_AGE_MAX && self.defined.peek(&key.0).is_none_or(|defined| *defined < asked)
+        };
+        Some((check, check.answer.filter(|(_, asked)| counts(*asked)).map(|(reading, _)| reading)))
     }
 }
 
@@ -143,13 +159,17 @@ impl Default for Statements {
     fn default() -> Self {
         Self {
             known: Mutex::new(LruCache::new(STATEMENTS_MAX)),
-            checks: Mutex::new(LruCache::new(CHECKS_MAX)),
+            checks: Mutex::new(Checks { of: LruCache::new(CHECKS_MAX), defined: LruCache::new(DEFINED_MAX) }),
             next: AtomicU64::new(0),
         }
     }
 }
 
 impl Statements {
+    fn checks(&self) -> MutexGuard<'_, Checks> {
+        self.checks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// The statement's analysis.
     ///
     /// # Errors
@@ -171,28 +191,34 @@ impl Statements {
         if known.analysis.residue != Residue::Nothing {
             return false;
         }
-        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
-        let check = checks.get(&(tenant, known.number));
-        check.is_some_and(|check| check.reading() == Some(Reading::AsIs) && check.is_quick)
+        let found = self.checks().known((tenant, known.number));
+        found.is_some_and(|(check, reading)| reading == Some(Reading::AsIs) && check.is_quick)
     }
 
     /// Whether the statement, which only reads by its words, changes things in the tenant's database.
     pub(super) fn changes(&self, tenant: TenantId, known: &Known) -> bool {
-        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
-        checks.get(&(tenant, known.number)).is_some_and(|check| check.reading() == Some(Reading::Changes))
+        let found = self.checks().known((tenant, known.number));
+        found.is_some_and(|(_, reading)| reading == Some(Reading::Changes))
     }
 
     /// It tried to.
     pub(super) fn changed(&self, tenant: TenantId, known: &Known) {
-        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
-        let check = checks.get_or_insert_mut((tenant, known.number), Check::default);
+        let mut checks = self.checks();
+        let check = checks.of.get_or_insert_mut((tenant, known.number), Check::default);
         (check.answer, check.uses) = (Some((Reading::Changes, Instant::now())), 0);
+    }
+
+    /// A session of the tenant's has run what may define something, and gives back so much of that.
+    pub(super) fn ran(&self, tenant: Option<TenantId>, residue: Residue) {
+        if let (Some(tenant), Residue::Anything) = (tenant, residue) {
+            self.checks().defined.put(tenant, Instant::now());
+        }
     }
 
     /// How long a read without a guard took.
     pub(super) fn took(&self, tenant: TenantId, known: &Known, time: Duration) {
-        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(check) = checks.get_mut(&(tenant, known.number)) {
+        let mut checks = self.checks();
+        if let Some(check) = checks.of.get_mut(&(tenant, known.number)) {
             check.is_quick = time <= QUICK_MAX;
         }
     }
@@ -203,11 +229,11 @@ impl Statements {
         let Some(tenant) = session.tenant() else { return Ok(Reading::AsIs) };
         let key = (tenant, known.number);
         let is_due = {
-            let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
-            let check = checks.get_or_insert_mut(key, Check::default);
-            if let Some(reading) = check.reading() {
+            let mut checks = self.checks();
+            if let Some((_, Some(reading))) = checks.known(key) {
                 return Ok(reading);
             }
+            let check = checks.of.get_or_insert_mut(key, Check::default);
             check.uses += 1;
             check.uses > USES_BEFORE_CHECK
         };
@@ -227,8 +253,8 @@ impl Statements {
         let question = session.prepare(CHECK).await?;
         let is_harmful: bool = session.client().query_one(&question, &[&known.analysis.names]).await?.try_get(0)?;
         let reading = if is_harmful { Reading::Guarded } else { Reading::AsIs };
-        let mut checks = self.checks.lock().unwrap_or_else(PoisonError::into_inner);
-        let check = checks.get_or_insert_mut(key, Check::default);
+        let mut checks = self.checks();
+        let check = checks.of.get_or_insert_mut(key, Check::default);
         (check.answer, check.uses) = (Some((reading, asked)), 0);
         Ok(reading)
     }

@@ -81,6 +81,11 @@ impl Queries {
         Ok(Session::Tenant(self.0.router.acquire_as(holder, tenant, deadline).await?))
     }
 
+    /// As [`Queries::session_at`], for a transaction or a stream, which lasts as long as its caller likes.
+    pub async fn session_long_at(&self, holder: &Holder, located: &Fresh, deadline: Instant) -> Result<Session, Error> {
+        Ok(Session::Tenant(self.0.router.acquire_long_at(holder, located, deadline).await?))
+    }
+
     /// As [`Queries::session`], at the end of a route that was located for this call.
     pub async fn session_at(&self, holder: &Holder, located: &Fresh, deadline: Instant) -> Result<Session, Error> {
         Ok(Session::Tenant(self.0.router.acquire_at(holder, located, deadline).await?))

@@ -72,11 +72,11 @@ pub(super) fn untyped(values: &[v1::Value]) -> Option<Vec<Parameter>> {
 }
 
 /// What a domain is made from.
-fn base(ty: &Type) -> &Type {
-    match ty.kind() {
-        Kind::Domain(inner) => base(inner),
-        _other => ty,
+fn base(mut ty: &Type) -> &Type {
+    while let Kind::Domain(inner) = ty.kind() {
+        ty = inner;
     }
+    ty
 }
 
 fn scalar_text(value: &Value) -> Result<String, &'static str> {

@@ -9,6 +9,7 @@ use tokio_postgres::{Client, Column, Row, Statement};
 use super::decode::{self, Undecodable};
 use super::error::Error;
 use super::parameter::Parameter;
+use crate::postgres::types;
 use crate::proto::v1;
 
 /// How much of a result is taken.
@@ -77,7 +78,7 @@ pub(super) async fn query_at_once(
     bounds: Bounds,
 ) -> Result<Option<(Option<Vec<v1::Column>>, Fetched)>, Error> {
     let parameters = parameters.iter().map(|parameter| (parameter, Type::UNKNOWN));
-    let stream = match client.query_typed_raw(sql, parameters).await.map_err(Error::from) {
+    let stream = match types::query_typed(client, sql, parameters).await.map_err(Error::from) {
         // It comes once the statement is parsed and its parameters are read.
         Ok(stream) => stream,
         Err(Error::Sql(_)) => return Ok(None),
@@ -87,6 +88,7 @@ pub(super) async fn query_at_once(
     let (mut known, mut gathered) = (None, Gathered::new(bounds));
     while let Some(row) = stream.as_mut().try_next().await? {
         if known.is_none() {
+            types::checked(client, row.columns().iter().map(Column::type_))?;
             known = Some(columns(row.columns())?);
         }
         gathered.add(&row)?;
@@ -117,7 +119,8 @@ impl Gathered {
 
     fn end(self, affected: Option<u64>) -> Fetched {
         let returned = u64::try_from(self.rows.len()).unwrap_or(u64::MAX);
-        Fetched { rows: self.rows, count: affected.unwrap_or(returned), bytes: self.bytes }
+        // SHOW and EXPLAIN return rows and count none.
+        Fetched { rows: self.rows, count: affected.unwrap_or_default().max(returned), bytes: self.bytes }
     }
 }
 

@@ -7,6 +7,7 @@ use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 use super::error::Error;
 use super::targets::Seat;
 use crate::domain::tenant::TenantId;
+use crate::postgres::types::{self, Unprepared};
 use crate::router::{Lease, Residue};
 
 /// Begins a plain read. What changes something after all is told by its refusal, instead of being undone unseen.
@@ -106,10 +107,10 @@ impl Session {
     }
 
     /// The statement, prepared once per connection of a tenant's while it is among the most recently used.
-    pub(super) async fn prepare(&mut self, sql: &str) -> Result<Statement, tokio_postgres::Error> {
+    pub(super) async fn prepare(&mut self, sql: &str) -> Result<Statement, Unprepared> {
         match self {
             Self::Tenant(lease) => lease.prepare(sql).await,
-            Self::Own(seat) => Box::pin(seat.client().prepare(sql)).await,
+            Self::Own(seat) => Box::pin(types::prepare(seat.client(), sql)).await,
         }
     }
 
@@ -124,7 +125,7 @@ impl Session {
         let client: &Client = lease;
         // All of it is sent before any of it is awaited.
         let begin = async { Ok(client.batch_execute(READ_BEGIN).await?) };
-        let prepare = async { refused_or(client.prepare(sql).await.map_err(Error::from)) };
+        let prepare = async { refused_or(types::prepare(client, sql).await.map_err(Error::from)) };
         let ((), statement, ()) = Box::pin(async { try_join!(begin, prepare, read_end(client)) }).await?;
         let statement = statement?;
         lease.keep_prepared(sql, &statement);

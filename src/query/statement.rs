@@ -72,7 +72,9 @@ pub(super) fn only_reads(sql: &str) -> Result<(), Error> {
         Some(Token::Word(first)) if any_of(READING, first) => return Ok(()),
         Some(Token::Word(first)) => first[..first.floor_char_boundary(IDENTIFIER_BYTES_MAX)].to_uppercase(),
         Some(Token::Symbol(symbol)) => symbol.to_string(),
-        Some(Token::Quoted(_) | Token::Literal(_)) => "a name or a value at the beginning".to_owned(),
+        Some(Token::Quoted(_) | Token::Literal(_) | Token::Parameter(_)) => {
+            "a name or a value at the beginning".to_owned()
+        }
         None => "a statement without a word".to_owned(),
     };
     Err(Error::NotReading { word })
@@ -95,11 +97,14 @@ pub(super) fn analysis(sql: &str) -> Result<Analysis, Error> {
         None if tokens.contains(&Token::Symbol('(')) => "",
         None => return Err(Error::Empty),
     };
-    if tokens.windows(2).any(|pair| matches!(pair, [Token::Symbol('$'), Token::Literal(n)] if is_beyond(n))) {
+    if tokens.iter().any(|token| matches!(token, Token::Parameter(number) if is_beyond(&number[1..]))) {
         return Err(Error::ParametersMax { max: PARAMETERS_MAX });
     }
     if let Some((word, reason)) = REFUSED.iter().find(|(word, _)| word.eq_ignore_ascii_case(first)) {
         return Err(Error::Refused { word, reason });
+    }
+    if sets_encoding(first, &tokens) {
+        return Err(Error::Refused { word: "client_encoding", reason: "texts travel in UTF-8 in both directions" });
     }
     // Bodies of functions and rules have several statements in one.
     let is_create = first.eq_ignore_ascii_case("CREATE");
@@ -119,10 +124,49 @@ pub(super) fn analysis(sql: &str) -> Result<Analysis, Error> {
     Ok(Analysis { residue, is_change: any_of(CHANGING, first), is_cursor, names })
 }
 
+/// Whether the token is this name, with or without quotes.
+fn is(token: &Token<'_>, name: &str) -> bool {
+    match token {
+        Token::Word(word) => word.eq_ignore_ascii_case(name),
+        Token::Quoted(quoted) => quoted.trim_matches('"').eq_ignore_ascii_case(name),
+        _other => false,
+    }
+}
+
+/// Settings that are the daemon's in some places.
+const SETTINGS: &[&str] = &["client_encoding", "names", "transaction", "characteristics", "transaction_read_only"];
+
+/// Which of them a SET or RESET is about.
+fn set_name(tokens: &[Token<'_>]) -> Option<&'static str> {
+    let mut named = tokens.iter().filter(|token| is_beginning(token)).skip(1);
+    let named = named.find(|token| !is(token, "session") && !is(token, "local"))?;
+    SETTINGS.iter().find(|name| is(named, name)).copied()
+}
+
+/// Whether it says by its words what a transaction may do. Behind a transaction's first query, and so in every function,
+/// PostgreSQL itself lets nothing that only reads write again.
+pub(super) fn sets_access_mode(sql: &str) -> bool {
+    let tokens: Vec<Token<'_>> = Tokens::of(sql).collect();
+    let is_set =
+        tokens.iter().find(|token| is_beginning(token)).is_some_and(|first| is(first, "set") || is(first, "reset"));
+    is_set && matches!(set_name(&tokens), Some("transaction" | "characteristics" | "transaction_read_only"))
+}
+
+/// Whether it changes the encoding of texts by its words. That a function does it is seen when it has
+/// (`postgres/session.rs`).
+fn sets_encoding(first: &str, tokens: &[Token<'_>]) -> bool {
+    let is_encoding = |text: &str| text.eq_ignore_ascii_case("client_encoding");
+    if first.eq_ignore_ascii_case("SET") {
+        return matches!(set_name(tokens), Some("client_encoding" | "names"));
+    }
+    let has = |known: &str| tokens.iter().any(|token| is(token, known));
+    tokens.iter().any(|token| matches!(token, Token::Literal(text) if is_encoding(text.trim_matches('\''))))
+        && (has("set_config") || (any_of(CHANGING, first) && has("pg_settings")))
+}
+
 /// Whether a parameter has a number that the protocol has no room for.
 fn is_beyond(number: &str) -> bool {
-    let end = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
-    let digits = number[..end].trim_start_matches('0');
+    let digits = number.trim_start_matches('0');
     !digits.is_empty() && digits.parse().map_or(true, |number: usize| number > PARAMETERS_MAX)
 }
 
@@ -133,10 +177,11 @@ fn any_of(words: &[&str], word: &str) -> bool {
 /// Whether the query only reads, and calls nothing unknown.
 fn is_plain(tokens: &[Token<'_>]) -> bool {
     let is_odd = |token: &Token<'_>| match token {
-        Token::Word(word) => any_of(WRITING, word),
-        // Where strings end may depend on a setting.
-        Token::Literal(text) => text.contains('\\'),
-        Token::Quoted(_) | Token::Symbol(_) => false,
+        // Letters beyond ASCII are none in every encoding, and some look like blanks.
+        Token::Word(word) => any_of(WRITING, word) || !word.is_ascii() || word.contains('$'),
+        Token::Literal(text) => !is_plain_literal(text),
+        Token::Symbol(symbol) => *symbol == '$',
+        Token::Quoted(_) | Token::Parameter(_) => false,
     };
     let pairs = tokens.windows(2).any(|pair| match pair {
         [Token::Word(word), Token::Symbol('(')] => !is_harmless(word),
@@ -154,6 +199,17 @@ fn is_plain(tokens: &[Token<'_>]) -> bool {
     !tokens.iter().any(is_odd) && !pairs && !qualified
 }
 
+/// Whether its end is the same to whoever reads it. Where a string with backslashes ends depends on a setting; letters
+/// behind a number are a word of their own to some versions of PostgreSQL; and tags and prefixes are for those who have
+/// something to hide, as far as a cleaning is concerned.
+fn is_plain_literal(text: &str) -> bool {
+    match text.as_bytes() {
+        [b'\'', ..] => !text.contains('\\'),
+        [b'0'..=b'9', ..] => text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'.' | b'_' | b'e' | b'E')),
+        _other => false,
+    }
+}
+
 fn names(tokens: &[Token<'_>]) -> Vec<String> {
     let name = |token: &Token<'_>| match token {
         Token::Word(word) => Some(word.to_ascii_lowercase()),
@@ -161,7 +217,7 @@ fn names(tokens: &[Token<'_>]) -> Vec<String> {
             let inside = quoted.strip_prefix('"').unwrap_or(quoted);
             Some(inside.strip_suffix('"').unwrap_or(inside).replace("\"\"", "\""))
         }
-        Token::Literal(_) | Token::Symbol(_) => None,
+        Token::Literal(_) | Token::Parameter(_) | Token::Symbol(_) => None,
     };
     // PostgreSQL cuts longer ones off.
     let cut = |name: String| name[..name.floor_char_boundary(IDENTIFIER_BYTES_MAX)].to_owned();
@@ -175,7 +231,7 @@ fn names(tokens: &[Token<'_>]) -> Vec<String> {
 pub(super) fn without_values(sql: &str) -> String {
     const WORDS_MAX: usize = 40;
     let word = |token: Token<'_>| match token {
-        Token::Word(word) => word.to_owned(),
+        Token::Word(word) | Token::Parameter(word) => word.to_owned(),
         Token::Symbol(symbol) => symbol.to_string(),
         Token::Quoted(_) => "\"…\"".to_owned(),
         Token::Literal(_) => "?".to_owned(),
@@ -205,6 +261,12 @@ mod tests {
             "LISTEN x",
             "prepare transaction 'x'",
             "START TRANSACTION",
+            "set client_encoding = 'LATIN1'",
+            "SET LOCAL \"client_encoding\" TO latin1",
+            "set session names 'latin1'",
+            "select set_config('Client_Encoding', 'LATIN1', false)",
+            "select pg_catalog.\"set_config\"('client_encoding', 'LATIN1', false)",
+            "update pg_settings set setting = 'latin1' where name = 'client_encoding'",
         ] {
             assert!(refused(sql), "{sql}");
         }
@@ -212,6 +274,22 @@ mod tests {
             assert!(matches!(residue(sql), Err(Error::Empty)), "{sql}");
         }
         assert!(residue("(").is_ok(), "what is wrong with it PostgreSQL says");
+    }
+
+    #[test]
+    fn what_a_transaction_may_do_is_said_when_it_begins() {
+        for sql in [
+            "set transaction read write",
+            "; SET LOCAL transaction_read_only = off",
+            "set session characteristics as transaction read write",
+            "/* a */ set \"transaction_read_only\" to off",
+            "reset transaction_read_only",
+        ] {
+            assert!(sets_access_mode(sql), "{sql}");
+        }
+        for sql in ["set local a = 1", "select 'set transaction'", "set time zone 'utc'", "set", ""] {
+            assert!(!sets_access_mode(sql), "{sql}");
+        }
     }
 
     #[test]
@@ -262,7 +340,8 @@ mod tests {
             "SELECT * FROM articles WHERE id = $1",
             "(select count(*) from t where a in (1, 2))",
             "with x as (select 'insert into', \"update\" from t) select max(a) from x",
-            "select $$ set_config('a','b',false) $$, 'it''s'",
+            "select ' set_config(''a'',''b'',false) ', 'it''s', 'é'",
+            "select \"größe\", 1.5e3 from t -- é",
             "select 1;",
             "table articles",
         ] {
@@ -288,6 +367,22 @@ mod tests {
             "select 1 -- a line ends here too\r, set_config('a', 'b', false)",
             "select u&\"\\0061\"",
             "fetch all from c",
+            // What is not plainly understood.
+            "select $$ set_config('a','b',false) $$",
+            "select $€$ ' $€$::text, set_config('a', 'b', false), $€$ ' $€$::text",
+            "select $💩$ ' $💩$::text, set_config('a', 'b', false), $💩$ ' $💩$::text",
+            "select 1a$$ ', set_config('a', 'b', false), '$$",
+            "select $1a$$ ', set_config('a', 'b', false), '$$",
+            "select a$b from t",
+            "select e'a'",
+            "select U&'a'",
+            "select b'1'",
+            "select x'1'",
+            "select N'a'",
+            "select größe from t",
+            "select \u{a0}x from t",
+            "select 1from t limit 1for share",
+            "select $ 1",
         ] {
             assert_eq!(residue(sql).unwrap(), Residue::Session, "{sql}");
         }
@@ -311,7 +406,7 @@ mod tests {
         let of = |sql: &str| analysis(sql).unwrap().names;
         assert_eq!(of("select \"\"\"x\""), ["\"x", "select"]);
         assert_eq!(of("SELECT A.b, \"C\"\"d\" FROM A"), ["C\"d", "a", "b", "from", "select"]);
-        assert_eq!(of("select \u{a0}x"), ["select", "\u{a0}x"]);
+        assert_eq!(of("select \"\u{a0}x\""), ["select", "\u{a0}x"]);
         assert!(of("insert into t values (1)").is_empty());
     }
 

@@ -85,6 +85,7 @@ impl Queries {
                 ended = attempt(&mut session, input, residue, &mut reader).await;
             }
         }
+        self.0.statements.ran(session.tenant(), residue);
         self.tell_if_slow(&session, &input.sql, started.elapsed());
         match ended {
             Ok(()) => {

@@ -19,10 +19,10 @@ use crate::config::{Live, RoleLogin};
 use crate::domain::route::Route;
 use crate::domain::tenant::{DatabaseName, Naming, RoleName, TenantId, TenantRole};
 use crate::postgres::{ConnectRequest, Connection, Kind, Lane, Server, SessionOptions, readers};
-use crate::router::Router;
+use crate::router::{Crowded, LongBounds, LongGate, LongPass, Router};
 
-/// Sessions of tenants on the shared database, all tenants together.
-const TENANTS_MAX: usize = 2;
+/// Sessions of tenants on the shared database: of all together, and of one.
+const TENANTS: LongBounds = LongBounds { own: 1, all: 2 };
 /// Sessions of administrators.
 const ADMINISTRATORS_MAX: usize = 2;
 /// How long a caller waits for one of them, and then for the server.
@@ -42,7 +42,7 @@ pub enum Whole {
 pub struct Seat {
     connection: Connection,
     place: String,
-    _held: OwnedSemaphorePermit,
+    _held: Held,
 }
 
 impl Seat {
@@ -60,6 +60,13 @@ impl Seat {
     }
 }
 
+/// A place among those who may have one.
+#[derive(Debug)]
+enum Held {
+    Tenant { _pass: LongPass },
+    Administrator { _permit: OwnedSemaphorePermit },
+}
+
 /// Opens them.
 #[derive(Debug)]
 pub(super) struct Targets {
@@ -68,7 +75,7 @@ pub(super) struct Targets {
     catalog: Catalog,
     router: Router,
     live: Live,
-    tenants: Arc<Semaphore>,
+    tenants: Arc<LongGate>,
     administrators: Arc<Semaphore>,
     admitted: Mutex<HashSet<TenantId>>,
 }
@@ -81,7 +88,7 @@ impl Targets {
             catalog,
             router,
             live,
-            tenants: Arc::new(Semaphore::new(TENANTS_MAX)),
+            tenants: LongGate::new(|| TENANTS),
             administrators: Arc::new(Semaphore::new(ADMINISTRATORS_MAX)),
             admitted: Mutex::default(),
         }
@@ -94,9 +101,12 @@ impl Targets {
             Whole::Auth => self.naming.auth_database(),
         };
         let deadline = deadline.min(Instant::now() + WAIT_MAX);
-        let held = place(&self.administrators, ADMINISTRATORS_MAX, deadline).await?;
+        let waiting = timeout_at(deadline, Arc::clone(&self.administrators).acquire_owned());
+        let Ok(Ok(permit)) = waiting.await else {
+            return Err(Error::TargetBusy { max: ADMINISTRATORS_MAX, whose: "administrators" });
+        };
         let connection = self.connect(self.server.dump(), &database, deadline).await?;
-        Ok(Seat { connection, place: database.to_string(), _held: held })
+        Ok(Seat { connection, place: database.to_string(), _held: Held::Administrator { _permit: permit } })
     }
 
     /// The shared database as the tenant's own login.
@@ -105,7 +115,10 @@ impl Targets {
             return Err(Error::SharedElsewhere { tenant: route.code.clone(), server: route.server.clone() });
         }
         let deadline = deadline.min(Instant::now() + WAIT_MAX);
-        let held = place(&self.tenants, TENANTS_MAX, deadline).await?;
+        let pass = self.tenants.pass(route.tenant, 1, deadline).await.map_err(|crowded| match crowded {
+            Crowded::Own { max } => Error::TargetBusy { max, whose: "the tenant's callers" },
+            Crowded::All { max } => Error::TargetBusy { max, whose: "all tenants' callers" },
+        })?;
         let login = self.router.route_login(route, TenantRole::Router).await?;
         let database = self.naming.shared_database();
         self.admit(route.tenant, &login.role).await?;
@@ -118,7 +131,7 @@ impl Targets {
             }
             other => other,
         };
-        Ok(Seat { connection: connected?, place: route.code.to_string(), _held: held })
+        Ok(Seat { connection: connected?, place: route.code.to_string(), _held: Held::Tenant { _pass: pass } })
     }
 
     fn admitted(&self) -> std::sync::MutexGuard<'_, HashSet<TenantId>> {
@@ -162,12 +175,5 @@ impl Targets {
             deadline,
         };
         Ok(self.server.connect(&request).await?)
-    }
-}
-
-async fn place(of: &Arc<Semaphore>, max: usize, deadline: Instant) -> Result<OwnedSemaphorePermit, Error> {
-    match timeout_at(deadline, Arc::clone(of).acquire_owned()).await {
-        Ok(Ok(held)) => Ok(held),
-        Ok(Err(_)) | Err(_) => Err(Error::TargetBusy { max }),
     }
 }

@@ -15,7 +15,8 @@ use super::execute::{BYTES_MAX, rows_max, user_set};
 use super::parameter::parameters;
 use super::rows::{Bounds, columns, query};
 use super::session::Session;
-use super::statement::only_reads;
+use super::statement::{only_reads, sets_access_mode};
+use crate::domain::tenant::TenantId;
 use crate::proto::v1::transact_request::Action;
 use crate::proto::v1::transact_response::Outcome;
 use crate::proto::v1::{self, TransactRequest, TransactResponse};
@@ -67,6 +68,12 @@ struct Transaction<'a> {
     queries: &'a Queries,
     session: &'a mut Session,
     residue: Residue,
+    /// By its caller's wish.
+    is_read_only: bool,
+    /// What it was begun with.
+    begin: String,
+    /// Something was done in it that would be lost if it began again.
+    has_run: bool,
     /// A request failed: only a rollback helps.
     failed: bool,
     /// Committed or rolled back.
@@ -89,28 +96,49 @@ impl Queries {
         explain: fn(Error) -> v1::StatementError,
     ) -> Result<(), Error> {
         let idle_max = self.0.live.current().query.transaction_idle_max;
-        session.client().batch_execute(&begin.sql(idle_max)).await?;
+        let (is_read_only, begin) = (begin.read_only, begin.sql(idle_max));
+        session.client().batch_execute(&begin).await?;
         let mut transaction = Transaction {
             queries: self,
             session: &mut session,
             residue: Residue::Nothing,
+            is_read_only,
+            begin,
+            has_run: false,
             failed: false,
             over: false,
             savepoints: Vec::new(),
             savepoint_next: 1,
         };
         let end = transaction.run(&mut requests, answers, explain).await;
-        let residue = transaction.residue;
+        let (residue, is_over) = (transaction.residue, transaction.over);
+        self.0.statements.ran(session.tenant(), residue);
         let result = match end {
             End::Over => Ok(()),
             End::Left(result) => {
                 session.client().batch_execute("ROLLBACK").await?;
                 result
             }
-            End::Broken(error) => return Err(error),
+            End::Broken(error) => {
+                let tenant = session.tenant().filter(|_| !is_over);
+                drop(session);
+                return Err(self.why_broken(tenant, error).await);
+            }
         };
         session.release(residue);
         result
+    }
+}
+
+impl Queries {
+    /// What broke the connection of a transaction that was not being committed, if its tenant was taken out of service.
+    async fn why_broken(&self, tenant: Option<TenantId>, error: Error) -> Error {
+        match tenant {
+            Some(tenant) if matches!(error, Error::Connection(_)) => {
+                self.0.router.out_of_reach(tenant).await.map_or(error, Error::from)
+            }
+            _other => error,
+        }
     }
 }
 
@@ -138,8 +166,13 @@ impl Transaction<'_> {
             };
             let action = match request {
                 Ok(Some(Ok(request))) => request.action,
-                // The end without a commit, or a caller that broke off.
-                Ok(Some(Err(_)) | None) => return End::Left(Ok(())),
+                // A caller that broke off, or what it sent is no request.
+                Ok(Some(Err(error))) => {
+                    let _told = answers.try_send(Err(error));
+                    return End::Left(Ok(()));
+                }
+                // The end without a commit.
+                Ok(None) => return End::Left(Ok(())),
                 Err(_elapsed) => return End::Left(Err(Error::CallerSilent { idle_max })),
             };
             let Some(action) = action else { return End::Left(Err(Error::NoAction)) };
@@ -153,7 +186,7 @@ impl Transaction<'_> {
             };
             outcome = match answered {
                 Ok(outcome) => outcome,
-                Err(error @ Error::Connection(_)) => return End::Broken(error),
+                Err(error) if error.ends_session() => return End::Broken(error),
                 Err(error) => {
                     self.failed = true;
                     Outcome::Error(explain(self.session.told(error)))
@@ -175,6 +208,9 @@ impl Transaction<'_> {
                 self.savepoints_cut(to.savepoint, true)?;
                 self.batch(&format!("ROLLBACK TO SAVEPOINT tenantd_{}", to.savepoint)).await?;
                 self.failed = false;
+                if self.residue == Residue::Anything {
+                    self.look_anew();
+                }
                 Ok(Outcome::SavepointRolledBack(v1::SavepointRolledBack {}))
             }
             Action::ReleaseSavepoint(to) => {
@@ -216,6 +252,7 @@ impl Transaction<'_> {
         }
         let savepoint = self.savepoint_next;
         self.batch(&format!("SAVEPOINT tenantd_{savepoint}")).await?;
+        self.has_run = true;
         self.savepoint_next += 1;
         self.savepoints.push(savepoint);
         Ok(Outcome::SavepointSet(v1::SavepointSet { savepoint }))
@@ -235,22 +272,43 @@ impl Transaction<'_> {
         if self.session.tenant().is_none() {
             only_reads(&input.sql)?;
         }
+        if self.is_read_only && sets_access_mode(&input.sql) {
+            let reason = "the transaction was begun as one that only reads, and stays so";
+            return Err(Error::Refused { word: "SET TRANSACTION", reason });
+        }
         // What a plain read's names may have done is committed with the rest.
         self.residue = match (self.residue, known.analysis.residue) {
             (Residue::Anything, _) | (_, Residue::Anything) => Residue::Anything,
             _ => Residue::Session,
         };
         let bounds = Bounds { rows_max: rows_max(input.max_rows)?, bytes_max: BYTES_MAX };
-        let result = self.prepared(input, bounds).await;
+        let mut result = self.prepared(input, bounds).await;
         if let Err(error) = &result
             && (error.is_stale_statement() || matches!(error, Error::TypeChanged { .. }))
         {
-            // The next transaction prepares it anew, and reads its types anew.
-            self.session.statements_forget();
-            self.session.client().clear_type_cache();
+            self.look_anew();
+            result = if self.has_run {
+                Err(Error::Stale)
+            } else {
+                // Nothing is lost, and nobody sees it.
+                self.batch("ROLLBACK").await?;
+                self.batch(&self.begin).await?;
+                self.prepared(input, bounds).await
+            };
+        }
+        self.has_run = true;
+        if known.analysis.residue == Residue::Anything {
+            // It may have changed what statements are about that were prepared before.
+            self.look_anew();
         }
         self.queries.tell_if_slow(self.session, &input.sql, started.elapsed());
         result
+    }
+
+    /// Prepares every statement anew from now on, and reads its types anew.
+    fn look_anew(&mut self) {
+        self.session.statements_forget();
+        self.session.client().clear_type_cache();
     }
 
     async fn prepared(

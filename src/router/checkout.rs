@@ -10,9 +10,12 @@ use super::breaker::{Blocked, Probe};
 use super::clean::clean;
 use super::error::{Error, Failure, TimeoutCause};
 use super::holder::Holder;
+use super::long::{Crowded, LongPass};
+use super::party::Share;
 use super::place::{Offer, Seat, Slot};
 use super::pool::PooledObject;
 use super::seats::{Ask, Why};
+use crate::config::Limits;
 
 type Answer = oneshot::Receiver<Result<Offer, Failure>>;
 
@@ -63,6 +66,26 @@ impl Slot {
                 Err(error)
             }
         }
+    }
+
+    /// The right to a lease that lasts as long as its holder likes.
+    pub(super) async fn pass_long(&self, limits: &Limits, deadline: Instant) -> Result<LongPass, Error> {
+        let (begun, route) = (Instant::now(), &self.route);
+        let weight = Share::of(limits, &route.tier).weight;
+        let passed = tokio::select! {
+            passed = self.place.long.pass(route.tenant, weight, deadline) => passed,
+            () = self.closed.cancelled() => return Err(Error::PoolClosed),
+        };
+        passed.map_err(|crowded| {
+            let cause = match crowded {
+                Crowded::Own { max } => TimeoutCause::LongOfTenant { max },
+                Crowded::All { max } => TimeoutCause::Long { max },
+            };
+            let (tenant, server) = (route.code.clone(), route.server.clone());
+            let error = Error::Timeout { tenant, server, waited: begun.elapsed(), cause };
+            self.account.refused(&error);
+            error
+        })
     }
 
     /// A connection that idles, if there is one.

@@ -75,6 +75,10 @@ pub enum TimeoutCause {
     Budget,
     /// The server is slow to open a connection.
     Connect,
+    /// The tenant has as many transactions and streams open as it may.
+    LongOfTenant { max: usize },
+    /// All tenants together have.
+    Long { max: usize },
 }
 
 impl TimeoutCause {
@@ -84,6 +88,8 @@ impl TimeoutCause {
             Self::Pool { .. } => "pool",
             Self::Budget => "budget",
             Self::Connect => "connect",
+            Self::LongOfTenant { .. } => "long_leases_of_tenant",
+            Self::Long { .. } => "long_leases",
         }
     }
 }
@@ -94,6 +100,14 @@ impl fmt::Display for TimeoutCause {
             Self::Pool { connections_max } => write!(f, "all {connections_max} connections of its pool are in use"),
             Self::Budget => f.write_str("the server's budget of connections is used up"),
             Self::Connect => f.write_str("the server is slow to open a connection"),
+            Self::LongOfTenant { max } => write!(
+                f,
+                "the tenant's transactions (Transact) and streams (StreamQuery) hold {max} connections, and no more may, so that statements and other tenants find some"
+            ),
+            Self::Long { max } => write!(
+                f,
+                "all tenants' transactions (Transact) and streams (StreamQuery) hold {max} connections, and the others are kept for statements"
+            ),
         }
     }
 }
@@ -171,8 +185,10 @@ impl Error {
     /// What it counts as; `None` for what never was the pool's.
     pub(super) fn cause(&self) -> Option<Cause> {
         match self {
-            Self::Timeout { cause: TimeoutCause::Pool { .. }, .. } => Some(Cause::Pool),
-            Self::Timeout { cause: TimeoutCause::Budget, .. } => Some(Cause::Budget),
+            Self::Timeout { cause: TimeoutCause::Pool { .. } | TimeoutCause::LongOfTenant { .. }, .. } => {
+                Some(Cause::Pool)
+            }
+            Self::Timeout { cause: TimeoutCause::Budget | TimeoutCause::Long { .. }, .. } => Some(Cause::Budget),
             Self::Timeout { cause: TimeoutCause::Connect, .. } => Some(Cause::Slow),
             Self::QueueFull { .. } => Some(Cause::Queue),
             Self::Blocked { .. } => Some(Cause::Blocked),

@@ -11,10 +11,12 @@ use tokio::time::Instant;
 use tokio_postgres::{Client, Statement};
 
 use super::error::Error;
+use super::long::LongPass;
 use super::place::Seat;
 use super::pool::PooledObject;
 use super::slot::Ticket;
 use crate::domain::tenant::{TenantCode, TenantId};
+use crate::postgres::types::{self, Unprepared};
 
 /// The gate is paused by then, and tells whoever comes again.
 const INTERRUPTED_RETRY_AFTER: Duration = Duration::from_millis(100);
@@ -43,12 +45,14 @@ pub struct Lease {
     ticket: Ticket,
     /// Those that were before it.
     interruptions: u64,
+    /// Of a lease that lasts as long as its holder likes.
+    long: Option<LongPass>,
 }
 
 impl Lease {
-    pub(super) fn new((object, seat): (PooledObject, Seat), ticket: Ticket) -> Self {
+    pub(super) fn new((object, seat): (PooledObject, Seat), ticket: Ticket, long: Option<LongPass>) -> Self {
         let interruptions = ticket.slot().leases.interruptions();
-        Self { object, seat, ticket, interruptions }
+        Self { object, seat, ticket, interruptions, long }
     }
 
     /// Why a statement was cancelled, if it was for an operation that needs the tenant's database to itself.
@@ -70,23 +74,23 @@ impl Lease {
     }
 
     /// The statement, prepared once per connection while it is among the most recently used.
-    pub async fn prepare(&mut self, sql: &str) -> Result<Statement, tokio_postgres::Error> {
+    pub async fn prepare(&mut self, sql: &str) -> Result<Statement, Unprepared> {
         if let Some(statement) = self.prepared(sql) {
             return Ok(statement);
         }
-        let statement = Box::pin(self.object.client.prepare(sql)).await?;
+        let statement = Box::pin(types::prepare(&self.object.client, sql)).await?;
         self.keep_prepared(sql, &statement);
         Ok(statement)
     }
 
     /// The statement, if this connection has it prepared.
     pub fn prepared(&mut self, sql: &str) -> Option<Statement> {
-        self.object.statements.get(sql).cloned()
+        self.object.statements.get(sql)
     }
 
-    /// Remembers what was prepared on this connection.
+    /// Remembers what was prepared on this connection, unless it is too long.
     pub fn keep_prepared(&mut self, sql: &str, statement: &Statement) {
-        self.object.statements.put(sql.to_owned(), statement.clone());
+        self.object.statements.put(sql, statement);
     }
 
     /// Prepares every statement anew from now on.
@@ -116,20 +120,23 @@ impl Lease {
                 self.put_back();
             }
             Residue::Anything => {
-                let Self { object, seat, ticket, .. } = self;
+                let Self { object, seat, ticket, long, .. } = self;
                 ticket.slot().end(object, seat);
+                drop(long);
             }
             Residue::Session => {
-                let Self { object, seat, ticket, .. } = self;
+                let Self { object, seat, ticket, long, .. } = self;
                 Arc::clone(ticket.slot()).give_back_clean(object, seat, ticket);
+                drop(long);
             }
         }
     }
 
     fn put_back(self) {
-        let Self { mut object, seat, ticket, .. } = self;
+        let Self { mut object, seat, ticket, long, .. } = self;
         object.is_new = false;
         ticket.slot().give_back(object, seat);
+        drop(long);
     }
 }
 

@@ -18,10 +18,12 @@ mod gate;
 mod holder;
 mod lease;
 mod leases;
+mod long;
 mod overview;
 mod party;
 mod place;
 mod pool;
+mod prepared;
 mod queue;
 mod rate;
 mod reaper;
@@ -37,6 +39,7 @@ mod watch;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::futures::Notified;
@@ -47,6 +50,7 @@ use uuid::Uuid;
 pub use error::{Cause, Error, TimeoutCause};
 pub use holder::Holder;
 pub use lease::{Lease, Residue};
+pub use long::{Crowded, LongBounds, LongGate, LongPass};
 pub use overview::PoolView;
 pub use routes::Fresh;
 pub use stats::TenantStats;
@@ -158,12 +162,18 @@ impl Router {
 
     /// As [`Router::acquire`], for somebody whom the log names when the lease is held for long.
     pub async fn acquire_as(&self, holder: &Holder, tenant: TenantId, deadline: Instant) -> Result<Lease, Error> {
-        self.lease(holder, tenant, None, deadline).await
+        self.lease(holder, tenant, None, deadline, false).await
     }
 
     /// As [`Router::acquire_as`], in the database at the end of a route that was located for this call.
     pub async fn acquire_at(&self, holder: &Holder, located: &Fresh, deadline: Instant) -> Result<Lease, Error> {
-        self.lease(holder, located.route.tenant, Some(located), deadline).await
+        self.lease(holder, located.route.tenant, Some(located), deadline, false).await
+    }
+
+    /// As [`Router::acquire_at`], for as long as the caller likes: of these a tenant has at most half of a server's
+    /// places, and all tenants together three quarters.
+    pub async fn acquire_long_at(&self, holder: &Holder, located: &Fresh, deadline: Instant) -> Result<Lease, Error> {
+        self.lease(holder, located.route.tenant, Some(located), deadline, true).await
     }
 
     /// A connection that idles, if the route's tenant has one and its gate is open.
@@ -174,7 +184,7 @@ impl Router {
         let inner = &self.0;
         let ticket = inner.slots.ticket(&inner.shared, &inner.routes, located).ok()?;
         let taken = ticket.slot().checkout_idle(holder).await?;
-        Some(Lease::new(taken, ticket))
+        Some(Lease::new(taken, ticket, None))
     }
 
     async fn lease(
@@ -183,6 +193,7 @@ impl Router {
         tenant: TenantId,
         located: Option<&Fresh>,
         deadline: Instant,
+        is_long: bool,
     ) -> Result<Lease, Error> {
         let inner = &self.0;
         let mut was_mismatched = false;
@@ -208,7 +219,7 @@ impl Router {
                 }
                 Err(Refused::Server(error)) => return Err(error),
             };
-            match self.connection(ticket, holder, deadline).await {
+            match self.connection(ticket, holder, deadline, is_long).await {
                 Err(Error::PoolClosed) => {}
                 // The database was replaced since the route was read, or it is not the tenant's.
                 Err(Error::IdentityMismatch { .. }) if !was_mismatched => {
@@ -221,10 +232,19 @@ impl Router {
     }
 
     /// Waits for a connection of the pool.
-    async fn connection(&self, ticket: Ticket, holder: &Holder, deadline: Instant) -> Result<Lease, Error> {
-        let deadline = deadline.min(Instant::now() + self.0.shared.limits().router.acquire_timeout);
+    async fn connection(
+        &self,
+        ticket: Ticket,
+        holder: &Holder,
+        deadline: Instant,
+        is_long: bool,
+    ) -> Result<Lease, Error> {
+        let limits = self.0.shared.limits();
+        let deadline = deadline.min(Instant::now() + limits.router.acquire_timeout);
+        // Rare, and large: not part of each call's future.
+        let pass = if is_long { Some(Box::pin(ticket.slot().pass_long(&limits, deadline)).await?) } else { None };
         let taken = ticket.slot().checkout(holder, deadline).await?;
-        Ok(Lease::new(taken, ticket))
+        Ok(Lease::new(taken, ticket, pass))
     }
 
     /// The tenant's route once it may be passed. Waits at a paused gate.
@@ -257,6 +277,19 @@ impl Router {
         // Whether it was told or the time was up, the route says how things stand.
         let _told = timeout_at(look_again, told).await;
         Ok(())
+    }
+
+    /// Why nobody gets a connection to the tenant at this moment, if nobody does.
+    pub async fn out_of_reach(&self, tenant: TenantId) -> Option<Error> {
+        /// What is asked is for a message only.
+        const ANSWER_MAX: Duration = Duration::from_secs(1);
+        let (now, told) = (Instant::now(), self.0.gates.notified());
+        let fresh = self.route(tenant, now + ANSWER_MAX).await.ok()?;
+        match gate::check(&fresh.route) {
+            Ok(Gate::Open) => None,
+            Ok(Gate::Paused { .. } | Gate::Closed { .. }) => self.wait_at_gate(&fresh.route, now, told).await.err(),
+            Err(error) => Some(error),
+        }
     }
 
     async fn route(&self, tenant: TenantId, deadline: Instant) -> Result<Fresh, Error> {

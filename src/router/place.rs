@@ -14,6 +14,7 @@ use super::breaker::Breaker;
 use super::error::Failure;
 use super::holder::Holder;
 use super::leases::Leases;
+use super::long::{LongBounds, LongGate};
 use super::party::{ConnectionId, PartyId, State};
 use super::pool::{PooledObject, TenantPool};
 use super::seats::{Next, Seats, Why};
@@ -38,6 +39,8 @@ pub(super) struct Place {
     pub(super) spare: Notify,
     /// Rung when a connection idles while connectors wait for one.
     pub(super) idled: Notify,
+    /// Where long leases are counted.
+    pub(super) long: Arc<LongGate>,
     pub(super) breaker: Breaker<Failure>,
     /// Connects in a row that failed for a reason that may be theirs alone.
     pub(super) doubts: AtomicU32,
@@ -77,8 +80,10 @@ impl fmt::Debug for Place {
 
 impl Place {
     pub(super) fn new(server: Server) -> Self {
+        let measured = server.clone();
         Self {
             server,
+            long: LongGate::new(move || LongBounds::of(measured.budget().size(Lane::Tenant))),
             floor: Mutex::new(Seats::new(Instant::now())),
             wanted: Notify::new(),
             spare: Notify::new(),

@@ -2,28 +2,24 @@
 //! gate and a permit of the server's budget, and only in a database that was asked whose it is. Decides nothing: when
 //! to connect and for whom is [`super::seats`]'s.
 
-use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use deadpool::managed::{Manager, Metrics, Object, Pool, PoolConfig, QueueMode, RecycleError, RecycleResult, Timeouts};
 use deadpool_postgres::ClientWrapper;
-use lru::LruCache;
 use rand::RngExt as _;
 use tokio::time::Instant;
-use tokio_postgres::Statement;
 
 use super::Shared;
 use super::error::{Error, Failure};
 use super::party::{ConnectionId, Share};
+use super::prepared::Prepared;
 use crate::config::{Limits, RoleLogin};
 use crate::domain::route::Route;
 use crate::domain::tenant::TenantRole;
 use crate::postgres::identity::{Identity, identity_read};
 use crate::postgres::{self, ConnectRequest, Lane, Pass, Permit, Server, SessionOptions};
 
-/// Statements that a connection keeps prepared.
-const STATEMENTS_MAX: NonZeroUsize = NonZeroUsize::new(100).unwrap();
 /// By how much connections' lifetimes differ, so that those made together do not end together.
 const LIFETIME_JITTER: f64 = 0.2;
 
@@ -59,7 +55,7 @@ pub(super) struct Pooled {
     pub(super) id: ConnectionId,
     pub(super) client: ClientWrapper,
     /// Bounded: a caller's statements are endless.
-    pub(super) statements: LruCache<String, Statement>,
+    pub(super) statements: Prepared,
     pub(super) retires_at: Instant,
     pub(super) uses_left: u32,
     /// Whether it came back in order. It is not while it is in a caller's hands, so that one which is dropped there is
@@ -202,7 +198,7 @@ impl Manager for TenantConnections {
         Ok(Pooled {
             id: connection,
             client,
-            statements: LruCache::new(STATEMENTS_MAX),
+            statements: Prepared::new(),
             retires_at: Instant::now() + lifetime,
             uses_left: config.connection_uses_max,
             is_clean: true,

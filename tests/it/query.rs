@@ -1,16 +1,20 @@
 //! Statements as a caller sends them: values come back as they went in, results are bounded, sessions are clean.
 
 mod altered;
+mod changed;
 mod convoy;
 mod harmless;
 mod holders;
+mod long;
 mod pipeline;
+mod quoted;
 mod refused;
 mod shared;
 mod stream;
 mod texts;
 mod transact;
 mod turns;
+mod types;
 mod writes;
 
 use std::time::Duration;

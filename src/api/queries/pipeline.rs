@@ -1,5 +1,6 @@
 //! Pipeline: whose statements they are. Each names its tenant and user, and each is checked against its caller.
 
+use futures_util::TryStreamExt as _;
 use tonic::{Request, Status, Streaming};
 use uuid::Uuid;
 
@@ -25,6 +26,7 @@ impl Service {
         let caller = Sender { service: self.clone(), ongoing: ongoing.clone(), call };
         let queries = self.api.queries.clone();
         Ok(self.streaming("pipeline", ongoing, deadline, |answers| async move {
+            let requests = requests.map_err(|error| status::undecodable(&error).unwrap_or(error));
             queries.pipeline(caller, requests, answers, deadline).await;
             Ok(())
         }))

@@ -3,7 +3,7 @@
 
 use std::future::Future;
 
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -84,6 +84,7 @@ impl Service {
             };
             let target = convert::target(begin.target)?;
             let session = service.stream_session(&who, &call, target, &begin.tenant, None, deadline).await?;
+            let requests = requests.map_err(|error| status::undecodable(&error).unwrap_or(error));
             Ok(service.api.queries.transact(session, how, requests, &answers, explain).await?)
         }))
     }

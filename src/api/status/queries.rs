@@ -53,9 +53,14 @@ impl From<query::Error> for Status {
         use query::Error as E;
         let retry_after = error.retry_after();
         match &error {
-            E::Empty | E::Nul | E::Several | E::Refused { .. } | E::NotReading { .. } | E::Unsupported { .. } => {
-                Refusal::invalid(vec![("sql", error.to_string())])
-            }
+            E::Empty
+            | E::Nul
+            | E::Several
+            | E::Refused { .. }
+            | E::NotReading { .. }
+            | E::Unsupported { .. }
+            | E::TypesMax
+            | E::Malformed { .. } => Refusal::invalid(vec![("sql", error.to_string())]),
             E::ParametersMax { .. } | E::ParameterCount { .. } | E::Parameter { .. } => {
                 Refusal::invalid(vec![("parameters", error.to_string())])
             }
@@ -87,11 +92,10 @@ impl From<query::Error> for Status {
                 .meta_if("hint", sql.hint.as_ref())
                 .retry_after(retry_after)
                 .status(),
-            E::TypeChanged { .. } | E::WroteLate => {
+            E::TypeChanged { .. } | E::Stale | E::WroteLate => {
                 Refusal::new(Code::Aborted, Reason::Sql, &error).retry_after(retry_after).status()
             }
             E::Connection(_) => Refusal::new(Code::Unavailable, Reason::ConnectionUnavailable, &error).status(),
-            E::Malformed { .. } => Refusal::internal(&error),
             E::Router(_) | E::Open(_) | E::Catalog(_) => match error {
                 E::Router(error) => (*error).into(),
                 E::Open(error) => (*error).into(),

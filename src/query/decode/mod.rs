@@ -17,6 +17,7 @@ use uuid::Uuid;
 pub(super) use container::{TEXT_BYTES_MAX, delimiter, element_quoted};
 use reader::Reader;
 
+use crate::postgres::types;
 use crate::proto::v1;
 
 /// Bytes that are not what their type says.
@@ -42,14 +43,14 @@ const DEPTH_MAX: usize = 100;
 
 /// The name of the first type in `ty` that has no decoder, if any.
 pub fn unsupported(ty: &Type) -> Option<String> {
+    let is_known = |ty: &Type| match ty.kind() {
+        Kind::Simple | Kind::Pseudo => native(ty) || form(ty).is_some() || *ty == Type::RECORD,
+        _made_of_others => true,
+    };
     match ty.kind() {
-        Kind::Enum(_) => None,
-        Kind::Domain(inner) | Kind::Array(inner) | Kind::Range(inner) | Kind::Multirange(inner) => unsupported(inner),
-        Kind::Composite(fields) => fields.iter().find_map(|field| unsupported(field.type_())),
-        _scalar => {
-            let known = native(ty) || form(ty).is_some() || *ty == Type::RECORD;
-            (!known).then(|| ty.name().to_owned())
-        }
+        // Most are, and cost nothing.
+        Kind::Simple if is_known(ty) => None,
+        _other => types::within(ty).find(|part| !is_known(part)).map(|part| part.name().to_owned()),
     }
 }
 

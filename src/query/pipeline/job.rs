@@ -12,6 +12,13 @@ use crate::query::harmless::Known;
 /// The most bytes of values of one answer.
 pub(super) const BYTES_MAX: usize = 1 << 20;
 
+/// A statement's part of what may be on its way of one stream.
+pub(super) struct Slot {
+    pub(super) _place: OwnedSemaphorePermit,
+    /// None of small ones.
+    pub(super) _bytes: Option<OwnedSemaphorePermit>,
+}
+
 /// A statement with its place among those on their way.
 pub(super) struct Job {
     /// Without its text, which is in `known`.
@@ -23,16 +30,11 @@ pub(super) struct Job {
     pub(super) again: bool,
     /// It was sent before as a plain read, and tried to change something.
     pub(super) changes: bool,
-    _slot: OwnedSemaphorePermit,
+    _slot: Slot,
 }
 
 impl Job {
-    pub(super) fn new(
-        mut statement: PipelineStatement,
-        known: Arc<Known>,
-        user: Option<Uuid>,
-        slot: OwnedSemaphorePermit,
-    ) -> Self {
+    pub(super) fn new(mut statement: PipelineStatement, known: Arc<Known>, user: Option<Uuid>, slot: Slot) -> Self {
         statement.sql = String::new();
         Self { statement, known, user, again: false, changes: false, _slot: slot }
     }

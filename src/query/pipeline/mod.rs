@@ -2,7 +2,7 @@
 //! their way, and a bounded time; plain reads travel on it one behind the other without waiting for each other's
 //! answers, and everything else runs beside them on a lease of its own.
 //!
-//! Always holds: at most [`IN_FLIGHT_MAX`] statements of a stream are between their request and their answer's place
+//! Always holds: at most [`IN_FLIGHT_MAX`] statements of a stream, and about [`BYTES_IN_FLIGHT_MAX`] of them, are between their request and their answer's place
 //! in the outgoing queue, and that queue is short, so that a caller who does not read is not read from.
 
 mod flight;
@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt as _};
 use lru::LruCache;
+use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -28,11 +29,15 @@ use crate::domain::tenant::TenantId;
 use crate::proto::v1::pipeline_answer::Outcome;
 use crate::proto::v1::{self, PipelineAnswer, PipelineRequest, PipelineResponse, PipelineStatement};
 use crate::router::{self, Holder, Lease};
-use job::{Job, answer};
+use job::{Job, Slot, answer};
 use lane::Lane;
 
 /// Statements of one stream that are on their way.
 const IN_FLIGHT_MAX: u32 = 256;
+/// Bytes of one stream's statements that are on their way; it is not read from until there is room.
+const BYTES_IN_FLIGHT_MAX: u32 = 16 << 20;
+/// A statement that is no larger is only counted.
+const SMALL_BYTES_MAX: usize = 4 << 10;
 /// Tenants of one stream that have a lane at the same moment.
 const LANES_MAX: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 /// Statements of one stream that run beside its lanes.
@@ -108,6 +113,7 @@ impl Queries {
         let mut dispatch = Dispatch {
             shared: Arc::new(shared),
             slots: Arc::new(Semaphore::new(IN_FLIGHT_MAX as usize)),
+            bytes: Arc::new(Semaphore::new(BYTES_IN_FLIGHT_MAX as usize)),
             lanes: LruCache::new(LANES_MAX),
             tenants: HashMap::new(),
         };
@@ -120,6 +126,7 @@ impl Queries {
 struct Dispatch<C, E> {
     shared: Arc<Shared<C, E>>,
     slots: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
     lanes: LruCache<TenantId, mpsc::Sender<Job>>,
     tenants: HashMap<String, (TenantId, Instant)>,
 }
@@ -129,37 +136,60 @@ impl<C: Caller, E: Send + 'static> Dispatch<C, E> {
         &mut self,
         mut requests: impl Stream<Item = Result<PipelineRequest, E>> + Unpin + Send,
     ) -> Result<(), Error> {
-        loop {
+        let broken = loop {
             let request = tokio::select! {
                 request = requests.next() => request,
                 () = self.shared.answers.closed() => return Err(Error::CallerGone),
             };
-            let Some(Ok(request)) = request else { break };
+            let request = match request {
+                Some(Ok(request)) => request,
+                // The caller broke off, or what it sent is no request.
+                Some(Err(error)) => break Some(error),
+                None => break None,
+            };
             for statement in request.statements {
-                let slot = self.slot().await?;
+                let slot = self.slot(&statement).await?;
                 self.dispatch(statement, slot).await?;
             }
-        }
+        };
         // Lanes end when they have answered everything.
         self.lanes.clear();
         self.shared.tracker.close();
         tokio::select! {
-            () = self.shared.tracker.wait() => Ok(()),
-            () = self.shared.answers.closed() => Err(Error::CallerGone),
+            () = self.shared.tracker.wait() => {}
+            () = self.shared.answers.closed() => return Err(Error::CallerGone),
+        }
+        match broken {
+            Some(error) => self.shared.answers.send(Err(error)).await.map_err(|_gone| Error::CallerGone),
+            None => Ok(()),
         }
     }
 
-    async fn slot(&self) -> Result<OwnedSemaphorePermit, Error> {
-        if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
-            return Ok(slot);
+    async fn slot(&self, statement: &PipelineStatement) -> Result<Slot, Error> {
+        let bytes = statement.encoded_len();
+        Ok(Slot {
+            _place: self.room(&self.slots, 1).await?,
+            _bytes: if bytes <= SMALL_BYTES_MAX {
+                None
+            } else {
+                // One that is larger than all may be goes by itself.
+                let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(BYTES_IN_FLIGHT_MAX);
+                Some(self.room(&self.bytes, bytes).await?)
+            },
+        })
+    }
+
+    async fn room(&self, of: &Arc<Semaphore>, much: u32) -> Result<OwnedSemaphorePermit, Error> {
+        if let Ok(room) = Arc::clone(of).try_acquire_many_owned(much) {
+            return Ok(room);
         }
         tokio::select! {
-            slot = Arc::clone(&self.slots).acquire_owned() => slot.map_err(|_closed| Error::CallerGone),
+            room = Arc::clone(of).acquire_many_owned(much) => room.map_err(|_closed| Error::CallerGone),
             () = self.shared.answers.closed() => Err(Error::CallerGone),
         }
     }
 
-    async fn dispatch(&mut self, statement: PipelineStatement, slot: OwnedSemaphorePermit) -> Result<(), Error> {
+    async fn dispatch(&mut self, statement: PipelineStatement, slot: Slot) -> Result<(), Error> {
         let id = statement.id;
         let checked = match self.shared.caller.user(&statement.user_id).await {
             Ok(user) => self.tenant(&statement.tenant).await.map(|tenant| (tenant, user)),

@@ -28,7 +28,7 @@ pub use logs::root_span;
 pub use machine::{Machine, machine};
 pub use proxy::Proxy;
 pub use standstill::{Armed, Point, Standstills};
-pub use streams::last;
+pub use streams::{Open, last};
 
 /// How long anything may take that a test waits for; far more than it needs.
 const PATIENCE: Duration = Duration::from_mins(2);

@@ -216,3 +216,24 @@ async fn statements_that_are_prepared_by_sql_reach_nobody_else() {
     assert_eq!(only(&ask(&rooms, &tenant, "SELECT 'fine'::text").await.unwrap()), text("fine"));
     rooms.finish().await;
 }
+
+#[tokio::test]
+async fn a_table_that_becomes_a_view_is_looked_at_at_once() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let acme = rooms.tenant("acme").await;
+    for sql in LEAVE {
+        ask(&rooms, &acme, sql).await.unwrap();
+    }
+    let read = "SELECT * FROM t";
+    for _ in 0..105 {
+        ask(&rooms, &acme, read).await.unwrap();
+    }
+    ask(&rooms, &acme, "ALTER TABLE t RENAME TO before").await.unwrap();
+    ask(&rooms, &acme, "CREATE VIEW t AS SELECT public.leave()").await.unwrap();
+    for _ in 0..3 {
+        ask(&rooms, &acme, read).await.unwrap();
+        let kept = "SELECT coalesce(current_setting('app.kept', true), '') AS kept";
+        assert_eq!(only(&ask(&rooms, &acme, kept).await.unwrap()), text(""));
+    }
+    rooms.finish().await;
+}

@@ -98,6 +98,24 @@ async fn e7_a_session_keeps_a_bounded_number_of_statements() {
 }
 
 #[tokio::test]
+async fn a_session_keeps_no_long_statements() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let acme = rooms.tenant("acme").await;
+    let mut lease = rooms.lease(&acme).await.unwrap();
+    for number in 0..20 {
+        lease.prepare(&format!("SELECT {number}, '{}'", "x".repeat(64 << 10))).await.unwrap();
+    }
+    until("they are closed", async || {
+        let kept = "SELECT count(*) FROM pg_prepared_statements WHERE length(statement) > 10000";
+        let kept: i64 = lease.query_one(kept, &[]).await.unwrap().get(0);
+        (kept == 0).then_some(())
+    })
+    .await;
+    lease.release(Residue::Nothing);
+    rooms.finish().await;
+}
+
+#[tokio::test]
 async fn e11_a_pool_that_is_closed_lets_its_leases_end() {
     let rooms = Rooms::new(Spec::default()).await;
     let acme = rooms.tenant("acme").await;

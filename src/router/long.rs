@@ -1,0 +1,265 @@
+//! Long leases: those of transactions and streams, which last as long as their callers like. One tenant has at most so
+//! many of a server's places for them, and all tenants together so many; whoever comes then waits for its turn, as for a
+//! place ([`super::queue`]). So there are always places for statements, which end by themselves.
+//!
+//! Knows no connection: what is counted here is a [`LongPass`], which is held as long as the lease.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use super::queue::{Turn, Turns};
+use crate::domain::tenant::TenantId;
+
+/// How many may be held at the same moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LongBounds {
+    /// By one tenant.
+    pub own: usize,
+    /// By all together.
+    pub all: usize,
+}
+
+impl LongBounds {
+    /// Half of the places for one tenant, three quarters for all; of two or more, one is always left.
+    pub(super) fn of(places: usize) -> Self {
+        Self { own: (places / 2).max(1), all: (places * 3 / 4).max(1) }
+    }
+}
+
+/// What there was no room in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Crowded {
+    /// The tenant's own part.
+    Own { max: usize },
+    /// The part of all.
+    All { max: usize },
+}
+
+/// Where long leases are counted. It may have fewer places at any time than are held.
+pub struct LongGate {
+    bounds: Box<dyn Fn() -> LongBounds + Send + Sync>,
+    state: Mutex<State>,
+}
+
+/// The right to a long lease.
+#[derive(Debug)]
+pub struct LongPass {
+    gate: Arc<LongGate>,
+    tenant: TenantId,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    held: usize,
+    /// Of those who hold any or wait.
+    tenants: HashMap<TenantId, Own>,
+    turns: Turns<TenantId>,
+    last_id: u64,
+}
+
+#[derive(Debug, Default)]
+struct Own {
+    held: usize,
+    weight: u32,
+    /// In the order in which they came, and of their ids.
+    waiting: VecDeque<(u64, oneshot::Sender<LongPass>)>,
+    turn: Turn,
+}
+
+impl fmt::Debug for LongGate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LongGate").field("bounds", &(self.bounds)()).finish_non_exhaustive()
+    }
+}
+
+impl LongGate {
+    pub fn new(bounds: impl Fn() -> LongBounds + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self { bounds: Box::new(bounds), state: Mutex::default() })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a place among the long leases. Tenants take turns by their weights.
+    ///
+    /// # Errors
+    /// What there was no room in until the deadline.
+    pub async fn pass(self: &Arc<Self>, tenant: TenantId, weight: u32, deadline: Instant) -> Result<LongPass, Crowded> {
+        let (waiter, answer) = self.state().join(tenant, weight);
+        let _waiting = Waiting { gate: self, tenant, waiter };
+        self.serve();
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(pass)) => Ok(pass),
+            Ok(Err(_)) | Err(_) => Err(self.state().why(tenant, (self.bounds)())),
+        }
+    }
+
+    /// Lets in whose turn it is, as long as there is room.
+    fn serve(self: &Arc<Self>) {
+        loop {
+            let next = self.state().next((self.bounds)());
+            let Some((tenant, caller)) = next else { return };
+            // Without the lock: of a caller that has gone, the pass is given back here.
+            drop(caller.send(LongPass { gate: Arc::clone(self), tenant }));
+        }
+    }
+}
+
+impl State {
+    fn join(&mut self, tenant: TenantId, weight: u32) -> (u64, oneshot::Receiver<LongPass>) {
+        let (caller, answer) = oneshot::channel();
+        self.last_id += 1;
+        let own = self.tenants.entry(tenant).or_default();
+        own.weight = weight;
+        own.waiting.push_back((self.last_id, caller));
+        self.turns.join(tenant, &mut own.turn, weight);
+        (self.last_id, answer)
+    }
+
+    fn next(&mut self, bounds: LongBounds) -> Option<(TenantId, oneshot::Sender<LongPass>)> {
+        if self.held >= bounds.all {
+            return None;
+        }
+        let has_room = |tenant: &TenantId| self.tenants.get(tenant).is_some_and(|own| own.held < bounds.own);
+        let tenant = self.turns.iter().find(has_room)?;
+        let own = self.tenants.get_mut(&tenant)?;
+        let (_, caller) = own.waiting.pop_front()?;
+        self.turns.take(tenant, &mut own.turn);
+        if !own.waiting.is_empty() {
+            self.turns.join(tenant, &mut own.turn, own.weight);
+        }
+        own.held += 1;
+        self.held += 1;
+        Some((tenant, caller))
+    }
+
+    fn why(&self, tenant: TenantId, bounds: LongBounds) -> Crowded {
+        match self.tenants.get(&tenant) {
+            Some(own) if own.held >= bounds.own => Crowded::Own { max: bounds.own },
+            Some(_) | None => Crowded::All { max: bounds.all },
+        }
+    }
+
+    /// A caller waits no longer, if it still does.
+    fn leave(&mut self, tenant: TenantId, waiter: u64) {
+        let Some(own) = self.tenants.get_mut(&tenant) else { return };
+        if let Ok(index) = own.waiting.binary_search_by_key(&waiter, |(id, _)| *id) {
+            own.waiting.remove(index);
+        }
+        self.tidy(tenant);
+    }
+
+    fn release(&mut self, tenant: TenantId) {
+        self.held -= 1;
+        if let Some(own) = self.tenants.get_mut(&tenant) {
+            own.held -= 1;
+        }
+        self.tidy(tenant);
+    }
+
+    /// Forgets who waits no longer, and who holds nothing either: its last turn is behind everybody's next.
+    fn tidy(&mut self, tenant: TenantId) {
+        let Some(own) = self.tenants.get_mut(&tenant) else { return };
+        if own.waiting.is_empty() {
+            self.turns.leave(tenant, &mut own.turn);
+            if own.held == 0 {
+                self.tenants.remove(&tenant);
+            }
+        }
+    }
+}
+
+impl Drop for LongPass {
+    fn drop(&mut self) {
+        self.gate.state().release(self.tenant);
+        self.gate.serve();
+    }
+}
+
+/// A caller that waits, until it goes.
+struct Waiting<'a> {
+    gate: &'a LongGate,
+    tenant: TenantId,
+    waiter: u64,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.gate.state().leave(self.tenant, self.waiter);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::FutureExt as _;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn tenant(number: u128) -> TenantId {
+        TenantId(Uuid::from_u128(number))
+    }
+
+    fn gate(places: usize) -> Arc<LongGate> {
+        LongGate::new(move || LongBounds::of(places))
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_millis(50)
+    }
+
+    /// A pass that can be had at once.
+    fn at_once(gate: &Arc<LongGate>, of: TenantId) -> Option<LongPass> {
+        gate.pass(of, 1, soon()).now_or_never()?.ok()
+    }
+
+    #[test]
+    fn there_is_always_a_place_left() {
+        for (places, own, all) in [(0, 1, 1), (1, 1, 1), (2, 1, 1), (3, 1, 2), (4, 2, 3), (5, 2, 3), (40, 20, 30)] {
+            assert_eq!(LongBounds::of(places), LongBounds { own, all }, "{places}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_tenant_has_its_part_and_all_have_theirs() {
+        let gate = gate(5);
+        let (alpha, beta, gamma) = (tenant(1), tenant(2), tenant(3));
+        let first = at_once(&gate, alpha).unwrap();
+        let _second = at_once(&gate, alpha).unwrap();
+        assert_eq!(gate.pass(alpha, 1, soon()).await.unwrap_err(), Crowded::Own { max: 2 });
+        let third = at_once(&gate, beta).unwrap();
+        assert_eq!(gate.pass(gamma, 1, soon()).await.unwrap_err(), Crowded::All { max: 3 });
+        drop(first);
+        let fourth = at_once(&gate, gamma).unwrap();
+        drop((third, fourth));
+        let state = gate.state();
+        assert_eq!((state.held, state.tenants.len(), state.turns.len()), (1, 1, 0));
+    }
+
+    #[tokio::test]
+    async fn who_waits_has_its_turn_before_who_came_with_more() {
+        let gate = gate(2);
+        let (alpha, beta) = (tenant(1), tenant(2));
+        let held = at_once(&gate, alpha).unwrap();
+        let (mut more, mut one) = (Box::pin(gate.pass(alpha, 1, soon())), Box::pin(gate.pass(beta, 1, soon())));
+        let mut last = Box::pin(gate.pass(alpha, 1, soon()));
+        let gone = Box::pin(gate.pass(beta, 1, soon()));
+        assert!((&mut more).now_or_never().is_none() && (&mut one).now_or_never().is_none());
+        assert!((&mut last).now_or_never().is_none());
+        drop(gone);
+        drop(held);
+        let second = more.await.unwrap();
+        drop(second);
+        let third = one.now_or_never().expect("it is beta's turn").unwrap();
+        drop(third);
+        drop(last.now_or_never().unwrap().unwrap());
+        assert!(gate.state().tenants.is_empty());
+    }
+}
