@@ -7,6 +7,7 @@ use tokio::time::{Instant, timeout};
 
 use super::Router;
 use super::error::Error;
+use crate::domain::route::Gate;
 use crate::domain::tenant::TenantId;
 use crate::postgres::admin;
 
@@ -28,7 +29,11 @@ impl Router {
         let server = &place.server;
         let leases = draining.leases();
         if timeout(wait_max, leases.none()).await.is_err() {
-            leases.interrupt();
+            leases.interrupt(match route.gate {
+                Gate::Paused { operation } => Some(operation),
+                Gate::Closed { operation } => operation,
+                Gate::Open => None,
+            });
             for token in place.cancel_tokens(tenant) {
                 if let Err(error) = server.cancel_query(&token).await {
                     tracing::debug!(tenant = %route.code, %error, "a statement could not be cancelled; its session is ended next");

@@ -60,7 +60,7 @@ impl Lease {
         let slot = self.ticket.slot();
         (slot.leases.interruptions() != self.interruptions).then(|| Error::Paused {
             tenant: slot.route.code.clone(),
-            operation: None,
+            operation: slot.leases.interrupter(),
             retry_after: INTERRUPTED_RETRY_AFTER,
         })
     }

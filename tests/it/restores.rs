@@ -284,9 +284,9 @@ async fn a_backup_whose_objects_are_spoiled_or_gone_is_corrupt_whoever_asks_and_
         let keys = store.list("").await.unwrap().into_iter().map(|(key, _bytes)| key);
         let key = keys.filter(|key| key.contains(&id)).find(|key| key.contains("archive") == is_archive).unwrap();
         if is_gone {
-            store.delete(&key).await.unwrap()
+            store.delete(&key).await.unwrap();
         } else {
-            flip(&key)
+            flip(&key);
         }
         let corrupt = (Code::DataLoss, "BACKUP_CORRUPT".to_owned());
         let refused = verify(&id).await.unwrap_err();
@@ -333,14 +333,17 @@ async fn a_call_that_a_restore_cuts_off_is_told_to_come_again() {
         (count == 3).then_some(())
     })
     .await;
-    succeeded(&restore(client, &backup.backup_id).await);
+    let operation = restore(client, &backup.backup_id).await;
+    succeeded(&operation);
     let mut refusals = vec![streaming.await.unwrap().unwrap_err()];
     for call in calls {
         refusals.push(call.await.unwrap().unwrap_err());
     }
     for refusal in refusals {
         assert_eq!((refusal.code(), reason(&refusal).as_str()), (Code::Unavailable, "TENANT_PAUSED"), "{refusal:?}");
-        assert!(refusal.get_error_details().retry_info().is_some_and(|info| info.retry_delay.is_some()), "{refusal:?}");
+        let details = refusal.get_error_details();
+        assert!(details.retry_info().is_some_and(|info| info.retry_delay.is_some()), "{refusal:?}");
+        assert_eq!(details.error_info().unwrap().metadata["operation_id"], operation.operation_id);
     }
     assert_eq!(client.sql("acme", "SELECT count(*) FROM things").await, "20");
     fleet.stop(daemon).await;
