@@ -136,7 +136,7 @@ pub(super) fn operation(operation: Operation) -> v1::Operation {
         state: operation_state(operation.state).into(),
         steps: operation.steps.into_iter().map(step).collect(),
         result: operation.result.and_then(object),
-        error: failure.map(|Failure { reason, message, step }| v1::OperationError { reason, message, step }),
+        error: failure.map(|Failure { reason, message, step, .. }| v1::OperationError { reason, message, step }),
         create_time: Some(timestamp(operation.created_at)),
         end_time: operation.ended_at.map(timestamp),
         created_by: operation.created_by,

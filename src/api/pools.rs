@@ -43,7 +43,7 @@ impl Service {
         if !message.validate_only {
             let deed = Deed {
                 action: "RouterService/EvictPool",
-                tenant: tenant.id,
+                tenant: Some(tenant.id),
                 resource_type: "pool",
                 resource_id: tenant.code.to_string(),
                 request_id,

@@ -387,6 +387,9 @@ impl From<operations::Error> for Status {
             E::Backup(error) => error.into(),
             E::Directory(error) => error.into(),
             E::Name(error) => invalid(vec![("code", error.to_string())]),
+            E::NotStuck { state, .. } => {
+                Refusal::new(Code::FailedPrecondition, Reason::OperationState, &error).meta("state", state).status()
+            }
             E::NameTaken { .. } => Refusal::new(Code::AlreadyExists, Reason::TenantAlreadyExists, error).status(),
             E::Session(session) if session.is_transient() => away("the shared database", &session),
             E::Session(_) | E::ClaimLost { .. } | E::ServerUnknown { .. } | E::Secrets(_) | E::Json(_) => {

@@ -152,5 +152,5 @@ impl Service {
 }
 
 fn host_deed(action: &'static str, tenant: TenantId, host: String, request_id: Option<Uuid>) -> Deed {
-    Deed { action, tenant, resource_type: "host", resource_id: host, request_id, details: json!({}) }
+    Deed { action, tenant: Some(tenant), resource_type: "host", resource_id: host, request_id, details: json!({}) }
 }

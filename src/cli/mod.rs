@@ -103,7 +103,7 @@ enum Command {
     Backup(backup::Command),
     /// Restore a backup, over its tenant or as a new one.
     Restore(restore::Arguments),
-    /// Show and follow operations.
+    /// Show and follow operations; have one that is stuck go on, or give it up.
     #[command(subcommand)]
     Operation(operation::Command),
     /// Make, show and revoke API keys.
@@ -246,6 +246,8 @@ mod tests {
             "tenantd backup verify 0193",
             "tenantd restore 0193 --in-place",
             "tenantd restore 0193 --as acme_copy",
+            "tenantd operation retry 0193",
+            "tenantd operation abandon 0193 --reason gone",
         ] {
             assert_eq!(code(line), None, "{line}");
         }

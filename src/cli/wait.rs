@@ -25,17 +25,22 @@ const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
 /// # Errors
 /// When it ended in another state than SUCCEEDED.
 pub async fn to_the_end(context: &Context, connection: &Connection, operation: Operation) -> Result<Operation, Error> {
+    let operation = to_an_end(context, connection, operation).await?;
+    match operation.state() {
+        OperationState::Succeeded => Ok(operation),
+        _ => Err(Error::Operation(Box::new(operation))),
+    }
+}
+
+/// As [`to_the_end`], whatever its end is.
+pub async fn to_an_end(context: &Context, connection: &Connection, operation: Operation) -> Result<Operation, Error> {
     let id = operation.operation_id.clone();
     let mut view = View::new(context.output, operation);
     tokio::select! {
         ended = follow(connection, &id, &mut view) => ended?,
         _ = tokio::signal::ctrl_c() => return Err(Error::Interrupted { program: context.program.clone(), id }),
     }
-    let operation = view.finish();
-    match operation.state() {
-        OperationState::Succeeded => Ok(operation),
-        _ => Err(Error::Operation(Box::new(operation))),
-    }
+    Ok(view.finish())
 }
 
 /// Watches, and begins again when the stream breaks.

@@ -211,6 +211,7 @@ section!(OperationsSection {
 } durations {
     lease = Duration::from_secs(15),
     poll_interval = Duration::from_secs(1),
+    repeat_max = Duration::from_mins(10),
 });
 
 section!(MigratorSection {
@@ -306,6 +307,7 @@ impl File {
                 lease: self.operations.lease,
                 concurrency_max: self.operations.concurrency_max,
                 poll_interval: self.operations.poll_interval,
+                repeat_max: self.operations.repeat_max,
             },
             migrator: MigratorConfig {
                 concurrency_max: self.migrator.concurrency_max,

@@ -174,6 +174,8 @@ pub struct OperationsConfig {
     pub concurrency_max: usize,
     /// How often it looks for work that nobody announced.
     pub poll_interval: Duration,
+    /// For how long undoing, and what waits rather than be undone, is tried again while a server or a store is away.
+    pub repeat_max: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

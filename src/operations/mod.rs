@@ -11,10 +11,12 @@ mod error;
 mod failure;
 mod kinds;
 mod migrate_fleet;
+mod patience;
 mod restore_as_new;
 mod restore_in_place;
 pub mod sample_data;
 mod step;
+mod stuck;
 mod submit;
 mod suspend_tenant;
 mod tenant_parts;
@@ -42,6 +44,7 @@ use crate::store::Store;
 pub use engine::deterministic_id;
 pub use error::{BadField, Error};
 pub use failure::Failure;
+pub use stuck::Settling;
 pub use submit::{CreateTenant, Request, RestoreTarget, Submitted};
 
 /// How many changes a slow watcher may be behind before it reads the catalog again.
@@ -113,6 +116,7 @@ impl Operations {
             stop: stop.clone(),
             slots: Arc::clone(&slots),
             driven: std::sync::Mutex::default(),
+            patience: std::sync::Mutex::default(),
         };
         parts.tasks.spawn("operations", engine.run());
         Self { parts, changed, wake, stop, slots }

@@ -61,10 +61,7 @@ pub(super) async fn unreserve(run: &Run) -> Result<(), StepError> {
 /// They go with the tenant's row, so nothing is left to undo.
 pub(super) async fn credentials(run: &Run) -> Result<Done, StepError> {
     let place = Place::of(run).await?;
-    run.parts
-        .tenant_secrets_make(place.tenant.id, &place.roles.login_names())
-        .await
-        .map_err(|e| StepError::internal(e.to_string()))?;
+    run.parts.tenant_secrets_make(place.tenant.id, &place.roles.login_names()).await?;
     Ok(Done::default())
 }
 
@@ -212,12 +209,6 @@ pub(super) async fn activate(run: &Run, version: i64, fingerprint: &str) -> Resu
 /// How the daemon logs in as one of the tenant's roles.
 pub(super) async fn login(run: &Run, place: &Place, role: TenantRole) -> Result<RoleLogin, StepError> {
     Ok(run.parts.router.route_login(&place.tenant.route(), role).await?)
-}
-
-/// A secret of the tenant's cannot be had.
-#[expect(clippy::needless_pass_by_value, reason = "used as a function of map_err")]
-pub(super) fn secret_missing(error: super::Error) -> StepError {
-    StepError::internal(error.to_string())
 }
 
 /// A direct connection as one of the tenant's roles.

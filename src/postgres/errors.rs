@@ -142,6 +142,11 @@ impl Error {
         self.kind().is_transient()
     }
 
+    /// Whether the server was asked, and did not answer in time.
+    pub fn is_silent(&self) -> bool {
+        matches!(self, Self::Silent { .. })
+    }
+
     /// Whether the server answered, and gave no session: to this role, in this database, or to nobody.
     pub fn refused_session(&self) -> bool {
         matches!(self, Self::Connect { .. } | Self::ServerRefused { .. }) && self.as_db_error().is_some()

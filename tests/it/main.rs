@@ -24,5 +24,6 @@ mod router;
 mod routes;
 mod shares;
 mod store;
+mod stuck;
 mod tenants;
 mod the_harness;
