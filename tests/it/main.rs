@@ -8,6 +8,7 @@ mod accounts;
 mod api;
 mod backup;
 mod bad_input;
+mod bootstrap;
 mod catalog;
 mod cluster;
 mod drain;
