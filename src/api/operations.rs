@@ -8,12 +8,13 @@ use serde_json::{Value, json};
 use super::audit::{Author, Deed};
 use super::ongoing::Ongoing;
 use super::watch::Answers;
-use super::{Service, auth, convert, scope};
+use super::{Service, auth, convert, scope, texts};
 use crate::accounts::{AuditEvent, Outcome};
 use crate::catalog::{Operation, OperationFilter};
 use crate::domain::operation::OperationId;
 use crate::domain::principal::Principal;
 use crate::operations::Settling;
+use crate::proto::v1;
 use crate::proto::v1::operation_service_server::OperationService;
 use crate::proto::v1::{
     AbandonOperationRequest, AbandonOperationResponse, GetOperationRequest, GetOperationResponse,
@@ -85,7 +86,7 @@ impl OperationService for Service {
         request: Request<ListOperationsRequest>,
     ) -> Result<Response<ListOperationsResponse>, Status> {
         let principal = auth::caller(&request)?;
-        let message = request.into_inner();
+        let message = texts::checked(request)?;
         let page = convert::page(message.page_size, message.page_token)?;
         let tenant = match message.tenant.as_str() {
             "" => None,
@@ -94,10 +95,10 @@ impl OperationService for Service {
         let state = convert::operation_state_of(message.state)?;
         let filter = OperationFilter { codes: principal.scope.codes(), tenant, kind: None, state };
         let paged = self.api.catalog.operation_list(&page, &filter).await?;
-        Ok(Response::new(ListOperationsResponse {
-            operations: paged.rows.into_iter().map(convert::operation).collect(),
-            next_page_token: paged.next.unwrap_or_default(),
-        }))
+        let operations = paged.rows.into_iter().map(convert::operation).collect();
+        let token = |last: &v1::Operation| last.operation_id.clone();
+        let (operations, next_page_token) = convert::page_cut(operations, paged.next, token);
+        Ok(Response::new(ListOperationsResponse { operations, next_page_token }))
     }
 
     async fn watch_operation(
@@ -120,7 +121,7 @@ impl OperationService for Service {
         request: Request<RetryOperationRequest>,
     ) -> Result<Response<RetryOperationResponse>, Status> {
         let (principal, author) = (auth::caller(&request)?, Author::of(&request)?);
-        let message = request.into_inner();
+        let message = texts::checked(request)?;
         let operation = self.operation_in_scope(&principal, &message.operation_id).await?;
         let request = convert::request(principal.name.clone(), &message.request_id, message.validate_only)?;
         let settling = self.api.operations.retry(&request, operation.id).await?;
@@ -135,7 +136,7 @@ impl OperationService for Service {
         request: Request<AbandonOperationRequest>,
     ) -> Result<Response<AbandonOperationResponse>, Status> {
         let (principal, author) = (auth::caller(&request)?, Author::of(&request)?);
-        let message = request.into_inner();
+        let message = texts::checked(request)?;
         let operation = self.operation_in_scope(&principal, &message.operation_id).await?;
         let request = convert::request(principal.name.clone(), &message.request_id, message.validate_only)?;
         let settling = self.api.operations.abandon(&request, operation.id, &message.reason).await?;

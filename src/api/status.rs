@@ -32,7 +32,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub(super) type BadField = (&'static str, String);
 
 /// Every field that is not usable, at once.
-pub(super) fn invalid(fields: Vec<BadField>) -> Status {
+pub(super) fn invalid(fields: Vec<(impl Into<String>, String)>) -> Status {
     Refusal::invalid(fields)
 }
 
@@ -99,7 +99,7 @@ impl Refusal {
         Self { code, reason, message, metadata: HashMap::new(), details: ErrorDetails::new() }
     }
 
-    fn invalid(fields: Vec<BadField>) -> Status {
+    fn invalid(fields: Vec<(impl Into<String>, String)>) -> Status {
         let message = match fields.as_slice() {
             [(_, problem)] => problem.clone(),
             several => format!("{} fields of the request are not usable", several.len()),

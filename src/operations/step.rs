@@ -128,6 +128,8 @@ impl Run {
 
 /// The reason that a full server's operator can do something about.
 const NO_ROOM: &str = "SERVER_NO_ROOM";
+/// A role or a database of the tenant's name is on the server.
+pub(super) const NAME_TAKEN: &str = "TENANT_ALREADY_EXISTS";
 
 /// Why a step did not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -221,6 +223,7 @@ impl From<crate::postgres::Error> for StepError {
         use crate::postgres::Kind;
         let (reason, passes) = match error.kind() {
             Kind::NoRoom => (NO_ROOM, true),
+            Kind::Duplicate => (NAME_TAKEN, false),
             kind => ("CONNECTION_UNAVAILABLE", kind.is_transient() || error.is_silent()),
         };
         Self::failed(reason, error.to_string()).passing_if(passes)

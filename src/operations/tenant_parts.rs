@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::Parts;
-use super::step::{Done, Run, StepError};
+use super::step::{Done, NAME_TAKEN, Run, StepError};
 use crate::catalog::{NewLicense, Tenant, TenantRef};
 use crate::config::RoleLogin;
 use crate::domain::lifecycle::{TenantState, Transition};
@@ -76,6 +76,10 @@ pub(super) async fn roles(run: &Run) -> Result<Done, StepError> {
         logins.push(TenantLogin::new(*role, &password, connections_max));
     }
     let client = place.server.connect_admin(place.server.maintenance_database()).await?;
+    // Looked for early: the database gets this name after all the work.
+    if admin::database_oid(&client, &place.tenant.database).await?.is_some() {
+        owned_by_us(run, &client, &place.tenant.database).await?;
+    }
     roles::tenant_roles_create(&client, &place.roles, &logins, run.id().0).await?;
     Ok(Done::default())
 }
@@ -155,7 +159,12 @@ pub(super) async fn name(run: &Run) -> Result<Done, StepError> {
 async fn owned_by_us(run: &Run, client: &Connection, name: &DatabaseName) -> Result<(), StepError> {
     match admin::database_comment(client, name).await? {
         Some(comment) if comment == mark(run) => Ok(()),
-        _ => Err(StepError::internal(format!("the database {name} was not made by this operation"))),
+        _ => Err(StepError::failed(
+            NAME_TAKEN,
+            format!(
+                "the database {name} is on the server already, and was not made by this operation; drop or rename it, or choose another code"
+            ),
+        )),
     }
 }
 

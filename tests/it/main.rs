@@ -27,4 +27,5 @@ mod shares;
 mod store;
 mod stuck;
 mod tenants;
+mod texts;
 mod the_harness;

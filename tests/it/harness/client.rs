@@ -90,7 +90,8 @@ impl Client {
         self.access().create_api_key(wish).await.unwrap().into_inner().secret
     }
 
-    fn keyed(&self) -> Keyed {
+    /// For calls that have no client here.
+    pub fn keyed(&self) -> Keyed {
         InterceptedService::new(self.channel.clone(), self.key.clone())
     }
 
