@@ -64,6 +64,7 @@ impl Command {
 }
 
 async fn create(arguments: Create, context: &Context, connection: &Connection) -> Result<(), Error> {
+    let expire_time = arguments.expires_in.map(expiry).transpose()?;
     let message = CreateApiKeyRequest {
         request_id: arguments.mutation.request_id(),
         validate_only: arguments.mutation.validate_only,
@@ -71,7 +72,7 @@ async fn create(arguments: Create, context: &Context, connection: &Connection) -
         roles: arguments.roles.iter().map(ToString::to_string).collect(),
         tenants: arguments.tenants,
         default_tenant: arguments.default_tenant.unwrap_or_default(),
-        expire_time: arguments.expires_in.map(|duration| timestamp(OffsetDateTime::now_utc() + duration)),
+        expire_time,
     };
     let answer = connection.access().create_api_key(request(message)).await?.into_inner();
     context.output.answer(&answer, || match &answer.api_key {
@@ -105,8 +106,11 @@ async fn revoke(arguments: Revoke, context: &Context, connection: &Connection) -
     context.output.answer(&answer, || answer.api_key.as_ref().map(text).unwrap_or_default())
 }
 
-fn timestamp(moment: OffsetDateTime) -> Timestamp {
-    Timestamp { seconds: moment.unix_timestamp(), nanos: 0 }
+/// So long from now.
+fn expiry(duration: Duration) -> Result<Timestamp, Error> {
+    let moment = time::Duration::try_from(duration).ok().and_then(|span| OffsetDateTime::now_utc().checked_add(span));
+    let moment = moment.ok_or_else(|| Error::Usage("--expires-in: there is no time so far away".to_owned()))?;
+    Ok(Timestamp { seconds: moment.unix_timestamp(), nanos: 0 })
 }
 
 fn list_text(keys: &[ApiKey]) -> String {
@@ -150,4 +154,18 @@ fn text(key: &ApiKey) -> String {
         ("Expires", if expires.is_empty() { "never".to_owned() } else { expires }),
         ("Revoked", human::time(key.revoke_time.as_ref())),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_that_is_too_far_away_is_told() {
+        assert!(expiry(Duration::from_hours(24)).is_ok());
+        for days in [99_999_999, u64::MAX / 86_400] {
+            let error = expiry(Duration::from_secs(days * 86_400)).unwrap_err();
+            assert!(error.to_string().contains("--expires-in"), "{error}");
+        }
+    }
 }

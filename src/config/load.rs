@@ -39,8 +39,13 @@ fn list(problems: &[String]) -> String {
 /// Every problem at once.
 pub fn load(path: &Path) -> Result<Config, Error> {
     let fail = |problems| Error { path: path.to_owned(), problems };
-    if !path.is_file() {
-        return Err(fail(vec!["there is no such file".to_owned()]));
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_file() => {}
+        Ok(_other) => return Err(fail(vec!["it is no file".to_owned()])),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(fail(vec!["there is no such file".to_owned()]));
+        }
+        Err(error) => return Err(fail(vec![error.to_string()])),
     }
     let figment =
         Figment::from(Toml::file_exact(path)).merge(Env::prefixed("TENANTD_").ignore(&["client_config"]).split("__"));
