@@ -22,6 +22,8 @@ const TABLE: &[(&str, Permission)] = &[
     ("/tenantd.v1.OperationService/GetOperation", View),
     ("/tenantd.v1.OperationService/ListOperations", View),
     ("/tenantd.v1.OperationService/WatchOperation", View),
+    ("/tenantd.v1.OperationService/RetryOperation", Operate),
+    ("/tenantd.v1.OperationService/AbandonOperation", Operate),
     // The daemon's own databases as a whole need Administrate too, which the service checks.
     ("/tenantd.v1.QueryService/Execute", Reach),
     ("/tenantd.v1.QueryService/StreamQuery", Reach),

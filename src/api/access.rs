@@ -11,11 +11,12 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::status::BadField;
-use super::{Service, auth, convert, scope, status};
+use super::{Service, auth, convert, scope, status, texts};
 use crate::accounts::{Change, NewApiKey};
 use crate::domain::permission::Role;
 use crate::domain::principal::Scope;
 use crate::domain::tenant::TenantCode;
+use crate::proto::v1;
 use crate::proto::v1::access_service_server::AccessService;
 use crate::proto::v1::{
     CreateApiKeyRequest, CreateApiKeyResponse, ListApiKeysRequest, ListApiKeysResponse, RevokeApiKeyRequest,
@@ -49,8 +50,9 @@ impl AccessService for Service {
     ) -> Result<Response<CreateApiKeyResponse>, Status> {
         let principal = auth::caller(&request)?;
         scope::whole_fleet(&principal, "making keys")?;
-        let message = request.into_inner();
+        let message = texts::checked(request)?;
         let wish = Wish::new(&message, OffsetDateTime::now_utc())?;
+        self.tenants_known(&wish).await?;
         if message.validate_only {
             return Ok(Response::new(CreateApiKeyResponse::default()));
         }
@@ -75,13 +77,13 @@ impl AccessService for Service {
         request: Request<ListApiKeysRequest>,
     ) -> Result<Response<ListApiKeysResponse>, Status> {
         scope::whole_fleet(&*auth::caller(&request)?, "the list of keys")?;
-        let message = request.into_inner();
+        let message = texts::checked(request)?;
         let page = convert::page(message.page_size, message.page_token)?;
         let paged = self.api.accounts.api_key_list(&page).await?;
-        Ok(Response::new(ListApiKeysResponse {
-            api_keys: paged.rows.into_iter().map(convert::api_key).collect(),
-            next_page_token: paged.next.unwrap_or_default(),
-        }))
+        let api_keys = paged.rows.into_iter().map(convert::api_key).collect();
+        let token = |last: &v1::ApiKey| last.api_key_id.clone();
+        let (api_keys, next_page_token) = convert::page_cut(api_keys, paged.next, token);
+        Ok(Response::new(ListApiKeysResponse { api_keys, next_page_token }))
     }
 
     async fn revoke_api_key(
@@ -89,7 +91,7 @@ impl AccessService for Service {
         request: Request<RevokeApiKeyRequest>,
     ) -> Result<Response<RevokeApiKeyResponse>, Status> {
         scope::whole_fleet(&*auth::caller(&request)?, "revoking keys")?;
-        let message = request.into_inner();
+        let message = texts::checked(request)?;
         convert::request_id(&message.request_id)?;
         let id = convert::uuid("api_key_id", &message.api_key_id)?;
         let key = if message.validate_only {
@@ -100,6 +102,25 @@ impl AccessService for Service {
             key
         };
         Ok(Response::new(RevokeApiKeyResponse { api_key: Some(convert::api_key(key)) }))
+    }
+}
+
+impl Service {
+    /// Refuses a key for tenants that are not there: whoever gets such a code later would be the key's.
+    async fn tenants_known(&self, wish: &Wish) -> Result<(), Status> {
+        let mut named = wish.scope.codes().cloned().unwrap_or_default();
+        named.extend(wish.default_tenant.clone());
+        if named.is_empty() {
+            return Ok(());
+        }
+        let known = self.api.catalog.tenant_codes_known(&named).await?;
+        let is_tenants = |code: &&TenantCode| wish.scope.codes().is_some_and(|codes| codes.contains(*code));
+        let bad = |code: &TenantCode| {
+            let field = if is_tenants(&code) { "tenants" } else { "default_tenant" };
+            (field, format!("there is no tenant {code}"))
+        };
+        let bad: Vec<BadField> = named.difference(&known).map(bad).collect();
+        if bad.is_empty() { Ok(()) } else { Err(status::invalid(bad)) }
     }
 }
 

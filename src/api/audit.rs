@@ -28,7 +28,7 @@ pub(super) struct Author {
 pub(super) struct Deed {
     /// As `RouterService/EvictPool`.
     pub(super) action: &'static str,
-    pub(super) tenant: TenantId,
+    pub(super) tenant: Option<TenantId>,
     pub(super) resource_type: &'static str,
     pub(super) resource_id: String,
     pub(super) request_id: Option<Uuid>,
@@ -50,7 +50,7 @@ impl Author {
             occurred_at: OffsetDateTime::now_utc(),
             principal: self.principal.name.clone(),
             user: self.principal.user,
-            tenant: Some(deed.tenant),
+            tenant: deed.tenant,
             action: deed.action.to_owned(),
             resource_type: deed.resource_type,
             resource_id: deed.resource_id,

@@ -3,7 +3,7 @@
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{Service, auth, convert, scope, status};
+use super::{Service, auth, convert, scope, status, texts};
 use crate::catalog::{Backup, BackupFilter};
 use crate::domain::principal::Principal;
 use crate::operations::RestoreTarget;
@@ -36,7 +36,7 @@ impl BackupService for Service {
         request: Request<CreateBackupRequest>,
     ) -> Result<Response<CreateBackupResponse>, Status> {
         let principal = auth::caller(&request)?;
-        let message = request.into_inner();
+        let message = texts::checked(request)?;
         let tenant = self.tenant_in_scope(&principal, &message.tenant).await?;
         let request = convert::request(principal.name.clone(), &message.request_id, message.validate_only)?;
         let begun = self.api.operations.backup_create(&request, &tenant.id.to_string()).await?;
@@ -55,7 +55,7 @@ impl BackupService for Service {
         request: Request<ListBackupsRequest>,
     ) -> Result<Response<ListBackupsResponse>, Status> {
         let principal = auth::caller(&request)?;
-        let message = request.into_inner();
+        let message = texts::checked(request)?;
         let page = convert::page(message.page_size, message.page_token)?;
         let tenant = match message.tenant.as_str() {
             "" => None,
@@ -63,10 +63,10 @@ impl BackupService for Service {
         };
         let filter = BackupFilter { codes: principal.scope.codes(), tenant };
         let paged = self.api.catalog.backup_list(&page, &filter).await?;
-        Ok(Response::new(ListBackupsResponse {
-            backups: paged.rows.iter().map(|backup| self.backup(backup)).collect(),
-            next_page_token: paged.next.unwrap_or_default(),
-        }))
+        let backups = paged.rows.iter().map(|backup| self.backup(backup)).collect();
+        let token = |last: &v1::Backup| last.backup_id.clone();
+        let (backups, next_page_token) = convert::page_cut(backups, paged.next, token);
+        Ok(Response::new(ListBackupsResponse { backups, next_page_token }))
     }
 
     async fn verify_backup(
@@ -87,7 +87,7 @@ impl BackupService for Service {
         request: Request<RestoreBackupRequest>,
     ) -> Result<Response<RestoreBackupResponse>, Status> {
         let principal = auth::caller(&request)?;
-        let message = request.into_inner();
+        let message = texts::checked(request)?;
         let target = match message.target {
             Some(Target::InPlace(true)) => RestoreTarget::InPlace,
             Some(Target::NewCode(code)) => {

@@ -36,6 +36,29 @@ pub(super) fn page(size: i32, token: String) -> Result<Page, Status> {
     Ok(Page { size: size.into(), after: (!token.is_empty()).then_some(token) })
 }
 
+/// What one page may take, so that it fits into the 4 MiB that clients take if they are not told otherwise.
+const PAGE_BYTES_MAX: usize = 3 << 20;
+
+/// A page's messages and the token of the next page: as many as fit, and at least one.
+pub(super) fn page_cut<M: prost::Message>(
+    mut messages: Vec<M>,
+    next: Option<String>,
+    token: impl Fn(&M) -> String,
+) -> (Vec<M>, String) {
+    let mut bytes = 0;
+    let fits = messages.iter().take_while(|message| {
+        bytes += message.encoded_len();
+        bytes <= PAGE_BYTES_MAX
+    });
+    let count = fits.count().max(1);
+    if count >= messages.len() {
+        return (messages, next.unwrap_or_default());
+    }
+    messages.truncate(count);
+    let next = messages.last().map(token).unwrap_or_default();
+    (messages, next)
+}
+
 /// What every mutation says about itself.
 pub(super) fn request(caller: String, request_id: &str, validate_only: bool) -> Result<Request, Status> {
     Ok(Request { request_id: self::request_id(request_id)?, validate_only, caller })
@@ -136,7 +159,7 @@ pub(super) fn operation(operation: Operation) -> v1::Operation {
         state: operation_state(operation.state).into(),
         steps: operation.steps.into_iter().map(step).collect(),
         result: operation.result.and_then(object),
-        error: failure.map(|Failure { reason, message, step }| v1::OperationError { reason, message, step }),
+        error: failure.map(|Failure { reason, message, step, .. }| v1::OperationError { reason, message, step }),
         create_time: Some(timestamp(operation.created_at)),
         end_time: operation.ended_at.map(timestamp),
         created_by: operation.created_by,
@@ -316,6 +339,20 @@ mod tests {
     fn moments_read_back() {
         let now = OffsetDateTime::from_unix_timestamp_nanos(1_795_225_466_123_456_789).unwrap();
         assert_eq!(moment(timestamp(now)), Some(now));
+    }
+
+    #[test]
+    fn a_page_has_as_many_as_fit_and_at_least_one() {
+        let tenant = |length: usize| v1::Tenant { code: "x".repeat(length), ..v1::Tenant::default() };
+        let cut = |lengths: &[usize]| {
+            let tenants = lengths.iter().map(|length| tenant(*length)).collect();
+            let (kept, next) = page_cut(tenants, Some("next".to_owned()), |last| last.code.len().to_string());
+            (kept.len(), next)
+        };
+        assert_eq!(cut(&[1, 2, 3]), (3, "next".to_owned()));
+        assert_eq!(cut(&[2 << 20, 1 << 10, 1 << 20, 1]), (2, "1024".to_owned()));
+        assert_eq!(cut(&[5 << 20, 1]), (1, (5 << 20).to_string()));
+        assert_eq!(cut(&[]), (0, "next".to_owned()));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::ongoing::Ongoing;
 use super::watch::Answers;
-use super::{Service, auth, convert, scope};
+use super::{Service, auth, convert, scope, texts};
 use crate::catalog::{Catalog, RolloutTarget};
 use crate::domain::migration::TargetState;
 use crate::domain::operation::OperationId;
@@ -33,7 +33,7 @@ impl MigrationService for Service {
     ) -> Result<Response<CreateRolloutResponse>, Status> {
         let principal = auth::caller(&request)?;
         scope::whole_fleet(&principal, "migrating the fleet")?;
-        let message = request.into_inner();
+        let message = texts::checked(request)?;
         let request = convert::request(principal.name.clone(), &message.request_id, message.validate_only)?;
         let (failures_max, verify) = (message.max_failures, message.verify);
         let begun = self.api.operations.rollout_create(&request, failures_max, &message.tenants, verify).await?;
@@ -58,7 +58,7 @@ impl MigrationService for Service {
         request: Request<ListRolloutsRequest>,
     ) -> Result<Response<ListRolloutsResponse>, Status> {
         scope::whole_fleet(&*auth::caller(&request)?, "the list of rollouts")?;
-        let message = request.into_inner();
+        let message = texts::checked(request)?;
         let page = convert::page(message.page_size, message.page_token)?;
         let paged = self.api.catalog.rollout_list(&page).await?;
         let mut rollouts = Vec::with_capacity(paged.rows.len());

@@ -19,6 +19,7 @@ mod routes;
 mod scope;
 mod status;
 mod tenants;
+mod texts;
 mod tls;
 mod watch;
 

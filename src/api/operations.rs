@@ -3,16 +3,23 @@
 use futures_util::StreamExt as _;
 use tonic::{Request, Response, Status};
 
+use serde_json::{Value, json};
+
+use super::audit::{Author, Deed};
 use super::ongoing::Ongoing;
 use super::watch::Answers;
-use super::{Service, auth, convert, scope};
+use super::{Service, auth, convert, scope, texts};
+use crate::accounts::{AuditEvent, Outcome};
 use crate::catalog::{Operation, OperationFilter};
 use crate::domain::operation::OperationId;
 use crate::domain::principal::Principal;
+use crate::operations::Settling;
+use crate::proto::v1;
 use crate::proto::v1::operation_service_server::OperationService;
 use crate::proto::v1::{
-    GetOperationRequest, GetOperationResponse, ListOperationsRequest, ListOperationsResponse, WatchOperationRequest,
-    WatchOperationResponse,
+    AbandonOperationRequest, AbandonOperationResponse, GetOperationRequest, GetOperationResponse,
+    ListOperationsRequest, ListOperationsResponse, RetryOperationRequest, RetryOperationResponse,
+    WatchOperationRequest, WatchOperationResponse,
 };
 
 impl Service {
@@ -22,6 +29,34 @@ impl Service {
         let operation = self.api.operations.get(id).await?;
         see(principal, &operation)?;
         Ok(operation)
+    }
+
+    /// Makes it so, once it is written down.
+    async fn settle(&self, settling: Settling, event: AuditEvent) -> Result<Operation, Status> {
+        if !settling.is_new() {
+            return Ok(self.api.operations.settle(settling).await?);
+        }
+        self.api.access.record(event.clone()).await?;
+        match self.api.operations.settle(settling).await {
+            Ok(operation) => Ok(operation),
+            Err(error) => {
+                // Whether this can be written down or not, the caller hears why.
+                let _recorded = self.api.access.record(AuditEvent { outcome: Outcome::Failed, ..event }).await;
+                Err(error.into())
+            }
+        }
+    }
+}
+
+fn deed(action: &'static str, operation: &Operation, request: &crate::operations::Request, details: Value) -> Deed {
+    let resource_id = operation.id.to_string();
+    Deed {
+        action,
+        tenant: operation.tenant,
+        resource_type: "operation",
+        resource_id,
+        request_id: request.request_id,
+        details,
     }
 }
 
@@ -51,7 +86,7 @@ impl OperationService for Service {
         request: Request<ListOperationsRequest>,
     ) -> Result<Response<ListOperationsResponse>, Status> {
         let principal = auth::caller(&request)?;
-        let message = request.into_inner();
+        let message = texts::checked(request)?;
         let page = convert::page(message.page_size, message.page_token)?;
         let tenant = match message.tenant.as_str() {
             "" => None,
@@ -60,10 +95,10 @@ impl OperationService for Service {
         let state = convert::operation_state_of(message.state)?;
         let filter = OperationFilter { codes: principal.scope.codes(), tenant, kind: None, state };
         let paged = self.api.catalog.operation_list(&page, &filter).await?;
-        Ok(Response::new(ListOperationsResponse {
-            operations: paged.rows.into_iter().map(convert::operation).collect(),
-            next_page_token: paged.next.unwrap_or_default(),
-        }))
+        let operations = paged.rows.into_iter().map(convert::operation).collect();
+        let token = |last: &v1::Operation| last.operation_id.clone();
+        let (operations, next_page_token) = convert::page_cut(operations, paged.next, token);
+        Ok(Response::new(ListOperationsResponse { operations, next_page_token }))
     }
 
     async fn watch_operation(
@@ -79,5 +114,35 @@ impl OperationService for Service {
             .watch(operation.id)
             .map(|update| Ok(WatchOperationResponse { operation: Some(convert::operation(update?)) }));
         Ok(Response::new(self.watch("watch operation", ongoing, updates)))
+    }
+
+    async fn retry_operation(
+        &self,
+        request: Request<RetryOperationRequest>,
+    ) -> Result<Response<RetryOperationResponse>, Status> {
+        let (principal, author) = (auth::caller(&request)?, Author::of(&request)?);
+        let message = texts::checked(request)?;
+        let operation = self.operation_in_scope(&principal, &message.operation_id).await?;
+        let request = convert::request(principal.name.clone(), &message.request_id, message.validate_only)?;
+        let settling = self.api.operations.retry(&request, operation.id).await?;
+        let details = json!({ "kind": operation.kind });
+        let deed = deed("OperationService/RetryOperation", &operation, &request, details);
+        let operation = self.settle(settling, author.event(deed, Outcome::Done)).await?;
+        Ok(Response::new(RetryOperationResponse { operation: Some(convert::operation(operation)) }))
+    }
+
+    async fn abandon_operation(
+        &self,
+        request: Request<AbandonOperationRequest>,
+    ) -> Result<Response<AbandonOperationResponse>, Status> {
+        let (principal, author) = (auth::caller(&request)?, Author::of(&request)?);
+        let message = texts::checked(request)?;
+        let operation = self.operation_in_scope(&principal, &message.operation_id).await?;
+        let request = convert::request(principal.name.clone(), &message.request_id, message.validate_only)?;
+        let settling = self.api.operations.abandon(&request, operation.id, &message.reason).await?;
+        let details = json!({ "kind": operation.kind, "reason": message.reason });
+        let deed = deed("OperationService/AbandonOperation", &operation, &request, details);
+        let operation = self.settle(settling, author.event(deed, Outcome::Done)).await?;
+        Ok(Response::new(AbandonOperationResponse { operation: Some(convert::operation(operation)) }))
     }
 }

@@ -4,7 +4,7 @@ use serde_json::json;
 use tonic::{Request, Response, Status};
 
 use super::audit::{Author, Deed};
-use super::{Service, auth, convert, status};
+use super::{Service, auth, convert, status, texts};
 use crate::accounts::Outcome;
 use crate::proto::v1;
 use crate::proto::v1::{
@@ -16,7 +16,7 @@ use crate::router::{Cause, PoolView, TenantStats};
 impl Service {
     pub(super) fn pools_list(&self, request: Request<ListPoolsRequest>) -> Result<Response<ListPoolsResponse>, Status> {
         let principal = auth::caller(&request)?;
-        let message = request.into_inner();
+        let message = texts::checked(request)?;
         let page = convert::page(message.page_size, message.page_token)?;
         let pools = self.api.router.pools().into_iter();
         let rest = pools.filter(|pool| page.after.as_ref().is_none_or(|after| pool.code.as_str() > after.as_str()));
@@ -33,7 +33,7 @@ impl Service {
         request: Request<EvictPoolRequest>,
     ) -> Result<Response<EvictPoolResponse>, Status> {
         let (principal, author) = (auth::caller(&request)?, Author::of(&request)?);
-        let message = request.into_inner();
+        let message = texts::checked(request)?;
         let request_id = convert::request_id(&message.request_id)?;
         if message.reason.trim().is_empty() {
             return Err(status::invalid(vec![("reason", "say why; it is written down".to_owned())]));
@@ -43,7 +43,7 @@ impl Service {
         if !message.validate_only {
             let deed = Deed {
                 action: "RouterService/EvictPool",
-                tenant: tenant.id,
+                tenant: Some(tenant.id),
                 resource_type: "pool",
                 resource_id: tenant.code.to_string(),
                 request_id,

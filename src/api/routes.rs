@@ -95,7 +95,7 @@ impl Service {
         let password = self.api.router.route_login_kept(route, TenantRole::DirectA).await?.password;
         let deed = Deed {
             action: "RouterService/ResolveTenant",
-            tenant: route.tenant,
+            tenant: Some(route.tenant),
             resource_type: "role",
             resource_id: role.to_string(),
             request_id: None,

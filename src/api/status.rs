@@ -33,7 +33,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 pub(super) type BadField = (&'static str, String);
 
 /// Every field that is not usable, at once.
-pub(super) fn invalid(fields: Vec<BadField>) -> Status {
+pub(super) fn invalid(fields: Vec<(impl Into<String>, String)>) -> Status {
     Refusal::invalid(fields)
 }
 
@@ -112,7 +112,7 @@ impl Refusal {
         Self { code, reason, message, metadata: HashMap::new(), details: ErrorDetails::new() }
     }
 
-    fn invalid(fields: Vec<BadField>) -> Status {
+    fn invalid(fields: Vec<(impl Into<String>, String)>) -> Status {
         let message = match fields.as_slice() {
             [(_, problem)] => problem.clone(),
             several => format!("{} fields of the request are not usable", several.len()),
@@ -408,6 +408,9 @@ impl From<operations::Error> for Status {
             E::Name(error) => invalid(vec![("code", error.to_string())]),
             E::VerificationsFull { .. } => {
                 Refusal::new(Code::ResourceExhausted, Reason::Spool, error).retry_after(RETRY_AFTER).status()
+            }
+            E::NotStuck { state, .. } => {
+                Refusal::new(Code::FailedPrecondition, Reason::OperationState, &error).meta("state", state).status()
             }
             E::NameTaken { .. } => Refusal::new(Code::AlreadyExists, Reason::TenantAlreadyExists, error).status(),
             E::Session(session) if session.is_transient() => away("the shared database", &session),

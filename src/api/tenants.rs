@@ -6,12 +6,13 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::audit::{Author, Deed};
-use super::{Service, auth, convert, scope};
+use super::{Service, auth, convert, scope, texts};
 use crate::accounts::{AuditEvent, Outcome};
 use crate::catalog::{self, TenantFilter, TenantRef, Txn};
 use crate::domain::host::tenant_host;
 use crate::domain::tenant::TenantId;
 use crate::operations::CreateTenant;
+use crate::proto::v1;
 use crate::proto::v1::tenant_service_server::TenantService;
 use crate::proto::v1::{
     AddTenantHostRequest, AddTenantHostResponse, CreateTenantRequest, CreateTenantResponse, GetTenantRequest,
@@ -27,7 +28,7 @@ impl TenantService for Service {
     ) -> Result<Response<CreateTenantResponse>, Status> {
         let principal = auth::caller(&request)?;
         scope::whole_fleet(&principal, "creating tenants")?;
-        let message = request.into_inner();
+        let message = texts::checked(request)?;
         let request = convert::request(principal.name.clone(), &message.request_id, message.validate_only)?;
         let administrator = message.administrator.map(|user| (user.email, user.first_name, user.last_name));
         let wish = CreateTenant {
@@ -66,14 +67,14 @@ impl TenantService for Service {
         request: Request<ListTenantsRequest>,
     ) -> Result<Response<ListTenantsResponse>, Status> {
         let principal = auth::caller(&request)?;
-        let message = request.into_inner();
+        let message = texts::checked(request)?;
         let page = convert::page(message.page_size, message.page_token)?;
         let filter = TenantFilter { state: convert::tenant_state_of(message.state)?, codes: principal.scope.codes() };
         let paged = self.api.catalog.tenant_list(&page, &filter).await?;
-        Ok(Response::new(ListTenantsResponse {
-            tenants: paged.rows.into_iter().map(convert::tenant).collect(),
-            next_page_token: paged.next.unwrap_or_default(),
-        }))
+        let tenants = paged.rows.into_iter().map(convert::tenant).collect();
+        let token = |last: &v1::Tenant| format!("{}.{}", last.code, last.tenant_id);
+        let (tenants, next_page_token) = convert::page_cut(tenants, paged.next, token);
+        Ok(Response::new(ListTenantsResponse { tenants, next_page_token }))
     }
 
     async fn suspend_tenant(
@@ -81,7 +82,7 @@ impl TenantService for Service {
         request: Request<SuspendTenantRequest>,
     ) -> Result<Response<SuspendTenantResponse>, Status> {
         let principal = auth::caller(&request)?;
-        let message = request.into_inner();
+        let message = texts::checked(request)?;
         let tenant = self.tenant_in_scope(&principal, &message.tenant).await?;
         let request = convert::request(principal.name.clone(), &message.request_id, message.validate_only)?;
         let begun = self.api.operations.suspend_tenant(&request, &tenant.id.to_string(), &message.reason).await?;
@@ -93,7 +94,7 @@ impl TenantService for Service {
         request: Request<ResumeTenantRequest>,
     ) -> Result<Response<ResumeTenantResponse>, Status> {
         let principal = auth::caller(&request)?;
-        let message = request.into_inner();
+        let message = texts::checked(request)?;
         let tenant = self.tenant_in_scope(&principal, &message.tenant).await?;
         let request = convert::request(principal.name.clone(), &message.request_id, message.validate_only)?;
         let begun = self.api.operations.resume_tenant(&request, &tenant.id.to_string()).await?;
@@ -105,7 +106,7 @@ impl TenantService for Service {
         request: Request<AddTenantHostRequest>,
     ) -> Result<Response<AddTenantHostResponse>, Status> {
         let (principal, author) = (auth::caller(&request)?, Author::of(&request)?);
-        let message = request.into_inner();
+        let message = texts::checked(request)?;
         let request_id = convert::request_id(&message.request_id)?;
         let host = self.api.live.current().own_hosts.tenant_host(&message.host)?;
         let tenant = self.tenant_in_scope(&principal, &message.tenant).await?.id;
@@ -123,7 +124,7 @@ impl TenantService for Service {
         request: Request<RemoveTenantHostRequest>,
     ) -> Result<Response<RemoveTenantHostResponse>, Status> {
         let (principal, author) = (auth::caller(&request)?, Author::of(&request)?);
-        let message = request.into_inner();
+        let message = texts::checked(request)?;
         let request_id = convert::request_id(&message.request_id)?;
         let host = tenant_host(&message.host)?;
         let tenant = self.tenant_in_scope(&principal, &message.tenant).await?.id;
@@ -152,5 +153,5 @@ impl Service {
 }
 
 fn host_deed(action: &'static str, tenant: TenantId, host: String, request_id: Option<Uuid>) -> Deed {
-    Deed { action, tenant, resource_type: "host", resource_id: host, request_id, details: json!({}) }
+    Deed { action, tenant: Some(tenant), resource_type: "host", resource_id: host, request_id, details: json!({}) }
 }

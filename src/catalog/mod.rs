@@ -25,7 +25,7 @@ pub use backups::{Backup, BackupFilter, NewBackup, RetiredDatabase};
 pub use credentials::{Secret, TenantSecret};
 pub use errors::Error;
 pub use operations::{
-    ClaimedOperation, Created, NewOperation, OPERATIONS_CHANNEL, Operation, OperationEnd, OperationFilter,
+    ClaimedOperation, Created, NewOperation, OPERATIONS_CHANNEL, Operation, OperationEnd, OperationFilter, Release,
 };
 pub use rollouts::{NewRollout, Rollout};
 pub use routes::{Follower, RouteChange, RouteChanges};

@@ -94,6 +94,17 @@ pub struct ClaimedOperation {
     pub owner_before: Option<Uuid>,
 }
 
+/// How a claim is given back.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Release<'a> {
+    /// The step that was begun under this claim; that does not count as an attempt.
+    pub begun: Option<i32>,
+    /// Nobody takes it before.
+    pub pause: Duration,
+    /// A step, and why it is tried again.
+    pub waits: Option<(i32, &'a str)>,
+}
+
 /// How an operation ends.
 #[derive(Debug, Clone)]
 pub struct OperationEnd {
@@ -202,13 +213,22 @@ impl Catalog {
         Ok(statement::execute(&self.session().await?, &update).await? > 0)
     }
 
-    /// Gives the claim back, so that another daemon takes over at once. The fence stays, and the next claim raises it.
-    pub async fn operation_release(&self, id: OperationId, fence: i64) -> Result<(), Error> {
+    /// Gives the claim back, so that another daemon takes over at once, or after a pause. The fence stays, and the next
+    /// claim raises it.
+    pub async fn operation_release(&self, id: OperationId, fence: i64, release: &Release<'_>) -> Result<(), Error> {
         let update = fenced(id, fence)
             .value("lease_owner", Option::<Uuid>::None)
-            .value("lease_until", Option::<OffsetDateTime>::None)
+            .value("lease_until", lease_end(release.pause))
             .take();
-        claimed(statement::execute(&self.session().await?, &update).await?, id)
+        let txn = self.begin().await?;
+        claimed(statement::execute(&txn, &update).await?, id)?;
+        if let Some(ordinal) = release.begun {
+            statement::execute(&txn, &steps::pardon(id, ordinal)).await?;
+        }
+        if let Some((ordinal, what_for)) = release.waits {
+            statement::execute(&txn, &steps::detail_set(id, ordinal, what_for)).await?;
+        }
+        Ok(txn.commit().await?)
     }
 
     /// Ends the operation, and with it the claim. One statement.
@@ -243,6 +263,36 @@ impl Catalog {
     pub async fn operation_fail(&self, id: OperationId, fence: i64, error: &Value) -> Result<(), Error> {
         let update = fenced(id, fence).value("error", error.clone()).take();
         claimed(statement::execute(&self.session().await?, &update).await?, id)
+    }
+
+    /// The operation with its steps, its row locked until the transaction ends.
+    pub async fn operation_lock_in_txn(&self, txn: &Txn, id: OperationId) -> Result<Operation, Error> {
+        let select = select().and_where(Expr::col("id").eq(id.0)).lock_exclusive().take();
+        let row = statement::row(txn, &select).await?.ok_or(Error::OperationUnknown { id })?;
+        Ok(Operation { steps: steps::of(txn, id).await?, ..read(&row)? })
+    }
+
+    /// A stuck operation is due again, and goes on being undone. `error` is why.
+    pub async fn operation_go_on_in_txn(&self, txn: &Txn, id: OperationId, error: &Value) -> Result<Operation, Error> {
+        let update =
+            unstuck(id, OperationState::Running, error).value("ended_at", Option::<OffsetDateTime>::None).take();
+        self.unstick(txn, id, &update).await
+    }
+
+    /// A stuck operation has failed, and lets go of its tenant.
+    pub async fn operation_abandon_in_txn(
+        &self,
+        txn: &Txn,
+        id: OperationId,
+        error: &Value,
+    ) -> Result<Operation, Error> {
+        let update = unstuck(id, OperationState::Failed, error).value("ended_at", Expr::current_timestamp()).take();
+        self.unstick(txn, id, &update).await
+    }
+
+    async fn unstick(&self, txn: &Txn, id: OperationId, update: &UpdateStatement) -> Result<Operation, Error> {
+        let row = statement::row(txn, update).await?.ok_or(Error::OperationUnknown { id })?;
+        Ok(Operation { steps: steps::of(txn, id).await?, ..read(&row)? })
     }
 
     /// The operation that the same request created earlier, if it did.
@@ -310,6 +360,18 @@ fn ending(id: OperationId, fence: i64, end: &OperationEnd) -> UpdateStatement {
         .value("lease_owner", Option::<Uuid>::None)
         .value("lease_until", Option::<OffsetDateTime>::None)
         .value("ended_at", Expr::current_timestamp())
+        .take()
+}
+
+fn unstuck(id: OperationId, state: OperationState, error: &Value) -> UpdateStatement {
+    Query::update()
+        .table("operations")
+        .value("state", state.name())
+        .value("error", error.clone())
+        .value("updated_at", Expr::current_timestamp())
+        .and_where(Expr::col("id").eq(id.0))
+        .and_where(Expr::col("state").eq(OperationState::Stuck.name()))
+        .returning_all()
         .take()
 }
 

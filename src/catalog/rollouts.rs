@@ -114,6 +114,21 @@ impl Catalog {
     }
 }
 
+impl Catalog {
+    /// The rollout's operation was given up while it was stuck.
+    pub async fn rollout_abandon_in_txn(&self, txn: &Txn, id: OperationId, reason: &str) -> Result<(), Error> {
+        let update = Query::update()
+            .table("rollouts")
+            .value("state", RolloutState::Failed.name())
+            .value("error", reason)
+            .value("ended_at", Expr::current_timestamp())
+            .and_where(Expr::col("id").eq(id.0))
+            .take();
+        statement::execute(txn, &update).await?;
+        Ok(())
+    }
+}
+
 fn read(row: &Row) -> Result<Rollout, Error> {
     let reader = Reader::new("rollouts", row);
     Ok(Rollout {

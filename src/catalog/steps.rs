@@ -17,7 +17,7 @@ pub struct OperationStep {
     pub ordinal: i32,
     pub name: String,
     pub state: StepState,
-    /// How often the step was begun, by any daemon.
+    /// How often the step was begun, by any daemon, and not given back.
     pub attempts: i32,
     /// What later steps and the undo need to know.
     pub output: Option<Value>,
@@ -81,13 +81,7 @@ impl Catalog {
         state: StepState,
         set: impl FnOnce(&mut UpdateStatement) -> &mut UpdateStatement + Send,
     ) -> Result<(), Error> {
-        let mut update = Query::update()
-            .table("operation_steps")
-            .value("state", state.name())
-            .and_where(Expr::col("operation_id").eq(id.0))
-            .and_where(Expr::col("ordinal").eq(ordinal))
-            .and_where(fence_holds(id, fence))
-            .take();
+        let mut update = one(id, ordinal).value("state", state.name()).and_where(fence_holds(id, fence)).take();
         set(&mut update);
         claimed(statement::execute(&self.session().await?, &update).await?, id)
     }
@@ -95,6 +89,28 @@ impl Catalog {
 
 fn ended<'a>(update: &'a mut UpdateStatement, detail: &str) -> &'a mut UpdateStatement {
     update.value("detail", detail).value("ended_at", Expr::current_timestamp())
+}
+
+/// Takes back that the step was begun: nobody died in it.
+pub(super) fn pardon(id: OperationId, ordinal: i32) -> UpdateStatement {
+    one(id, ordinal)
+        .value("attempts", Expr::col("attempts").sub(1_i32))
+        .and_where(Expr::col("state").eq(StepState::Running.name()))
+        .and_where(Expr::col("attempts").gt(0_i32))
+        .take()
+}
+
+/// What people see of the step.
+pub(super) fn detail_set(id: OperationId, ordinal: i32, detail: &str) -> UpdateStatement {
+    one(id, ordinal).value("detail", detail).take()
+}
+
+fn one(id: OperationId, ordinal: i32) -> UpdateStatement {
+    Query::update()
+        .table("operation_steps")
+        .and_where(Expr::col("operation_id").eq(id.0))
+        .and_where(Expr::col("ordinal").eq(ordinal))
+        .take()
 }
 
 /// The rows of a new operation's steps.

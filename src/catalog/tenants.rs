@@ -162,6 +162,18 @@ impl Catalog {
         Ok(rows.iter().filter_map(|row| pair(row).map_err(tell).ok()).collect())
     }
 
+    /// Those of these codes that tenants have.
+    pub async fn tenant_codes_known(&self, codes: &BTreeSet<TenantCode>) -> Result<BTreeSet<TenantCode>, Error> {
+        let select = Query::select()
+            .columns(["id", "code"])
+            .from("tenants")
+            .and_where(among("code", codes))
+            .and_where(not_purged())
+            .take();
+        let rows = statement::rows(&self.session().await?, &select).await?;
+        rows.iter().map(|row| Ok(Reader::new("tenants", row).parse("code")?)).collect()
+    }
+
     /// Tenants by code.
     pub async fn tenant_list(&self, page: &Page, filter: &TenantFilter<'_>) -> Result<Paged<Tenant>, Error> {
         let of_state = filter.state.map_or_else(not_purged, |state| Expr::col("state").eq(state.name()));

@@ -4,9 +4,9 @@ use prost_types::value::Kind;
 
 use super::connection::{Connection, request};
 use super::error::Error;
-use super::mutation::Mutation;
+use super::mutation::{Mutation, Wait};
 use super::pages::{self, Limit};
-use super::settle::{Settled, Wait, settle};
+use super::settle::{Settled, settle};
 use super::table::{Column, list, record};
 use super::{Context, human};
 use crate::proto::v1::{

@@ -27,7 +27,7 @@ pub enum Error {
         "the daemon at {endpoint} does not answer: {cause}. Start it with \"tenantd dev\" or \"tenantd serve\", or name another with --endpoint"
     )]
     Unreachable { endpoint: String, cause: String },
-    #[error("{}", human::printable(.status.message()))]
+    #[error("{}", message(.status))]
     Refused {
         status: Box<Status>,
         /// The place in what was sent that the daemon did not like.
@@ -41,6 +41,12 @@ pub enum Error {
     Incomplete(&'static str),
     #[error("the daemon keeps ending the stream; try again later")]
     Silent,
+    #[error(
+        "the daemon does not answer any more ({cause}); what was begun may go on in it, or in another. When it is back: {program} operation show {id}"
+    )]
+    Gone { program: String, id: String, cause: String },
+    #[error("{cause}: the connection broke off, or what listens there is no tenantd; look at the endpoint")]
+    Broken { cause: String },
     #[error(transparent)]
     Json(#[from] protobuf_json::Error),
     /// The daemon itself, in the commands that run it.
@@ -52,7 +58,12 @@ pub enum Error {
 
 impl From<Status> for Error {
     fn from(status: Status) -> Self {
-        Self::Refused { status: Box::new(status), place: None }
+        // The daemon's own refusals have details; a connection that breaks, or is no gRPC, has a cause.
+        let is_unknown = matches!(status.code(), Code::Unknown | Code::Internal) && status.details().is_empty();
+        match sources(&status).last() {
+            Some(cause) if is_unknown => Self::Broken { cause },
+            _ => Self::Refused { status: Box::new(status), place: None },
+        }
     }
 }
 
@@ -79,7 +90,7 @@ impl Error {
             | Self::Config(_)
             | Self::Input { .. }
             | Self::Daemon { is_usage: true, .. } => ExitCode::Usage,
-            Self::Unreachable { .. } | Self::Silent => ExitCode::Unavailable,
+            Self::Unreachable { .. } | Self::Silent | Self::Gone { .. } | Self::Broken { .. } => ExitCode::Unavailable,
             Self::Interrupted { .. } => ExitCode::Interrupted,
             Self::Refused { status, .. } => exit_code_of(status),
             Self::Operation(operation) => match operation.error.as_ref().map(|error| error.reason.as_str()) {
@@ -151,7 +162,7 @@ fn details_lines(status: &Status) -> Vec<String> {
     }
     for violation in details.precondition_failure().into_iter().flat_map(|failure| &failure.violations) {
         if !status.message().contains(&violation.description) {
-            lines.push(format!("  {}: {}", violation.subject, human::printable(&violation.description)));
+            lines.push(format!("  {}", violation_line(&violation.subject, &violation.description)));
         }
     }
     if let Some(info) = details.error_info() {
@@ -170,6 +181,24 @@ fn details_lines(status: &Status) -> Vec<String> {
         lines.push(format!("  try again in: {}", human::duration(delay)));
     }
     lines
+}
+
+/// One line; a description that names its subject is all that there is to say.
+fn violation_line(subject: &str, description: &str) -> String {
+    let text = match description.strip_prefix(subject) {
+        Some(rest) if rest.starts_with(':') => description.to_owned(),
+        _ => format!("{subject}: {description}"),
+    };
+    human::printable(&text).replace('\n', "\\n")
+}
+
+/// What happened. Where it was too long for a status, it ends with the last line that is whole: the details say the rest.
+fn message(status: &Status) -> String {
+    let text = status.message();
+    let has_list = status.get_error_details().precondition_failure().is_some();
+    let whole =
+        if has_list && text.ends_with('…') { text.rsplit_once('\n').map_or(text, |(whole, _)| whole) } else { text };
+    human::printable(whole)
 }
 
 fn details_json(status: &Status, error: &mut Value) {
@@ -233,6 +262,25 @@ mod tests {
         assert_eq!(error.exit_code(), ExitCode::Usage);
         assert_eq!(error.json()["error"]["code"], json!("INVALID_ARGUMENT"));
         assert_eq!(error.json()["error"]["fieldViolations"][1]["field"], json!("tier"));
+    }
+
+    #[test]
+    fn a_long_list_of_files_is_whole_and_names_each_once() {
+        let mut details = ErrorDetails::new();
+        let violation = |file: &str| {
+            tonic_types::PreconditionViolation::new("MIGRATION_FILE", file, format!("{file}: it is bad; mend it"))
+        };
+        details
+            .set_error_info("MIGRATION_DIRECTORY_INVALID", "tenantd", std::collections::HashMap::new())
+            .set_precondition_failure(vec![violation("V2.sql"), violation("V3\nx.sql")]);
+        let message = "the directory has 2 problems:\n  V2.sql: it is b…";
+        let error: Error = Status::with_error_details(Code::FailedPrecondition, message, details).into();
+        insta::assert_snapshot!(error.text(), @r"
+        error: the directory has 2 problems:
+          V2.sql: it is bad; mend it
+          V3\nx.sql: it is bad; mend it
+          reason: MIGRATION_DIRECTORY_INVALID
+        ");
     }
 
     #[test]

@@ -34,7 +34,7 @@ mod whoami;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{CommandFactory as _, FromArgMatches as _};
+use clap::{CommandFactory as _, FromArgMatches as _, ValueEnum as _};
 
 pub use exit_code::ExitCode;
 
@@ -103,7 +103,7 @@ enum Command {
     Backup(backup::Command),
     /// Restore a backup, over its tenant or as a new one.
     Restore(restore::Arguments),
-    /// Show and follow operations.
+    /// Show and follow operations; have one that is stuck go on, or give it up.
     #[command(subcommand)]
     Operation(operation::Command),
     /// Make, show and revoke API keys.
@@ -151,12 +151,23 @@ impl Context {
 /// Parses the command line. Prints help, or what is wrong with the arguments, and answers with the code to end with.
 pub fn parse(arguments: impl Iterator<Item = OsString>) -> Result<CommandLine, ExitCode> {
     let arguments: Vec<_> = arguments.collect();
+    let format = format_wanted(&arguments);
     let program = arguments.first().map_or("tenantd".into(), |name| name.to_string_lossy()).into_owned();
     CommandLine::command()
         .try_get_matches_from(arguments)
         .and_then(|matches| CommandLine::from_arg_matches(&matches))
         .map(|command_line| CommandLine { program, ..command_line })
-        .map_err(|error| output::usage(&error))
+        .map_err(|error| output::usage(&error, format))
+}
+
+/// The format that was asked for, as far as that can be seen in arguments that do not parse.
+fn format_wanted(arguments: &[OsString]) -> Format {
+    let texts: Vec<_> = arguments.iter().map(|argument| argument.to_string_lossy()).collect();
+    let mut named = texts.iter().enumerate().filter_map(|(place, text)| match text.as_ref() {
+        "-o" | "--output" => texts.get(place + 1).map(AsRef::as_ref),
+        text => text.strip_prefix("--output=").or_else(|| text.strip_prefix("-o")),
+    });
+    named.next_back().and_then(|name| Format::from_str(name.trim_start_matches('='), false).ok()).unwrap_or_default()
 }
 
 /// Runs the command, and prints why it failed if it did.
@@ -229,6 +240,18 @@ mod tests {
     }
 
     #[test]
+    fn usage_errors_have_the_format_that_was_asked_for() {
+        let wanted = |line: &str| format_wanted(&line.split_whitespace().map(OsString::from).collect::<Vec<_>>());
+        for json in ["tenantd -o json x", "tenantd x --output json", "tenantd --output=json", "tenantd -ojson"] {
+            assert_eq!(wanted(json), Format::Json, "{json}");
+        }
+        assert_eq!(wanted("tenantd tenant list -o jsonl"), Format::Jsonl);
+        for text in ["tenantd x", "tenantd -o", "tenantd -o xml", "tenantd -o table"] {
+            assert_eq!(wanted(text), Format::Table, "{text}");
+        }
+    }
+
+    #[test]
     fn the_commands_of_the_manual_parse() {
         for line in [
             "tenantd tenant create acme --name Acme --tier standard --sample-data",
@@ -246,6 +269,8 @@ mod tests {
             "tenantd backup verify 0193",
             "tenantd restore 0193 --in-place",
             "tenantd restore 0193 --as acme_copy",
+            "tenantd operation retry 0193",
+            "tenantd operation abandon 0193 --reason gone",
         ] {
             assert_eq!(code(line), None, "{line}");
         }

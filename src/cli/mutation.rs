@@ -13,6 +13,14 @@ pub struct Mutation {
     pub validate_only: bool,
 }
 
+/// Whether a command waits for the operation that it began.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct Wait {
+    /// Print the operation and return, without waiting for its end.
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
 impl Mutation {
     /// The id that was given, or a new one.
     pub fn request_id(&self) -> String {

@@ -2,11 +2,13 @@
 
 use super::connection::{Connection, request};
 use super::error::Error;
+use super::mutation::{Mutation, Wait};
 use super::pages::{self, Limit};
 use super::table::{Column, list, record};
 use super::{Context, human, wait};
 use crate::proto::v1::{
-    GetOperationResponse, ListOperationsRequest, ListOperationsResponse, Operation, OperationState,
+    AbandonOperationRequest, GetOperationResponse, ListOperationsRequest, ListOperationsResponse, Operation,
+    OperationState, RetryOperationRequest, RetryOperationResponse,
 };
 
 #[derive(Debug, clap::Subcommand)]
@@ -17,6 +19,29 @@ pub enum Command {
     Show { operation_id: String },
     /// Follow an operation to its end.
     Watch { operation_id: String },
+    /// Have an operation that is stuck go on being undone, once what was in the way is mended.
+    Retry(Retry),
+    /// Give up an operation that is stuck: it lets go of its tenant, and what it has left stays.
+    Abandon(Abandon),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Retry {
+    operation_id: String,
+    #[command(flatten)]
+    wait: Wait,
+    #[command(flatten)]
+    mutation: Mutation,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Abandon {
+    operation_id: String,
+    /// Why; kept with the operation.
+    #[arg(long)]
+    reason: String,
+    #[command(flatten)]
+    mutation: Mutation,
 }
 
 #[derive(Debug, clap::Args)]
@@ -68,7 +93,48 @@ impl Command {
                 let operation = wait::to_the_end(context, &connection, operation).await?;
                 show(context, &operation)
             }
+            Self::Retry(arguments) => retry(arguments, context, &connection).await,
+            Self::Abandon(arguments) => abandon(arguments, context, &connection).await,
         }
+    }
+}
+
+async fn retry(arguments: Retry, context: &Context, connection: &Connection) -> Result<(), Error> {
+    let validate_only = arguments.mutation.validate_only;
+    let message = RetryOperationRequest {
+        request_id: arguments.mutation.request_id(),
+        validate_only,
+        operation_id: arguments.operation_id,
+    };
+    let answer = connection.operations().retry_operation(request(message)).await?.into_inner();
+    let mut operation = answer.operation.ok_or(Error::Incomplete("operation"))?;
+    if !validate_only && !arguments.wait.no_wait {
+        operation = wait::to_an_end(context, connection, operation).await?;
+        // What was undone to the end has failed: that is what was asked for.
+        if operation.state() == OperationState::Stuck {
+            return Err(Error::Operation(Box::new(operation)));
+        }
+    }
+    let answer = RetryOperationResponse { operation: Some(operation) };
+    context.output.answer(&answer, || changed_text(validate_only, answer.operation.as_ref()))
+}
+
+async fn abandon(arguments: Abandon, context: &Context, connection: &Connection) -> Result<(), Error> {
+    let validate_only = arguments.mutation.validate_only;
+    let message = AbandonOperationRequest {
+        request_id: arguments.mutation.request_id(),
+        validate_only,
+        operation_id: arguments.operation_id,
+        reason: arguments.reason,
+    };
+    let answer = connection.operations().abandon_operation(request(message)).await?.into_inner();
+    context.output.answer(&answer, || changed_text(validate_only, answer.operation.as_ref()))
+}
+
+fn changed_text(validate_only: bool, operation: Option<&Operation>) -> String {
+    match operation {
+        Some(operation) if !validate_only => text(operation),
+        _ => "Everything is in order; nothing was changed.\n".to_owned(),
     }
 }
 

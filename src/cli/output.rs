@@ -117,9 +117,19 @@ fn line(value: &Value) -> Result<(), Error> {
 }
 
 /// What the parser of the command line has to say: help on standard output, or what is wrong on standard error.
-pub fn usage(error: &clap::Error) -> ExitCode {
-    let _ = error.print();
-    if error.use_stderr() { ExitCode::Usage } else { ExitCode::Done }
+pub fn usage(error: &clap::Error, format: Format) -> ExitCode {
+    if !error.use_stderr() {
+        let _ = error.print();
+        return ExitCode::Done;
+    }
+    if format == Format::Table {
+        let _ = error.print();
+    } else {
+        let text = error.render().to_string();
+        let text = text.trim().trim_start_matches("error: ").to_owned();
+        Output::new(format).error(&Error::Usage(text));
+    }
+    ExitCode::Usage
 }
 
 /// A line on standard error, before there is a format.

@@ -2,8 +2,8 @@
 
 use super::connection::request;
 use super::error::Error;
-use super::mutation::Mutation;
-use super::settle::{Wait, settle};
+use super::mutation::{Mutation, Wait};
+use super::settle::settle;
 use super::{Context, operation};
 use crate::proto::v1::restore_backup_request::Target;
 use crate::proto::v1::{RestoreBackupRequest, RestoreBackupResponse};

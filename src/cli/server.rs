@@ -7,7 +7,7 @@ use serde_json::json;
 use super::error::Error;
 use super::{Context, Logs};
 use crate::app::{self, BootstrapRequest};
-use crate::config::{RoleLogin, ServerTls};
+use crate::config::{self, RoleLogin, ServerTls};
 use crate::domain::tenant::RoleName;
 use crate::shutdown::Tasks;
 
@@ -49,6 +49,10 @@ pub struct Bootstrap {
     /// Only the roles: the shared and the auth database are on another server.
     #[arg(long)]
     no_catalog: bool,
+    /// Give the daemon's roles new passwords although the server has them and the credentials file is not there. Daemons
+    /// that log in with the old ones are locked out.
+    #[arg(long)]
+    new_passwords: bool,
     #[command(flatten)]
     logs: Logs,
 }
@@ -66,10 +70,12 @@ async fn bootstrap(arguments: Bootstrap, context: &Context) -> Result<(), Error>
     let usage = |error: &dyn std::fmt::Display| Error::Usage(error.to_string());
     let password = match &arguments.superuser_password_file {
         None => String::new(),
-        Some(path) => std::fs::read_to_string(path)
-            .map_err(|source| Error::Input { path: path.clone(), source })?
-            .trim_end_matches(['\r', '\n'])
-            .to_owned(),
+        Some(path) => {
+            config::check_private(path).map_err(|problem| usage(&format!("{}: {problem}", path.display())))?;
+            let text = std::fs::read_to_string(path);
+            let text = text.map_err(|source| Error::Input { path: path.clone(), source })?;
+            text.trim_end_matches(['\r', '\n']).to_owned()
+        }
     };
     let role = RoleName::new(arguments.superuser).map_err(|error| usage(&error))?;
     let request = BootstrapRequest {
@@ -82,6 +88,7 @@ async fn bootstrap(arguments: Bootstrap, context: &Context) -> Result<(), Error>
         credentials_file: arguments.credentials_file,
         keys_file: arguments.keys_file,
         catalog: !arguments.no_catalog,
+        new_passwords: arguments.new_passwords,
     };
     let tasks = Tasks::new(tracing::info_span!("bootstrap"));
     let done = app::bootstrap(&request, &tasks).await.map_err(|error| Error::daemon(error.is_usage(), error))?;

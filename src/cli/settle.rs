@@ -2,17 +2,10 @@
 
 use super::connection::Connection;
 use super::error::Error;
+use super::mutation::Wait;
 use super::operation;
 use super::{Context, wait};
 use crate::proto::v1::Operation;
-
-/// Whether a command waits for the operation that it began.
-#[derive(Debug, Clone, Copy, clap::Args)]
-pub struct Wait {
-    /// Print the operation and return, without waiting for its end.
-    #[arg(long)]
-    pub no_wait: bool,
-}
 
 /// How far a command went along with the operation that it began.
 #[derive(Debug)]

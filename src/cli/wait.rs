@@ -7,7 +7,7 @@ use tonic::{Code, Status, Streaming};
 
 use super::Context;
 use super::connection::Connection;
-use super::error::Error;
+use super::error::{Error, sources};
 use super::human;
 use super::output::Output;
 use super::progress::Progress;
@@ -25,17 +25,35 @@ const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
 /// # Errors
 /// When it ended in another state than SUCCEEDED.
 pub async fn to_the_end(context: &Context, connection: &Connection, operation: Operation) -> Result<Operation, Error> {
-    let id = operation.operation_id.clone();
-    let mut view = View::new(context.output, operation);
-    tokio::select! {
-        ended = follow(connection, &id, &mut view) => ended?,
-        _ = tokio::signal::ctrl_c() => return Err(Error::Interrupted { program: context.program.clone(), id }),
-    }
-    let operation = view.finish();
+    let operation = to_an_end(context, connection, operation).await?;
     match operation.state() {
         OperationState::Succeeded => Ok(operation),
         _ => Err(Error::Operation(Box::new(operation))),
     }
+}
+
+/// As [`to_the_end`], whatever its end is.
+pub async fn to_an_end(context: &Context, connection: &Connection, operation: Operation) -> Result<Operation, Error> {
+    let id = operation.operation_id.clone();
+    let mut view = View::new(context.output, operation);
+    tokio::select! {
+        ended = follow(connection, &id, &mut view) => ended.map_err(|error| gone(context, &id, error))?,
+        _ = tokio::signal::ctrl_c() => return Err(Error::Interrupted { program: context.program.clone(), id }),
+    }
+    Ok(view.finish())
+}
+
+/// A daemon that stays away says nothing of the operation.
+fn gone(context: &Context, id: &str, error: Error) -> Error {
+    let cause = match &error {
+        Error::Silent => error.to_string(),
+        Error::Broken { cause } => cause.clone(),
+        Error::Refused { status, .. } if is_away(status) => {
+            sources(status.as_ref()).last().unwrap_or_else(|| status.message().to_owned())
+        }
+        _ => return error,
+    };
+    Error::Gone { program: context.program.clone(), id: id.to_owned(), cause }
 }
 
 /// Watches, and begins again when the stream breaks.

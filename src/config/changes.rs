@@ -36,7 +36,7 @@ impl Config {
         servers(&self.servers, &new.servers, &mut found);
         store(&self.store, &new.store, &mut found);
         let operations = compare!(&self.operations, &new.operations, OperationsConfig {
-            lease, concurrency_max, poll_interval,
+            lease, concurrency_max, poll_interval, repeat_max,
         } others {});
         note(&mut found, "operations.", operations);
         let migrator = compare!(&self.migrator, &new.migrator, MigratorConfig {
@@ -170,6 +170,7 @@ mod tests {
         lease = "16s"
         concurrency_max = 8
         poll_interval = "1s"
+        repeat_max = "10m"
         [migrator]
         concurrency_max = 9
         lock_timeout = "3s"
@@ -233,6 +234,7 @@ mod tests {
         ("lease = \"16s\"", "lease = \"17s\"", &["operations.lease"]),
         ("concurrency_max = 8", "concurrency_max = 7", &["operations.concurrency_max"]),
         ("poll_interval = \"1s\"", "poll_interval = \"2s\"", &["operations.poll_interval"]),
+        ("repeat_max = \"10m\"", "repeat_max = \"9m\"", &["operations.repeat_max"]),
         ("concurrency_max = 9", "concurrency_max = 7", &["migrator.concurrency_max"]),
         ("lock_timeout = \"3s\"", "lock_timeout = \"4s\"", &["migrator.lock_timeout"]),
         ("statement_timeout = \"10m\"", "statement_timeout = \"11m\"", &["migrator.statement_timeout"]),

@@ -85,7 +85,7 @@ impl Keys {
 }
 
 /// Refuses a file that others can read. The problem does not name it.
-pub(super) fn check_private(path: &Path) -> Result<(), String> {
+pub fn check_private(path: &Path) -> Result<(), String> {
     let mode = fs::metadata(path).map_err(|error| error.to_string())?.permissions().mode();
     let of_others = mode & 0o077;
     if of_others == 0 {

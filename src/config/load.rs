@@ -39,8 +39,13 @@ fn list(problems: &[String]) -> String {
 /// Every problem at once.
 pub fn load(path: &Path) -> Result<Config, Error> {
     let fail = |problems| Error { path: path.to_owned(), problems };
-    if !path.is_file() {
-        return Err(fail(vec!["there is no such file".to_owned()]));
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_file() => {}
+        Ok(_other) => return Err(fail(vec!["it is no file".to_owned()])),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(fail(vec!["there is no such file".to_owned()]));
+        }
+        Err(error) => return Err(fail(vec![error.to_string()])),
     }
     let figment =
         Figment::from(Toml::file_exact(path)).merge(Env::prefixed("TENANTD_").ignore(&["client_config"]).split("__"));
@@ -212,6 +217,7 @@ section!(OperationsSection {
 } durations {
     lease = Duration::from_secs(15),
     poll_interval = Duration::from_secs(1),
+    repeat_max = Duration::from_mins(10),
 });
 
 section!(MigratorSection {
@@ -305,6 +311,7 @@ impl File {
                 lease: self.operations.lease,
                 concurrency_max: self.operations.concurrency_max,
                 poll_interval: self.operations.poll_interval,
+                repeat_max: self.operations.repeat_max,
             },
             migrator: MigratorConfig {
                 concurrency_max: self.migrator.concurrency_max,

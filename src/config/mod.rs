@@ -20,7 +20,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 pub use access::{AccessConfig, CertificateConfig, IssuerConfig, KeysFrom, SignatureAlgorithm, SubjectKind};
-pub use files::{Credentials, Keys, RoleLogin, write_private};
+pub use files::{Credentials, Keys, RoleLogin, check_private, write_private};
 pub use live::Live;
 pub use load::{Error, load};
 pub use tls::{ClientCa, TlsFiles, roots_read};
@@ -178,6 +178,8 @@ pub struct OperationsConfig {
     pub concurrency_max: usize,
     /// How often it looks for work that nobody announced.
     pub poll_interval: Duration,
+    /// For how long undoing, and what waits rather than be undone, is tried again while a server or a store is away.
+    pub repeat_max: Duration,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -176,6 +176,7 @@ fn numbers(config: &Config, problems: &mut Vec<String>) {
     let times = [
         ("operations.lease", config.operations.lease),
         ("operations.poll_interval", config.operations.poll_interval),
+        ("operations.repeat_max", config.operations.repeat_max),
         ("router.acquire_timeout", router.acquire_timeout),
         ("router.connect_timeout", router.connect_timeout),
         ("router.statement_timeout", router.statement_timeout),

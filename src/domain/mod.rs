@@ -14,4 +14,5 @@ pub mod privilege;
 pub mod route;
 pub mod share;
 pub mod tenant;
+pub mod text;
 pub mod tier;

@@ -21,7 +21,13 @@ pub struct Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.file)?;
+        // A name may have any character but a slash, and each problem is one line.
+        for character in self.file.chars() {
+            match character {
+                character if character.is_control() => write!(f, "{}", character.escape_default())?,
+                character => write!(f, "{character}")?,
+            }
+        }
         if let Some(line) = self.line {
             write!(f, ":{line}")?;
         }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::contents::extensions_refused;
 use super::step::{Done, Run, Step, StepError, step};
-use super::tenant_parts::{Place, secret_missing};
+use super::tenant_parts::Place;
 use crate::backup::{self, BackupRef, DumpRequest};
 use crate::catalog::{Backup, NewBackup};
 use crate::domain::backup::{BackupKeys, Manifest};
@@ -56,7 +56,7 @@ async fn dump(run: &Run) -> Result<Done, StepError> {
     let place = Place::of(run).await?;
     dump_undo(run).await?;
     let parts = &run.parts;
-    let recipient = parts.tenant_backup_identity(place.tenant.id).await.map_err(secret_missing)?.recipient();
+    let recipient = parts.tenant_backup_identity(place.tenant.id).await?.recipient();
     let request = DumpRequest {
         server: &place.server,
         store: &parts.store,

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::Parts;
 use super::step::{Done, Run, StepError};
-use super::tenant_parts::{self, NewDatabase, Place, secret_missing};
+use super::tenant_parts::{self, NewDatabase, Place};
 use crate::backup::{self, BackupRef, RestoreRequest};
 use crate::catalog::{Backup, TenantSchema};
 use crate::domain::backup::Manifest;
@@ -74,11 +74,11 @@ pub(super) async fn fill(run: &Run, generation: i64) -> Result<Done, StepError> 
     let place = Place::of(run).await?;
     let manifest: Manifest = run.output_of("validate")?;
     let name = database_under_construction(run.id().0);
-    if run.attempts > 1 {
+    if run.is_repeated {
         tenant_parts::new_database(run, &place, &NewDatabase::like(name.clone(), generation, &manifest)).await?;
     }
     let parts = &run.parts;
-    let identity = parts.tenant_backup_identity(manifest.tenant_id).await.map_err(secret_missing)?;
+    let identity = parts.tenant_backup_identity(manifest.tenant_id).await?;
     let login = tenant_parts::login(run, &place, TenantRole::Migrator).await?;
     logins_restore(run, &place, &name).await?;
     let request = RestoreRequest {

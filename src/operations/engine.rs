@@ -2,7 +2,8 @@
 //!
 //! What always holds: a step's result is persisted before the next step begins; every write carries the claim's fence,
 //! so a daemon that lost its claim changes nothing more; an operation that was being undone goes on being undone,
-//! whoever picks it up. Steps may be repeated at any time and must bear it.
+//! whoever picks it up. Steps may be repeated at any time and must bear it. Whoever waits for a server that is away
+//! gives its claim and its slot back meanwhile.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,18 +17,16 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::kinds;
+use super::patience::{Attempt, Patience};
 use super::step::{Done, Run, Step, StepError};
-use super::{Error, Parts};
-use crate::catalog::{ClaimedOperation, OperationEnd, OperationStep};
+use super::{Error, Parts, stuck};
+use crate::catalog::{ClaimedOperation, OperationEnd, OperationStep, Release};
 use crate::domain::operation::{OperationId, OperationKind, OperationState, StepState};
 
-/// How often one step may be begun, by any daemon, before the operation is undone.
+/// How many daemons may die in one step before the operation is undone.
 const STEP_ATTEMPTS_MAX: i32 = 5;
-/// Undoing is repeated, for half a minute, for what may pass: a server that restarts or has no room, a session that
-/// lingers, a store that refuses for a while.
-const UNDO_ATTEMPTS_MAX: u32 = 11;
-const UNDO_PAUSE_MIN: Duration = Duration::from_millis(200);
-const UNDO_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Longer pauses are others' time.
+const PAUSE_IN_PLACE_MAX: Duration = Duration::from_secs(1);
 
 /// Claims and drives operations until the daemon goes down.
 pub(super) struct Engine {
@@ -41,6 +40,7 @@ pub(super) struct Engine {
     /// What this daemon drives. A lease that ran out while the catalog was slow may be claimed again by the same
     /// daemon: then the older driver goes first.
     pub(super) driven: Mutex<BTreeMap<OperationId, Arc<Driver>>>,
+    pub(super) patience: Mutex<Patience>,
 }
 
 /// One drive of one operation.
@@ -48,6 +48,39 @@ pub(super) struct Engine {
 pub(super) struct Driver {
     superseded: CancellationToken,
     gone: CancellationToken,
+    /// The step that this drive has begun: that it gives it back says nothing against the step.
+    begun: Mutex<Option<i32>>,
+}
+
+impl Driver {
+    fn begun(&self) -> MutexGuard<'_, Option<i32>> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How a drive ended.
+enum Driven {
+    ToTheEnd,
+    /// The claim is to be given back until the pause is over.
+    Waits {
+        step: i32,
+        pause: Duration,
+        what_for: String,
+    },
+}
+
+/// How far the steps went.
+enum Forward {
+    Done,
+    Waits(Driven),
+    Failed(&'static str, StepError),
+}
+
+/// Whether and when something is tried again.
+enum Again {
+    Now,
+    Later(Driven),
+    Never,
 }
 
 impl Engine {
@@ -116,21 +149,34 @@ impl Engine {
         }
         let span = tracing::info_span!("operation", %id, kind = %claimed.operation.kind, tenant = claimed.operation.tenant_code.as_ref().map(tracing::field::display));
         let outcome = tokio::select! {
-            outcome = self.attempt(claimed).instrument(span.clone()) => outcome,
+            outcome = self.attempt(claimed, &driver).instrument(span.clone()) => outcome,
             () = self.heartbeat(id, fence) => Err(Error::ClaimLost { id }),
             () = driver.superseded.cancelled() => return,
             () = self.stop.cancelled() => {
-                if let Err(error) = self.parts.catalog.operation_release(id, fence).await {
-                    span.in_scope(|| tracing::info!(%error, "the claim could not be given back; it runs out by itself"));
-                }
+                let begun = *driver.begun();
+                self.release(id, fence, &Release { begun, ..Release::default() }).instrument(span).await;
                 return;
             }
         };
-        if let Err(error) = outcome {
-            span.in_scope(|| tracing::warn!(%error, "the operation stands still until a daemon claims it again"));
+        match outcome {
+            Ok(Driven::ToTheEnd) => {}
+            Ok(Driven::Waits { step, pause, what_for }) => {
+                let begun = *driver.begun();
+                let release = Release { begun, pause, waits: Some((step, &what_for)) };
+                self.release(id, fence, &release).instrument(span).await;
+            }
+            Err(error) => {
+                span.in_scope(|| tracing::warn!(%error, "the operation stands still until a daemon claims it again"));
+            }
         }
         self.driven().retain(|_, other| !Arc::ptr_eq(other, &driver));
         self.announce(id);
+    }
+
+    async fn release(&self, id: OperationId, fence: i64, release: &Release<'_>) {
+        if let Err(error) = self.parts.catalog.operation_release(id, fence, release).await {
+            tracing::info!(%error, "the claim could not be given back; it runs out by itself");
+        }
     }
 
     fn driven(&self) -> MutexGuard<'_, BTreeMap<OperationId, Arc<Driver>>> {
@@ -153,11 +199,11 @@ impl Engine {
         }
     }
 
-    fn attempt(&self, claimed: ClaimedOperation) -> BoxFuture<'_, Result<(), Error>> {
-        Box::pin(self.steps_run(claimed))
+    fn attempt<'a>(&'a self, claimed: ClaimedOperation, driver: &'a Driver) -> BoxFuture<'a, Result<Driven, Error>> {
+        Box::pin(self.steps_run(claimed, driver))
     }
 
-    async fn steps_run(&self, claimed: ClaimedOperation) -> Result<(), Error> {
+    async fn steps_run(&self, claimed: ClaimedOperation, driver: &Driver) -> Result<Driven, Error> {
         if let Some(gone) = claimed.owner_before {
             self.parts.instance_sessions_end(gone).await?;
         }
@@ -171,11 +217,12 @@ impl Engine {
         let failed_before = claimed.operation.error.is_some();
         let mut run = Run::new(Arc::clone(&self.parts), claimed.operation, claimed.fence, outputs);
         if !failed_before {
-            match self.forward(&mut run, steps, &rows).await? {
-                None => return self.end(&run, OperationState::Succeeded, kinds::result(&run), None).await,
-                Some((step, failure)) => {
+            match self.forward(&mut run, steps, &rows, driver).await? {
+                Forward::Done => return self.end(&run, OperationState::Succeeded, kinds::result(&run), None).await,
+                Forward::Waits(waits) => return Ok(waits),
+                Forward::Failed(step, failure) => {
                     tracing::info!(step, reason = failure.reason(), "the step failed; undoing: {failure}");
-                    let record = failure.to_record(step);
+                    let record = failure.failure(step).to_record();
                     self.parts.catalog.operation_fail(run.id(), run.fence(), &record).await?;
                     run.operation.error = Some(record);
                     self.announce(run.id());
@@ -185,13 +232,14 @@ impl Engine {
         self.backward(&mut run, steps).await
     }
 
-    /// Runs the steps that are not done. Answers with the first that failed.
+    /// Runs the steps that are not done, up to the first that fails.
     async fn forward(
         &self,
         run: &mut Run,
         steps: &'static [Step],
         rows: &[OperationStep],
-    ) -> Result<Option<(&'static str, StepError)>, Error> {
+        driver: &Driver,
+    ) -> Result<Forward, Error> {
         for (ordinal, step) in steps.iter().enumerate() {
             let row = rows.get(ordinal);
             if row.is_some_and(|row| row.state == StepState::Done) {
@@ -199,29 +247,57 @@ impl Engine {
             }
             let ordinal = ordinal_of(ordinal);
             self.parts.catalog.step_begin(run.id(), run.fence(), ordinal).await?;
-            run.attempts = row.map_or(0, |row| row.attempts) + 1;
+            *driver.begun() = Some(ordinal);
+            run.is_repeated = row.is_some_and(|row| row.state != StepState::Pending);
             self.announce(run.id());
-            let acted = if run.attempts > STEP_ATTEMPTS_MAX {
-                Err(StepError::gave_up(step.name, STEP_ATTEMPTS_MAX))
-            } else {
-                (step.act)(run).await
-            };
-            match acted {
-                Ok(Done { output, detail }) => {
-                    let detail = detail.unwrap_or_default();
-                    self.parts.catalog.step_end(run.id(), run.fence(), ordinal, output.clone(), &detail).await?;
-                    run.outputs.insert(step.name.to_owned(), output);
-                    self.announce(run.id());
-                }
-                Err(StepError::Claim(error)) => return Err(error),
-                Err(failure) => return Ok(Some((step.name, failure))),
+            if row.is_some_and(|row| row.attempts >= STEP_ATTEMPTS_MAX) {
+                return Ok(Forward::Failed(step.name, StepError::gave_up(step.name, STEP_ATTEMPTS_MAX)));
             }
+            let Done { output, detail } = loop {
+                match (step.act)(run).await {
+                    Ok(done) => break done,
+                    Err(StepError::Claim(error)) => return Err(error),
+                    Err(failure) if step.waits && failure.passes() => {
+                        let attempt = Attempt { step: step.name, is_undo: false };
+                        match self.again(run, attempt, ordinal, &failure).await {
+                            Again::Now => run.is_repeated = true,
+                            Again::Later(waits) => return Ok(Forward::Waits(waits)),
+                            Again::Never => return Ok(Forward::Failed(step.name, failure)),
+                        }
+                    }
+                    Err(failure) => return Ok(Forward::Failed(step.name, failure)),
+                }
+            };
+            self.patience().forget(run.id());
+            let detail = detail.unwrap_or_default();
+            self.parts.catalog.step_end(run.id(), run.fence(), ordinal, output.clone(), &detail).await?;
+            *driver.begun() = None;
+            run.outputs.insert(step.name.to_owned(), output);
+            self.announce(run.id());
         }
-        Ok(None)
+        Ok(Forward::Done)
+    }
+
+    /// Whether what has failed is tried again. Short pauses are slept here.
+    async fn again(&self, run: &Run, attempt: Attempt, step: i32, failure: &StepError) -> Again {
+        let repeat_max = self.parts.config.operations.repeat_max;
+        let now = tokio::time::Instant::now();
+        let pause = self.patience().pause(run.id(), attempt, failure.passes(), repeat_max, now);
+        let Some(pause) = pause else { return Again::Never };
+        tracing::info!(step = attempt.step, undo = attempt.is_undo, ?pause, "it is tried again: {failure}");
+        if pause > PAUSE_IN_PLACE_MAX {
+            return Again::Later(Driven::Waits { step, pause, what_for: format!("it is tried again: {failure}") });
+        }
+        tokio::time::sleep(pause).await;
+        Again::Now
+    }
+
+    fn patience(&self) -> MutexGuard<'_, Patience> {
+        self.patience.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Undoes, last first, every step that was begun.
-    async fn backward(&self, run: &mut Run, steps: &'static [Step]) -> Result<(), Error> {
+    async fn backward(&self, run: &mut Run, steps: &'static [Step]) -> Result<Driven, Error> {
         let rows = self.parts.catalog.operation_get(run.id()).await?.steps;
         for (ordinal, step) in steps.iter().enumerate().rev() {
             let begun =
@@ -231,11 +307,25 @@ impl Engine {
             }
             let ordinal = ordinal_of(ordinal);
             self.parts.catalog.step_undo_begin(run.id(), run.fence(), ordinal).await?;
-            if let Err(failure) = undo(run, step).await {
-                tracing::error!(step = step.name, "the step cannot be undone; the operation is stuck: {failure}");
-                let record = failure.to_record(step.name);
-                return self.end(run, OperationState::Stuck, Value::Null, Some(record)).await;
+            while let Err(failure) = (step.undo)(run).await {
+                if let StepError::Claim(error @ Error::ClaimLost { .. }) = failure {
+                    return Err(error);
+                }
+                let attempt = Attempt { step: step.name, is_undo: true };
+                match self.again(run, attempt, ordinal, &failure).await {
+                    Again::Now => {}
+                    Again::Later(waits) => return Ok(waits),
+                    Again::Never => {
+                        tracing::error!(
+                            step = step.name,
+                            "the step cannot be undone; the operation is stuck: {failure}"
+                        );
+                        let record = stuck::record(run.id(), &failure.failure(step.name), run.operation.error.as_ref());
+                        return self.end(run, OperationState::Stuck, Value::Null, Some(record)).await;
+                    }
+                }
             }
+            self.patience().forget(run.id());
             self.parts.catalog.step_undo_end(run.id(), run.fence(), ordinal).await?;
             run.outputs.remove(step.name);
             self.announce(run.id());
@@ -244,31 +334,24 @@ impl Engine {
         self.end(run, OperationState::Failed, Value::Null, error).await
     }
 
-    async fn end(&self, run: &Run, state: OperationState, result: Value, error: Option<Value>) -> Result<(), Error> {
+    async fn end(
+        &self,
+        run: &Run,
+        state: OperationState,
+        result: Value,
+        error: Option<Value>,
+    ) -> Result<Driven, Error> {
         let end = OperationEnd { state, result: (!result.is_null()).then_some(result), error };
         self.parts.catalog.operation_end(run.id(), run.fence(), &end).await?;
         tracing::info!(%state, "the operation has ended");
         self.announce(run.id());
-        Ok(())
+        Ok(Driven::ToTheEnd)
     }
 
     fn announce(&self, id: OperationId) {
         // Nobody may be listening, which is fine.
         drop(self.changed.send(id));
     }
-}
-
-async fn undo(run: &Run, step: &Step) -> Result<(), StepError> {
-    let mut pause = UNDO_PAUSE_MIN;
-    for _ in 1..UNDO_ATTEMPTS_MAX {
-        match (step.undo)(run).await {
-            Ok(()) => return Ok(()),
-            Err(failure) => tracing::info!(step = step.name, "undoing is tried again: {failure}"),
-        }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(UNDO_PAUSE_MAX);
-    }
-    (step.undo)(run).await
 }
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "an operation has about ten steps")]

@@ -1,7 +1,7 @@
 //! Why an operation could not be submitted or driven.
 
 use crate::domain::lifecycle::IllegalTransition;
-use crate::domain::operation::OperationId;
+use crate::domain::operation::{OperationId, OperationState};
 use crate::domain::tenant::NameError;
 
 #[derive(Debug, thiserror::Error)]
@@ -11,6 +11,8 @@ pub enum Error {
     Invalid(Vec<BadField>),
     #[error(transparent)]
     State(#[from] IllegalTransition),
+    #[error("the operation {id} is {state}; only one that is {} is tried again or given up", OperationState::Stuck)]
+    NotStuck { id: OperationId, state: OperationState },
     #[error("the operation {id} is driven by another daemon now")]
     ClaimLost { id: OperationId },
     #[error("the catalog names the server {name:?}, which this daemon's configuration does not have")]

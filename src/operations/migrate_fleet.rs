@@ -41,7 +41,7 @@ async fn targets(run: &Run) -> Result<Done, StepError> {
         match running.next().await {
             None => break,
             Some(turn) => match turn? {
-                Turn::Ended if run.attempts > 1 => {
+                Turn::Ended if run.is_repeated => {
                     catalog.step_attempts_reset(run.id(), run.fence(), TARGETS_ORDINAL).await?;
                 }
                 Turn::Ended | Turn::NotBegun => {}

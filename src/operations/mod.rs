@@ -12,11 +12,13 @@ mod failure;
 mod kinds;
 mod migrate_fleet;
 mod migrate_target;
+mod patience;
 mod restore_as_new;
 mod restore_in_place;
 mod retired;
 pub mod sample_data;
 mod step;
+mod stuck;
 mod submit;
 mod submit_rollout;
 mod suspend_tenant;
@@ -45,6 +47,7 @@ use crate::store::Store;
 pub use engine::deterministic_id;
 pub use error::{BadField, Error};
 pub use failure::Failure;
+pub use stuck::Settling;
 pub use submit::{CreateTenant, Request, RestoreTarget, Submitted};
 
 /// How many changes a slow watcher may be behind before it reads the catalog again.
@@ -119,6 +122,7 @@ impl Operations {
             slots: Arc::clone(&slots),
             backup_slots: Arc::new(Semaphore::new(parts.config.backup.concurrency_max)),
             driven: std::sync::Mutex::default(),
+            patience: std::sync::Mutex::default(),
         };
         parts.tasks.spawn("operations", engine.run());
         parts.tasks.spawn("retired databases", retired::run(Arc::clone(&parts), stop.clone()));

@@ -24,7 +24,7 @@ pub(super) const STEPS: &[Step] = &[
     step!("pause", pause, unpause),
     step!("swap", swap, swap_back),
     step!("record", record, unrecord),
-    step!("reopen", reopen),
+    step!("reopen", reopen).waiting(),
 ];
 
 /// What the catalog says before the swap, and the generation that it will say after. Kept with the first step that

@@ -7,7 +7,7 @@ use futures_util::future::BoxFuture;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{Error, Parts};
+use super::{Error, Failure, Parts};
 use crate::catalog::Operation;
 use crate::domain::operation::OperationId;
 use crate::domain::tenant::TenantId;
@@ -17,6 +17,15 @@ pub(super) struct Step {
     pub(super) name: &'static str,
     pub(super) act: for<'a> fn(&'a Run) -> BoxFuture<'a, Result<Done, StepError>>,
     pub(super) undo: for<'a> fn(&'a Run) -> BoxFuture<'a, Result<(), StepError>>,
+    /// What it meets and what passes is waited for, instead of undoing everything.
+    pub(super) waits: bool,
+}
+
+impl Step {
+    /// A step that rather waits than be undone.
+    pub(super) const fn waiting(self) -> Self {
+        Self { waits: true, ..self }
+    }
 }
 
 /// `step!("name", act)` for what needs no undoing, `step!("name", act, undo)` for the rest.
@@ -25,7 +34,12 @@ macro_rules! step {
         step!($name, $act, $crate::operations::step::nothing_to_undo)
     };
     ($name:literal, $act:path, $undo:path) => {
-        $crate::operations::step::Step { name: $name, act: |run| Box::pin($act(run)), undo: |run| Box::pin($undo(run)) }
+        $crate::operations::step::Step {
+            name: $name,
+            act: |run| Box::pin($act(run)),
+            undo: |run| Box::pin($undo(run)),
+            waits: false,
+        }
     };
 }
 pub(super) use step;
@@ -65,14 +79,14 @@ pub(super) struct Run {
     pub(super) parts: Arc<Parts>,
     pub(super) operation: Operation,
     fence: i64,
-    /// How often the present step was begun, this time included.
-    pub(super) attempts: i32,
+    /// Whether the present step was begun before, and may have done a part.
+    pub(super) is_repeated: bool,
     pub(super) outputs: BTreeMap<String, Value>,
 }
 
 impl Run {
     pub(super) fn new(parts: Arc<Parts>, operation: Operation, fence: i64, outputs: BTreeMap<String, Value>) -> Self {
-        Self { parts, operation, fence, attempts: 0, outputs }
+        Self { parts, operation, fence, is_repeated: false, outputs }
     }
 
     pub(super) fn id(&self) -> OperationId {
@@ -114,6 +128,8 @@ impl Run {
 
 /// The reason that a full server's operator can do something about.
 const NO_ROOM: &str = "SERVER_NO_ROOM";
+/// A role or a database of the tenant's name is on the server.
+pub(super) const NAME_TAKEN: &str = "TENANT_ALREADY_EXISTS";
 
 /// There was no session, or it broke off.
 const UNAVAILABLE: &str = "CONNECTION_UNAVAILABLE";
@@ -127,21 +143,42 @@ pub(super) enum StepError {
     #[error(transparent)]
     Claim(Error),
     #[error("{message}")]
-    Failed { reason: &'static str, message: String },
+    Failed {
+        reason: &'static str,
+        message: String,
+        /// Whether it passes without anybody's help: a server or a store that is away or has no room.
+        passes: bool,
+    },
 }
 
 impl StepError {
     /// `reason` is a name of the protobuf enum ErrorReason, without its prefix.
     pub(super) fn failed(reason: &'static str, message: impl Into<String>) -> Self {
-        Self::Failed { reason, message: message.into() }
+        Self::Failed { reason, message: message.into(), passes: false }
     }
 
     pub(super) fn internal(message: String) -> Self {
-        Self::Failed { reason: "INTERNAL", message }
+        Self::failed("INTERNAL", message)
     }
 
     pub(super) fn gave_up(step: &str, attempts: i32) -> Self {
         Self::internal(format!("step {step} was begun {attempts} times and never ended; see the daemons' logs"))
+    }
+
+    /// The failure passes by itself, if `passes`.
+    fn passing_if(self, passes: bool) -> Self {
+        match self {
+            Self::Failed { reason, message, .. } => Self::Failed { reason, message, passes },
+            claim @ Self::Claim(_) => claim,
+        }
+    }
+
+    /// Whether the same may succeed later without anybody's help.
+    pub(super) fn passes(&self) -> bool {
+        match self {
+            Self::Claim(_) => true,
+            Self::Failed { passes, .. } => *passes,
+        }
     }
 
     pub(super) fn reason(&self) -> &'static str {
@@ -151,9 +188,13 @@ impl StepError {
         }
     }
 
-    /// As the catalog keeps it and [`super::Failure`] reads it.
-    pub(super) fn to_record(&self, step: &str) -> Value {
-        serde_json::json!({ "reason": self.reason(), "message": self.to_string(), "step": step })
+    pub(super) fn failure(&self, step: &str) -> Failure {
+        Failure {
+            reason: self.reason().to_owned(),
+            message: self.to_string(),
+            step: step.to_owned(),
+            ..Failure::default()
+        }
     }
 }
 
@@ -162,8 +203,9 @@ impl From<crate::catalog::Error> for StepError {
         if error.is_transient() || matches!(error, crate::catalog::Error::ClaimLost { .. }) {
             return Self::Claim(error.into());
         }
-        let reason = if error.is_no_room() { NO_ROOM } else { "INTERNAL" };
-        Self::failed(reason, format!("the catalog refused: {error}"))
+        let is_full = error.is_no_room();
+        let reason = if is_full { NO_ROOM } else { "INTERNAL" };
+        Self::failed(reason, format!("the catalog refused: {error}")).passing_if(is_full)
     }
 }
 
@@ -175,22 +217,24 @@ impl From<crate::postgres::sessions::Error> for StepError {
 
 impl From<crate::accounts::Error> for StepError {
     fn from(error: crate::accounts::Error) -> Self {
-        let reason = if error.is_no_room() { NO_ROOM } else { "INTERNAL" };
-        Self::failed(reason, format!("the auth database refused: {error}"))
+        let is_full = error.is_no_room();
+        let reason = if is_full { NO_ROOM } else { "INTERNAL" };
+        Self::failed(reason, format!("the auth database refused: {error}")).passing_if(is_full || error.is_away())
     }
 }
 
 impl From<crate::postgres::Error> for StepError {
     fn from(error: crate::postgres::Error) -> Self {
         use crate::postgres::Kind;
-        let reason = match error.kind() {
-            Kind::NoRoom => NO_ROOM,
-            Kind::Unreachable | Kind::Shutdown | Kind::ServerFull | Kind::LimitReached => UNAVAILABLE,
-            _ if error.refused_session() => UNAVAILABLE,
-            _ if error.code().is_some() => SQL,
-            _ => UNAVAILABLE,
+        let passes = error.kind().is_transient() || error.is_silent();
+        let (reason, passes) = match error.kind() {
+            Kind::NoRoom => (NO_ROOM, true),
+            Kind::Duplicate => (NAME_TAKEN, false),
+            Kind::Unreachable | Kind::Shutdown | Kind::ServerFull | Kind::LimitReached => (UNAVAILABLE, passes),
+            _ if error.refused_session() || error.code().is_none() => (UNAVAILABLE, passes),
+            _ => (SQL, passes),
         };
-        Self::failed(reason, error.to_string())
+        Self::failed(reason, error.to_string()).passing_if(passes)
     }
 }
 
@@ -202,7 +246,7 @@ impl From<crate::secrets::Error> for StepError {
 
 impl From<crate::store::Error> for StepError {
     fn from(error: crate::store::Error) -> Self {
-        Self::failed("OBJECT_STORE", error.to_string())
+        Self::failed("OBJECT_STORE", error.to_string()).passing_if(error.is_retryable())
     }
 }
 
@@ -222,20 +266,36 @@ impl From<crate::backup::Error> for StepError {
         match error {
             E::Store(error) if reason == "INTERNAL" => error.into(),
             E::Postgres(error) => error.into(),
-            error => Self::failed(reason, error.to_string()),
+            error => Self::failed(reason, error.to_string()).passing_if(error.is_retryable()),
         }
     }
 }
 
 impl From<crate::router::Error> for StepError {
     fn from(error: crate::router::Error) -> Self {
-        Self::failed(UNAVAILABLE, error.to_string())
+        Self::failed(UNAVAILABLE, error.to_string()).passing_if(error.is_transient())
+    }
+}
+
+/// What operations share with those who submit them.
+impl From<Error> for StepError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Catalog(error) => error.into(),
+            Error::Session(error) => error.into(),
+            Error::Accounts(error) => error.into(),
+            Error::Postgres(error) => error.into(),
+            Error::Router(error) => error.into(),
+            Error::Store(error) => error.into(),
+            Error::Backup(error) => error.into(),
+            error => Self::internal(error.to_string()),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::StepError;
     use crate::backup::Error;
     use crate::postgres::programs;
 

@@ -15,6 +15,7 @@ use crate::catalog::{Backup, Created, NewOperation, NewTenant, Operation, Tenant
 use crate::domain::lifecycle::{IllegalTransition, TenantState, Transition};
 use crate::domain::operation::{OperationId, OperationKind};
 use crate::domain::tenant::{TenantCode, TenantId};
+use crate::domain::text;
 use crate::domain::tier::TIER_DEFAULT;
 use crate::migrator::Directory;
 
@@ -68,12 +69,16 @@ impl Operations {
     /// Reserves the code and begins to create the tenant.
     pub async fn create_tenant(&self, request: &Request, input: CreateTenant) -> Result<Submitted, Error> {
         let hash = hash_of("create_tenant", &input)?;
+        self.or_earlier(request, &hash, self.tenant_creation(request, &hash, input)).await
+    }
+
+    async fn tenant_creation(&self, request: &Request, hash: &[u8], input: CreateTenant) -> Result<Submitted, Error> {
         let tenant = self.new_tenant(&input)?;
         let files = Directory::read(&self.parts.config.tenant_migrations_dir)?.files;
         let administrator =
             input.administrator.map(|(email, first_name, last_name)| Administrator { email, first_name, last_name });
         let stored = create_tenant::Input { files, sample_data: input.sample_data, administrator };
-        let draft = Self::draft(OperationKind::CreateTenant, request, hash, &stored)?;
+        let draft = Self::draft(OperationKind::CreateTenant, request, hash.to_vec(), &stored)?;
         self.submit_with_tenant(request, draft, tenant).await
     }
 
@@ -95,11 +100,14 @@ impl Operations {
     /// Begins to back the tenant up.
     pub async fn backup_create(&self, request: &Request, tenant: &str) -> Result<Submitted, Error> {
         let row = self.tenant(tenant).await?;
-        in_states(&row, "be backed up", &[TenantState::Active, TenantState::Suspended, TenantState::Maintenance])?;
         let hash = hash_of("backup", &row.id)?;
-        let input = backup::Input { backup_id: Uuid::now_v7() };
-        let draft = Self::draft(OperationKind::Backup, request, hash, &input)?;
-        self.submit_on_tenant(request, draft, &row).await
+        let begun = async {
+            in_states(&row, "be backed up", &[TenantState::Active, TenantState::Suspended, TenantState::Maintenance])?;
+            let input = backup::Input { backup_id: Uuid::now_v7() };
+            let draft = Self::draft(OperationKind::Backup, request, hash.clone(), &input)?;
+            self.submit_on_tenant(request, draft, &row).await
+        };
+        self.or_earlier(request, &hash, begun).await
     }
 
     /// Begins to restore.
@@ -111,6 +119,17 @@ impl Operations {
         reason: &str,
     ) -> Result<Submitted, Error> {
         let hash = hash_of("restore", &(backup_id, target))?;
+        self.or_earlier(request, &hash, self.restoration(request, &hash, backup_id, target, reason)).await
+    }
+
+    async fn restoration(
+        &self,
+        request: &Request,
+        hash: &[u8],
+        backup_id: Uuid,
+        target: &RestoreTarget,
+        reason: &str,
+    ) -> Result<Submitted, Error> {
         let source = self.parts.catalog.backup_get(backup_id).await?;
         let input = contents::Input { backup_id, reason: reason.to_owned() };
         match target {
@@ -121,7 +140,7 @@ impl Operations {
                 let row = self.parts.catalog.tenant_get(&TenantRef::Id(source.tenant)).await?;
                 in_states(&row, "be restored in place", &[TenantState::Active])?;
                 self.restorable(request, &source, &row.server).await?;
-                let draft = Self::draft(OperationKind::RestoreInPlace, request, hash, &input)?;
+                let draft = Self::draft(OperationKind::RestoreInPlace, request, hash.to_vec(), &input)?;
                 self.submit_on_tenant(request, draft, &row).await
             }
             RestoreTarget::New(code) => {
@@ -137,7 +156,7 @@ impl Operations {
                 };
                 let tenant = self.new_tenant(&wish).map_err(|error| rename_field(error, "code", "new_code"))?;
                 self.restorable(request, &source, &tenant.server).await?;
-                let draft = Self::draft(OperationKind::RestoreAsNew, request, hash, &input)?;
+                let draft = Self::draft(OperationKind::RestoreAsNew, request, hash.to_vec(), &input)?;
                 self.submit_with_tenant(request, draft, tenant).await
             }
         }
@@ -184,13 +203,16 @@ impl Operations {
             bad.push(BadField::new("siret", "14 digits are needed"));
         }
         if let Some((email, ..)) = &input.administrator
-            && !is_email(email)
+            && !text::is_email(email)
         {
             bad.push(BadField::new("administrator.email", format!("{email:?} is no e-mail address")));
         }
         let mut hosts = Vec::new();
         for host in &input.hosts {
             match limits.own_hosts.tenant_host(host) {
+                Ok(host) if hosts.contains(&host) => {
+                    bad.push(BadField::new("hosts", format!("{host} is there twice")));
+                }
                 Ok(host) => hosts.push(host),
                 Err(error) => bad.push(BadField::new("hosts", error.to_string())),
             }
@@ -268,12 +290,32 @@ impl Operations {
     ) -> Result<Submitted, Error> {
         let row = self.tenant(tenant).await?;
         let hash = hash_of(kind.name(), &(row.id, input))?;
-        if let Some(earlier) = self.replay(request, &hash).await? {
+        let begun = async {
+            row.state.after(transition)?;
+            let draft = Self::draft(kind, request, hash.clone(), input)?;
+            self.submit_on_tenant(request, draft, &row).await
+        };
+        self.or_earlier(request, &hash, begun).await
+    }
+
+    /// What the same request made before, or else what `begin` makes. The request itself changes what is allowed next,
+    /// so it is asked for first; and again after a refusal, because the same request may be on its way twice.
+    async fn or_earlier(
+        &self,
+        request: &Request,
+        hash: &[u8],
+        begin: impl Future<Output = Result<Submitted, Error>> + Send,
+    ) -> Result<Submitted, Error> {
+        if let Some(earlier) = self.replay(request, hash).await? {
             return Ok(Some(earlier));
         }
-        row.state.after(transition)?;
-        let draft = Self::draft(kind, request, hash, input)?;
-        self.submit_on_tenant(request, draft, &row).await
+        match begin.await {
+            Err(refused) => match self.replay(request, hash).await {
+                Ok(Some(earlier)) => Ok(Some(earlier)),
+                _ => Err(refused),
+            },
+            begun => begun,
+        }
     }
 
     /// What the same request id made before: asked first where the request itself changes what is allowed next.
@@ -303,9 +345,6 @@ impl Operations {
         mut draft: Draft,
         tenant: NewTenant,
     ) -> Result<Submitted, Error> {
-        if let Some(earlier) = self.replay(request, &draft.request_hash).await? {
-            return Ok(Some(earlier));
-        }
         let catalog = &self.parts.catalog;
         if request.validate_only {
             // Rolled back: only whether it could be reserved is asked.
@@ -348,11 +387,4 @@ pub(super) fn hash_of(kind: &str, input: &impl Serialize) -> Result<Vec<u8>, Err
 /// A SIRET has 14 digits.
 fn is_siret(text: &str) -> bool {
     text.len() == 14 && text.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-/// Somebody at a host with a dot in its name.
-fn is_email(text: &str) -> bool {
-    let parts = text.split_once('@');
-    !text.contains(char::is_whitespace)
-        && parts.is_some_and(|(user, host)| !user.is_empty() && host.contains('.') && !host.contains('@'))
 }

@@ -1,5 +1,6 @@
 //! Suspending a tenant: its route closed, its logins locked, its sessions ended. Its data stays where it is, and the
-//! dump role still gets in, because a suspended tenant is still backed up. Resuming takes the same steps back.
+//! dump role still gets in, because a suspended tenant is still backed up. Resuming takes the same steps back. Both wait
+//! for a server that is away: a tenant that was to be suspended is closed meanwhile.
 
 use serde::{Deserialize, Serialize};
 
@@ -17,12 +18,12 @@ pub(super) struct Input {
 
 pub(super) const SUSPEND_STEPS: &[Step] = &[
     step!("close", close, reopen),
-    step!("lock_logins", lock_logins, unlock_logins_undo),
-    step!("end_sessions", end_sessions),
+    step!("lock_logins", lock_logins, unlock_logins_undo).waiting(),
+    step!("end_sessions", end_sessions).waiting(),
 ];
 
 pub(super) const RESUME_STEPS: &[Step] =
-    &[step!("unlock_logins", unlock_logins, lock_logins_undo), step!("open", open)];
+    &[step!("unlock_logins", unlock_logins, lock_logins_undo).waiting(), step!("open", open)];
 
 /// Logins that a suspension locks; migrations go on.
 const LOCKED: [TenantRole; 4] = [TenantRole::Router, TenantRole::DirectA, TenantRole::DirectB, TenantRole::Reader];

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::Parts;
-use super::step::{Done, Run, StepError};
+use super::step::{Done, NAME_TAKEN, Run, StepError};
 use crate::catalog::{NewLicense, Tenant, TenantRef, TenantSchema};
 use crate::config::RoleLogin;
 use crate::domain::lifecycle::{TenantState, Transition};
@@ -67,10 +67,7 @@ pub(super) async fn unreserve(run: &Run) -> Result<(), StepError> {
 /// They go with the tenant's row, so nothing is left to undo.
 pub(super) async fn credentials(run: &Run) -> Result<Done, StepError> {
     let place = Place::of(run).await?;
-    run.parts
-        .tenant_secrets_make(place.tenant.id, &place.roles.login_names())
-        .await
-        .map_err(|e| StepError::internal(e.to_string()))?;
+    run.parts.tenant_secrets_make(place.tenant.id, &place.roles.login_names()).await?;
     Ok(Done::default())
 }
 
@@ -85,6 +82,10 @@ pub(super) async fn roles(run: &Run) -> Result<Done, StepError> {
         logins.push(TenantLogin::new(*role, &password, connections_max));
     }
     let client = place.server.connect_admin(place.server.maintenance_database()).await?;
+    // Looked for early: the database gets this name after all the work.
+    if admin::database_oid(&client, &place.tenant.database).await?.is_some() {
+        owned_by_us(run, &client, &place.tenant.database).await?;
+    }
     roles::tenant_roles_create(&client, &place.roles, &logins, run.id().0).await?;
     Ok(Done::default())
 }
@@ -164,7 +165,12 @@ pub(super) async fn name(run: &Run) -> Result<Done, StepError> {
 async fn owned_by_us(run: &Run, client: &Connection, name: &DatabaseName) -> Result<(), StepError> {
     match admin::database_comment(client, name).await? {
         Some(comment) if comment == mark(run) => Ok(()),
-        _ => Err(StepError::internal(format!("the database {name} was not made by this operation"))),
+        _ => Err(StepError::failed(
+            NAME_TAKEN,
+            format!(
+                "the database {name} is on the server already, and was not made by this operation; drop or rename it, or choose another code"
+            ),
+        )),
     }
 }
 
@@ -219,12 +225,6 @@ pub(super) async fn activate(run: &Run, schema: &TenantSchema<'_>) -> Result<Don
 /// How the daemon logs in as one of the tenant's roles.
 pub(super) async fn login(run: &Run, place: &Place, role: TenantRole) -> Result<RoleLogin, StepError> {
     Ok(run.parts.router.route_login(&place.tenant.route(), role).await?)
-}
-
-/// A secret of the tenant's cannot be had.
-#[expect(clippy::needless_pass_by_value, reason = "used as a function of map_err")]
-pub(super) fn secret_missing(error: super::Error) -> StepError {
-    StepError::internal(error.to_string())
 }
 
 /// A direct connection as one of the tenant's roles, which is made what it was if somebody has changed it.

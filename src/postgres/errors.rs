@@ -39,7 +39,7 @@ pub enum Kind {
     InUse,
     /// 53100, 53200: the server's disk is full, or it has no memory left.
     NoRoom,
-    /// 42P04, 42710, 42P06, 23505: there is one already.
+    /// 42P04, 42710, 42P06, 23505: there is one already. Also one that was made by something else.
     Duplicate,
     /// The server cannot be reached, or the session broke off.
     Unreachable,
@@ -133,6 +133,7 @@ impl Error {
             Self::ConnectTimeout { .. } | Self::Unreachable { .. } | Self::ShareUncertain { .. } => Kind::Unreachable,
             Self::DatabaseMissing { .. } => Kind::DatabaseMissing,
             Self::SessionsRemain { .. } | Self::InstanceRemains { .. } => Kind::InUse,
+            Self::ForeignRole { .. } | Self::ForeignDatabase { .. } => Kind::Duplicate,
             _ => Kind::Other,
         }
     }
@@ -140,6 +141,11 @@ impl Error {
     /// Whether the same call may succeed later without anybody's help.
     pub fn is_transient(&self) -> bool {
         self.kind().is_transient()
+    }
+
+    /// Whether the server was asked, and did not answer in time.
+    pub fn is_silent(&self) -> bool {
+        matches!(self, Self::Silent { .. })
     }
 
     /// Whether the server answered, and gave no session: to this role, in this database, or to nobody.

@@ -153,6 +153,101 @@ async fn a_repeated_request_is_the_same_operation_and_another_under_its_id_is_re
     fleet.stop(daemon).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_request_many_times_at_once_is_one_operation() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    let client = &daemon.client;
+    client.tenant("acme").await;
+    let same =
+        async |what: &str, call: &dyn Fn() -> futures_util::future::BoxFuture<'static, Result<Operation, Status>>| {
+            let calls = (0..12).map(|_| tokio::spawn(call()));
+            let answers = futures_util::future::join_all(calls).await;
+            let ids: std::collections::BTreeSet<String> = answers
+                .into_iter()
+                .map(|answer| answer.unwrap().unwrap_or_else(|refused| panic!("{what}: {refused:?}")).operation_id)
+                .collect();
+            assert_eq!(ids.len(), 1, "{what}");
+            client.ended(ids.first().unwrap()).await
+        };
+    let (request, caller) = (Uuid::new_v4(), client.clone());
+    let call = move || -> futures_util::future::BoxFuture<'static, _> {
+        let caller = caller.clone();
+        Box::pin(async move { caller.tenant_create(request, "bolt").await })
+    };
+    assert_eq!(same("create", &call).await.state(), OperationState::Succeeded);
+    // Also once the directory is no good any more.
+    fleet.migration("v9_wrong.sql", "");
+    assert_eq!(same("create again", &call).await.state(), OperationState::Succeeded);
+    let (request, caller) = (Uuid::new_v4(), client.clone());
+    let backed_up = same("backup", &move || {
+        let caller = caller.clone();
+        Box::pin(async move { caller.backup_create(request, "acme").await })
+    })
+    .await;
+    let backup = crate::harness::result_text(&backed_up, "backup_id");
+    for new in [None, Some("copy")] {
+        let (request, caller, backup) = (Uuid::new_v4(), client.clone(), backup.clone());
+        same("restore", &move || {
+            let (caller, backup) = (caller.clone(), backup.clone());
+            Box::pin(async move { caller.restore_create(request, &backup, new).await })
+        })
+        .await;
+    }
+    for suspend in [true, false] {
+        let (request, caller) = (Uuid::new_v4(), client.clone());
+        let ended = same("suspend or resume", &move || {
+            let caller = caller.clone();
+            Box::pin(async move {
+                if suspend {
+                    caller.tenant_suspend(request, "acme", "unpaid").await
+                } else {
+                    caller.tenant_resume(request, "acme").await
+                }
+            })
+        })
+        .await;
+        assert_eq!(ended.state(), OperationState::Succeeded);
+    }
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn a_name_that_is_on_the_server_is_told_before_the_work() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    let (judge, prefix) = (fleet.judge("postgres").await, fleet.naming.prefix());
+    judge.batch_execute(&format!("CREATE ROLE {prefix}_acme__m")).await.unwrap();
+    judge.batch_execute(&format!("CREATE DATABASE {prefix}_bolt")).await.unwrap();
+    for (code, name) in [("acme", "acme__m"), ("bolt", "bolt")] {
+        let operation = daemon.client.tenant_create(Uuid::new_v4(), code).await.unwrap();
+        let error = failed(&daemon.client, &operation).await.error.unwrap();
+        assert_eq!((error.reason.as_str(), error.step.as_str()), ("TENANT_ALREADY_EXISTS", "roles"), "{error:?}");
+        assert!(error.message.contains(&format!("{prefix}_{name}")), "{error:?}");
+    }
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn a_key_for_a_tenant_that_is_not_there_is_refused() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    daemon.client.tenant("acme").await;
+    let wish = |tenants: &[&str], default_tenant: &str| CreateApiKeyRequest {
+        name: "ci".to_owned(),
+        roles: vec!["viewer".to_owned()],
+        tenants: tenants.iter().map(|&code| code.to_owned()).collect(),
+        default_tenant: default_tenant.to_owned(),
+        ..CreateApiKeyRequest::default()
+    };
+    for (wish, field) in [(wish(&["acme", "nobody"], ""), "tenants"), (wish(&[], "nobody"), "default_tenant")] {
+        let refused = daemon.client.access().create_api_key(wish).await.unwrap_err();
+        assert_eq!(bad_field(&refused), (field.to_owned(), "there is no tenant nobody".to_owned()));
+    }
+    daemon.client.access().create_api_key(wish(&["acme"], "acme")).await.unwrap();
+    fleet.stop(daemon).await;
+}
+
 #[tokio::test]
 async fn a_bad_migration_directory_is_refused_whole_before_any_tenant_is_touched() {
     let fleet = Fleet::new(Spec::default()).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::json;
-use tenantd::catalog::{Error, NewRollout, NewTarget, OperationEnd, TargetOutcome};
+use tenantd::catalog::{Error, NewRollout, NewTarget, OperationEnd, Release, TargetOutcome};
 use tenantd::domain::migration::{RolloutState, TargetState};
 use tenantd::domain::operation::{OperationId, OperationState, StepState};
 use uuid::Uuid;
@@ -74,11 +74,11 @@ async fn a_released_claim_is_taken_at_once_and_needs_no_clearing_up() {
     let bench = Bench::new().await;
     let operation = bench.operation(None).await;
     let claim = bench.catalog.operation_claim(Uuid::new_v4(), LEASE, &[]).await.unwrap().unwrap();
-    bench.catalog.operation_release(operation.id, claim.fence).await.unwrap();
+    bench.catalog.operation_release(operation.id, claim.fence, &Release::default()).await.unwrap();
     let taken = bench.catalog.operation_claim(Uuid::new_v4(), LEASE, &[]).await.unwrap().unwrap();
     assert_eq!((taken.operation.id, taken.owner_before), (operation.id, None));
     assert!(taken.fence > claim.fence);
-    let again = bench.catalog.operation_release(operation.id, claim.fence).await;
+    let again = bench.catalog.operation_release(operation.id, claim.fence, &Release::default()).await;
     assert!(matches!(again, Err(Error::ClaimLost { .. })));
     bench.finish().await;
 }
@@ -140,7 +140,7 @@ async fn with_an_old_fence_nothing_is_written() {
         catalog.step_undo_begin(id, old, 0).await,
         catalog.step_undo_end(id, old, 0).await,
         catalog.operation_end(id, old, &end).await,
-        catalog.operation_release(id, old).await,
+        catalog.operation_release(id, old, &Release::default()).await,
         catalog.target_begin(id, old, tenant, false).await.map(drop),
         catalog.target_end(id, old, tenant, TargetState::Migrated, &TargetOutcome::default()).await,
         catalog.rollout_end(id, old, RolloutState::Succeeded, None).await,

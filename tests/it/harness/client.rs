@@ -13,7 +13,7 @@ use tenantd::proto::v1::value::Kind;
 use tenantd::proto::v1::{
     Backup, CreateApiKeyRequest, CreateBackupRequest, CreateRolloutRequest, CreateTenantRequest, ExecuteRequest,
     GetBackupRequest, GetOperationRequest, GetRolloutRequest, GetTenantRequest, Operation, OperationState,
-    RestoreBackupRequest, Rollout, Tenant, Value, restore_backup_request,
+    RestoreBackupRequest, ResumeTenantRequest, Rollout, SuspendTenantRequest, Tenant, Value, restore_backup_request,
 };
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -90,7 +90,8 @@ impl Client {
         self.access().create_api_key(wish).await.unwrap().into_inner().secret
     }
 
-    fn keyed(&self) -> Keyed {
+    /// For calls that have no client here.
+    pub fn keyed(&self) -> Keyed {
         InterceptedService::new(self.channel.clone(), self.key.clone())
     }
 
@@ -206,6 +207,26 @@ impl Client {
             ..RestoreBackupRequest::default()
         };
         Ok(self.backups().restore_backup(request).await?.into_inner().operation.expect("an operation"))
+    }
+
+    /// Begins to suspend a tenant.
+    pub async fn tenant_suspend(&self, request: Uuid, tenant: &str, reason: &str) -> Result<Operation, Status> {
+        let (request_id, tenant, reason) = (request.to_string(), tenant.to_owned(), reason.to_owned());
+        let request = SuspendTenantRequest { request_id, tenant, reason, validate_only: false };
+        Ok(self.tenants().suspend_tenant(request).await?.into_inner().operation.expect("an operation"))
+    }
+
+    /// Begins to resume a tenant.
+    pub async fn tenant_resume(&self, request: Uuid, tenant: &str) -> Result<Operation, Status> {
+        let (request_id, tenant) = (request.to_string(), tenant.to_owned());
+        let request = ResumeTenantRequest { request_id, tenant, validate_only: false };
+        Ok(self.tenants().resume_tenant(request).await?.into_inner().operation.expect("an operation"))
+    }
+
+    /// The operation as it is now.
+    pub async fn operation(&self, operation_id: &str) -> Operation {
+        let request = GetOperationRequest { operation_id: operation_id.to_owned() };
+        self.operations().get_operation(request).await.unwrap().into_inner().operation.expect("an operation")
     }
 
     /// The operation once it has ended, however.

@@ -140,7 +140,12 @@ impl Machine {
         self.connect(&self.superuser, database).await
     }
 
-    async fn connect(
+    pub fn superuser(&self) -> &RoleLogin {
+        &self.superuser
+    }
+
+    /// A session as this role.
+    pub async fn connect(
         &self,
         login: &RoleLogin,
         database: &str,
