@@ -100,7 +100,7 @@ where
                 request.extensions_mut().insert(Call { principal, deadline, host });
                 poll_fn(|context| inner.poll_ready(context)).await.map_err(never)?;
                 let answer = inner.call(request).await.map_err(never)?;
-                let answer = undecodable(&answer).map_or(answer, status::answer);
+                let answer = status::undecodable::instead_of_headers(answer.headers()).map_or(answer, status::answer);
                 if let Some(caller) = caller
                     && let Some(refusal) = refusal(&answer)
                 {
@@ -126,12 +126,6 @@ where
         };
         Box::pin(calling(method, call).instrument(span))
     }
-}
-
-/// What tonic says of a request that is no message of its method as if it were the server's fault.
-fn undecodable(answer: &Response<Body>) -> Option<Status> {
-    let code = Code::from_bytes(answer.headers().get("grpc-status")?.as_bytes());
-    status::undecodable(&Status::from_header_map(answer.headers()).filter(|_| code == Code::Internal)?)
 }
 
 /// How a call was refused before anything was answered.

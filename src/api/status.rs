@@ -5,6 +5,7 @@
 mod bounds;
 pub(super) mod denials;
 pub(super) mod queries;
+pub(super) mod undecodable;
 
 use std::collections::HashMap;
 use std::error::Error as StdError;
@@ -35,12 +36,6 @@ pub(super) type BadField = (&'static str, String);
 /// Every field that is not usable, at once.
 pub(super) fn invalid(fields: Vec<(impl Into<String>, String)>) -> Status {
     Refusal::invalid(fields)
-}
-
-/// What tonic says, as if it were the server's fault, of a request that is no message of its method.
-pub(super) fn undecodable(said: &Status) -> Option<Status> {
-    let is_so = said.code() == Code::Internal && said.message().starts_with("failed to decode Protobuf message");
-    is_so.then(|| invalid(vec![("request", said.message().to_owned())]))
 }
 
 /// The caller may not do this.

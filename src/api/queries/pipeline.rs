@@ -26,7 +26,7 @@ impl Service {
         let caller = Sender { service: self.clone(), ongoing: ongoing.clone(), call };
         let queries = self.api.queries.clone();
         Ok(self.streaming("pipeline", ongoing, deadline, |answers| async move {
-            let requests = requests.map_err(|error| status::undecodable(&error).unwrap_or(error));
+            let requests = requests.map_err(|error| status::undecodable::instead_of(&error).unwrap_or(error));
             queries.pipeline(caller, requests, answers, deadline).await;
             Ok(())
         }))

@@ -84,7 +84,7 @@ impl Service {
             };
             let target = convert::target(begin.target)?;
             let session = service.stream_session(&who, &call, target, &begin.tenant, None, deadline).await?;
-            let requests = requests.map_err(|error| status::undecodable(&error).unwrap_or(error));
+            let requests = requests.map_err(|error| status::undecodable::instead_of(&error).unwrap_or(error));
             Ok(service.api.queries.transact(session, how, requests, &answers, explain).await?)
         }))
     }

@@ -169,15 +169,30 @@ async fn a_slow_statement_is_logged_with_its_tenant_and_without_values() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tenants_who_use_up_the_budget_leave_the_daemons_own_work_alone() {
-    let spec = super::small_budget().setting("[router]", "acquire_timeout", "\"300ms\"");
+    let spec = super::small_budget().setting("[router]", "acquire_timeout", "\"300ms\"").setting(
+        "[router]",
+        "statement_timeout",
+        "\"10m\"",
+    );
     let fleet = Fleet::new(spec).await;
     let daemon = fleet.start().await;
     let client = &daemon.client;
     client.tenant("acme").await;
+    // By statements: transactions leave some places.
     let mut held = Vec::new();
     for _ in 0..6 {
-        held.push(client.transaction("acme").await);
+        let open = client.pipeline().await;
+        open.execute(1, "acme", "SELECT pg_sleep(600)").await;
+        held.push(open);
     }
+    let judge = fleet.judge("postgres").await;
+    let name = format!("{}_acme", fleet.naming.prefix());
+    until("all places are taken", async || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND query LIKE '%pg_sleep%' \
+                   AND state = 'active'";
+        (judge.query_one(sql, &[&name]).await.unwrap().get::<_, i64>(0) == 6).then_some(())
+    })
+    .await;
     // Administration, migrations, the catalog, the accounts and a dump have places of their own.
     client.tenant("bolt").await;
     client.backup("acme").await;
