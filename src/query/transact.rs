@@ -63,15 +63,19 @@ enum End {
     Broken(Error),
 }
 
+/// How a transaction was begun.
+struct Begun {
+    sql: String,
+    /// By its caller's wish.
+    is_read_only: bool,
+}
+
 /// One transaction, begun.
 struct Transaction<'a> {
     queries: &'a Queries,
     session: &'a mut Session,
     residue: Residue,
-    /// By its caller's wish.
-    is_read_only: bool,
-    /// What it was begun with.
-    begin: String,
+    begun: Begun,
     /// Something was done in it that would be lost if it began again.
     has_run: bool,
     /// A request failed: only a rollback helps.
@@ -96,14 +100,13 @@ impl Queries {
         explain: fn(Error) -> v1::StatementError,
     ) -> Result<(), Error> {
         let idle_max = self.0.live.current().query.transaction_idle_max;
-        let (is_read_only, begin) = (begin.read_only, begin.sql(idle_max));
-        session.client().batch_execute(&begin).await?;
+        let begun = Begun { is_read_only: begin.read_only, sql: begin.sql(idle_max) };
+        session.client().batch_execute(&begun.sql).await?;
         let mut transaction = Transaction {
             queries: self,
             session: &mut session,
             residue: Residue::Nothing,
-            is_read_only,
-            begin,
+            begun,
             has_run: false,
             failed: false,
             over: false,
@@ -272,7 +275,7 @@ impl Transaction<'_> {
         if self.session.tenant().is_none() {
             only_reads(&input.sql)?;
         }
-        if self.is_read_only && sets_access_mode(&input.sql) {
+        if self.begun.is_read_only && sets_access_mode(&input.sql) {
             let reason = "the transaction was begun as one that only reads, and stays so";
             return Err(Error::Refused { word: "SET TRANSACTION", reason });
         }
@@ -292,7 +295,7 @@ impl Transaction<'_> {
             } else {
                 // Nothing is lost, and nobody sees it.
                 self.batch("ROLLBACK").await?;
-                self.batch(&self.begin).await?;
+                self.batch(&self.begun.sql).await?;
                 self.prepared(input, bounds).await
             };
         }
