@@ -12,6 +12,7 @@ mod dump;
 mod error;
 mod history;
 mod manifest;
+mod names;
 mod parts;
 mod privileges;
 mod restore;

@@ -15,6 +15,7 @@ use tokio_postgres::{Client, Row};
 use super::Error;
 use super::digest::{self, Table};
 use super::history::schema_version;
+use super::names::Names;
 use super::privileges::privileges;
 use super::sequences::{Sequence, sequence_ranges, sequences};
 use crate::config::RoleLogin;
@@ -57,6 +58,7 @@ ORDER BY 1 LIMIT 1";
 #[derive(Debug)]
 pub(super) struct Snapshot {
     session: Connection,
+    _names: Names,
     /// For `pg_dump --snapshot`.
     pub id: String,
     pub time: OffsetDateTime,
@@ -83,8 +85,12 @@ impl Snapshot {
         roles: &TenantRoles,
         lock_timeout: Duration,
     ) -> Result<Self, Error> {
+        let names = Names::keep(server, database, roles, lock_timeout).await?;
         let session = connect(server, permit, database, lock_timeout).await?;
         let (tables, facts) = begin(&session).await?;
+        if !names.are_all_of(&session, roles).await? {
+            return Err(Error::TablesChanged);
+        }
         let left_out = session.query_typed(LEFT_OUT, &[(&roles.owner.as_str(), Type::NAME)]).await?;
         if let Some(row) = left_out.first() {
             return Err(Error::TableLeftOut { table: row.try_get(0)?, extension: row.try_get(1)? });
@@ -96,6 +102,7 @@ impl Snapshot {
         let sequences = sequences(&session).await?;
         Ok(Self {
             session,
+            _names: names,
             id: facts.try_get(0)?,
             time: facts.try_get(1)?,
             server_version: facts.try_get(2)?,
@@ -120,8 +127,7 @@ impl Snapshot {
     /// Reads the sequences again, and lets the snapshot go. To be called when `pg_dump` has ended.
     ///
     /// # Errors
-    /// When a name has come to mean another table meanwhile: a schema can be renamed under the locks of its tables, and
-    /// `pg_dump` goes by names.
+    /// When a name has come to mean another table meanwhile, as where somebody else than the tenant owns the schema.
     pub(super) async fn end(self) -> Result<Vec<SequenceRange>, Error> {
         let after = sequences(&self.session).await?;
         if digest::tables_list(&self.session).await? != self.tables {

@@ -3,12 +3,12 @@
 use http::HeaderMap;
 use tonic::{Code, Status};
 
-use super::invalid;
+use super::Refusal;
 
 /// What is to be said instead, if that was it.
 pub(in crate::api) fn instead_of(said: &Status) -> Option<Status> {
     let is_so = said.code() == Code::Internal && said.message().starts_with("failed to decode Protobuf message");
-    is_so.then(|| invalid(vec![("request", said.message().to_owned())]))
+    is_so.then(|| Refusal::invalid(vec![("request", said.message().to_owned())]))
 }
 
 /// As [`instead_of`], of an answer's headers.

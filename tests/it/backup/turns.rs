@@ -90,3 +90,25 @@ async fn a_table_that_is_never_given_fails_the_backup_and_nobody_waits_behind_it
     assert_eq!(place.in_bucket().await, Vec::<String>::new());
     place.finish().await;
 }
+
+#[tokio::test]
+async fn no_schema_changes_its_name_under_a_dump() {
+    let place = Place::new(Spec::default()).await;
+    place.run("CREATE SCHEMA s; CREATE SEQUENCE s.q; SELECT nextval('s.q'); CREATE TABLE s.t AS SELECT 1 AS a").await;
+    let renaming = place.session(&place.database, &place.login).await;
+    renaming.batch_execute("SET lock_timeout = '200ms'").await.unwrap();
+    // The snapshot is taken by then, and `pg_dump` has not begun.
+    let manifest = place
+        .dump(place.backup(), async |_upload| {
+            for change in ["ALTER SCHEMA s RENAME TO gone", "DROP SCHEMA s CASCADE"] {
+                let refused = renaming.batch_execute(change).await.unwrap_err();
+                assert_eq!(refused.code().unwrap().code(), "55P03", "{change}: {refused}");
+            }
+            Ok(())
+        })
+        .await
+        .unwrap();
+    renaming.batch_execute("SET lock_timeout = '10s'; ALTER SCHEMA s RENAME TO later").await.unwrap();
+    super::restored_is_what_was_dumped(&place, &manifest).await;
+    place.finish().await;
+}
