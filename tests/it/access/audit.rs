@@ -44,6 +44,7 @@ async fn refusals_are_written_down_once_and_counted_whole() {
     let fleet = Fleet::new(Spec::default()).await;
     let daemon = fleet.start().await;
     daemon.client.tenant("acme").await;
+    daemon.client.tenant("bolt").await;
     let judge = fleet.judge(fleet.naming.auth_database().as_str()).await;
     let wish = CreateApiKeyRequest {
         name: "narrow".to_owned(),

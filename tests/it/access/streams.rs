@@ -276,6 +276,7 @@ async fn who_watches_an_operation_loses_it_with_its_tenant() {
     let fleet = Fleet::new(Spec::default()).await;
     let daemon = fleet.start().await;
     daemon.client.tenant("acme").await;
+    daemon.client.tenant("bolt").await;
     let viewer = daemon.client.with_key(&daemon.client.key_new(&["viewer"], &["acme", "bolt"]).await);
     let standstills = Standstills::install(&fleet).await;
     let (request, armed) = standstills.arm_step("dump").await;
