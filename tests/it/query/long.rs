@@ -72,7 +72,8 @@ async fn open_transactions_of_one_tenant_leave_places_to_the_others() {
 
 #[tokio::test]
 async fn one_tenant_leaves_the_shared_database_to_the_others() {
-    let fleet = Fleet::new(Spec::default()).await;
+    // Longer than others wait.
+    let fleet = Fleet::new(Spec::default().setting("[query]", "transaction_idle_max", "\"1m\"")).await;
     let daemon = fleet.start().await;
     let client = &daemon.client;
     for tenant in ["alpha", "beta"] {
