@@ -155,18 +155,21 @@ impl Catalog {
     }
 
     /// Claims the oldest operation that nobody drives: a new one, one that was released, or one whose lease ran out.
-    /// Those of the kinds `but_not` are left to others, or for later.
+    /// Those of the kinds `but_not`, and those that `not_of` had, are left to others, or for later.
     pub async fn operation_claim(
         &self,
         instance: Uuid,
         lease: Duration,
         but_not: &[OperationKind],
+        not_of: &[Uuid],
     ) -> Result<Option<ClaimedOperation>, Error> {
+        let others = Expr::col("lease_owner").is_not_in(not_of.iter().copied());
         let due = Query::select()
             .column("id")
             .from("operations")
             .and_where(due())
             .and_where(Expr::col("kind").is_not_in(but_not.iter().map(|kind| kind.name())))
+            .and_where(Expr::col("lease_owner").is_null().or(others))
             .order_by("created_at", Order::Asc)
             .limit(1)
             .lock_with_behavior(LockType::Update, LockBehavior::SkipLocked)

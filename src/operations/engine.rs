@@ -125,15 +125,21 @@ impl Engine {
         }
     }
 
-    /// Sessions of daemons that are gone are ended first: they may hold locks, and none of them may act beside us.
+    /// Sessions of daemons that are gone are ended first: they may hold locks, and none of them may act beside us. Where
+    /// a server is away that may have some, what such a daemon drove is left until it is back, and the rest is not.
     async fn try_claim(&self, but_not: &[OperationKind]) -> Result<Option<ClaimedOperation>, Error> {
         let catalog = &self.parts.catalog;
+        let mut not_of = Vec::new();
         for gone in catalog.operation_owners_expired().await? {
-            if gone != self.parts.instance {
-                self.parts.instance_sessions_end(gone).await?;
+            if gone != self.parts.instance
+                && let Err(error) = self.parts.instance_sessions_end(gone).await
+            {
+                tracing::warn!(daemon = %gone, %error, "sessions of a daemon that is gone cannot be ended; what it drove waits");
+                not_of.push(gone);
             }
         }
-        Ok(catalog.operation_claim(self.parts.instance, self.parts.config.operations.lease, but_not).await?)
+        let (instance, lease) = (self.parts.instance, self.parts.config.operations.lease);
+        Ok(catalog.operation_claim(instance, lease, but_not, &not_of).await?)
     }
 
     /// Drives one operation to its end, or gives its claim back when the daemon goes down.

@@ -5,7 +5,8 @@
 use tenantd::config::write_private;
 use tenantd::domain::tenant::database_under_construction;
 use tenantd::proto::v1::{
-    AbandonOperationRequest, Operation, OperationState, OperationStepState, RetryOperationRequest, TenantState,
+    AbandonOperationRequest, Operation, OperationState, OperationStepState, RetryOperationRequest, RolloutState,
+    TenantState,
 };
 use tonic::{Code, Status};
 use uuid::Uuid;
@@ -145,6 +146,33 @@ async fn a_suspension_waits_for_its_server_and_others_get_their_turn() {
     let operation = apart.client().tenant_resume(Uuid::new_v4(), "acme").await.unwrap();
     apart.client().succeeded(&operation).await;
     assert_eq!(apart.client().sql("acme", "SELECT count(*) FROM things").await, "20");
+    apart.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_dead_daemon_drove_waits_for_the_server_and_the_rest_does_not() {
+    let apart = Apart::new("10m").await;
+    apart.client().tenant("acme").await;
+    apart.machine.server_stop().await;
+    let waiting = apart.client().tenant_suspend(Uuid::new_v4(), "acme", "unpaid").await.unwrap();
+    until("it waits for its server", || async {
+        let now = apart.client().operation(&waiting.operation_id).await;
+        now.steps.iter().any(|step| step.detail.contains("tried again")).then_some(())
+    })
+    .await;
+    apart.fleet.expect_log("sessions of a daemon that is gone cannot be ended; what it drove waits");
+    // It may be at it at this moment.
+    apart.fleet.allow_log("the operation stands still until a daemon claims it again");
+    let shared = apart.fleet.judge(apart.fleet.naming.shared_database().as_str()).await;
+    let dies = "UPDATE operations SET lease_owner = gen_random_uuid(), lease_until = now() - interval '1 second' \
+                WHERE id::text = $1";
+    assert_eq!(shared.execute(dies, &[&waiting.operation_id]).await.unwrap(), 1);
+    // Nobody is behind, so that it needs no other server than the catalog's.
+    let other = apart.client().rollout_create(Uuid::new_v4(), 0).await.unwrap();
+    assert_eq!(apart.client().rollout_ended(&other.rollout_id).await.state(), RolloutState::Succeeded);
+    assert_eq!(apart.client().operation(&waiting.operation_id).await.state(), OperationState::Running);
+    apart.machine.server_start().await;
+    apart.client().succeeded(&waiting).await;
     apart.finish().await;
 }
 

@@ -23,7 +23,7 @@ async fn many_claimants_share_the_work_and_none_gets_the_same() {
     }
     let claimant = || async {
         let (instance, mut claimed) = (Uuid::new_v4(), Vec::new());
-        while let Some(claim) = bench.catalog.operation_claim(instance, LEASE, &[]).await.unwrap() {
+        while let Some(claim) = bench.catalog.operation_claim(instance, LEASE, &[], &[]).await.unwrap() {
             assert_eq!((claim.fence, claim.owner_before), (1, None));
             assert_eq!(claim.operation.state, OperationState::Running);
             claimed.push(claim.operation.id);
@@ -41,11 +41,11 @@ async fn the_oldest_operation_is_claimed_first_and_one_that_somebody_locks_is_pa
     let bench = Bench::new().await;
     let (first, second) = (bench.operation(None).await, bench.operation(None).await);
     bench.sql(&format!("BEGIN; SELECT FROM operations WHERE id = '{}' FOR UPDATE", first.id)).await;
-    let claim = bench.catalog.operation_claim(Uuid::new_v4(), LEASE, &[]).await.unwrap().unwrap();
+    let claim = bench.catalog.operation_claim(Uuid::new_v4(), LEASE, &[], &[]).await.unwrap().unwrap();
     assert_eq!(claim.operation.id, second.id);
-    assert!(bench.catalog.operation_claim(Uuid::new_v4(), LEASE, &[]).await.unwrap().is_none());
+    assert!(bench.catalog.operation_claim(Uuid::new_v4(), LEASE, &[], &[]).await.unwrap().is_none());
     bench.sql("ROLLBACK").await;
-    let claim = bench.catalog.operation_claim(Uuid::new_v4(), LEASE, &[]).await.unwrap().unwrap();
+    let claim = bench.catalog.operation_claim(Uuid::new_v4(), LEASE, &[], &[]).await.unwrap().unwrap();
     assert_eq!(claim.operation.id, first.id);
     bench.finish().await;
 }
@@ -55,13 +55,14 @@ async fn a_lapsed_lease_goes_to_another_daemon_with_the_name_of_the_one_before()
     let bench = Bench::new().await;
     let operation = bench.operation(None).await;
     let (before, after) = (Uuid::new_v4(), Uuid::new_v4());
-    let claim = bench.catalog.operation_claim(before, LEASE, &[]).await.unwrap().unwrap();
+    let claim = bench.catalog.operation_claim(before, LEASE, &[], &[]).await.unwrap().unwrap();
     assert!(bench.catalog.operation_owners_expired().await.unwrap().is_empty());
-    assert!(bench.catalog.operation_claim(after, LEASE, &[]).await.unwrap().is_none());
+    assert!(bench.catalog.operation_claim(after, LEASE, &[], &[]).await.unwrap().is_none());
 
     bench.sql("UPDATE operations SET lease_until = now() - interval '1 second'").await;
     assert_eq!(bench.catalog.operation_owners_expired().await.unwrap(), [before]);
-    let taken = bench.catalog.operation_claim(after, LEASE, &[]).await.unwrap().unwrap();
+    assert!(bench.catalog.operation_claim(after, LEASE, &[], &[before]).await.unwrap().is_none());
+    let taken = bench.catalog.operation_claim(after, LEASE, &[], &[]).await.unwrap().unwrap();
     assert_eq!((taken.operation.id, taken.owner_before), (operation.id, Some(before)));
     assert!(taken.fence > claim.fence);
     assert!(!bench.catalog.operation_heartbeat(operation.id, claim.fence, LEASE).await.unwrap());
@@ -73,9 +74,9 @@ async fn a_lapsed_lease_goes_to_another_daemon_with_the_name_of_the_one_before()
 async fn a_released_claim_is_taken_at_once_and_needs_no_clearing_up() {
     let bench = Bench::new().await;
     let operation = bench.operation(None).await;
-    let claim = bench.catalog.operation_claim(Uuid::new_v4(), LEASE, &[]).await.unwrap().unwrap();
+    let claim = bench.catalog.operation_claim(Uuid::new_v4(), LEASE, &[], &[]).await.unwrap().unwrap();
     bench.catalog.operation_release(operation.id, claim.fence, &Release::default()).await.unwrap();
-    let taken = bench.catalog.operation_claim(Uuid::new_v4(), LEASE, &[]).await.unwrap().unwrap();
+    let taken = bench.catalog.operation_claim(Uuid::new_v4(), LEASE, &[], &[]).await.unwrap().unwrap();
     assert_eq!((taken.operation.id, taken.owner_before), (operation.id, None));
     assert!(taken.fence > claim.fence);
     let again = bench.catalog.operation_release(operation.id, claim.fence, &Release::default()).await;
@@ -88,7 +89,7 @@ async fn steps_remember_what_happened_to_them() {
     let bench = Bench::new().await;
     let id = bench.operation(None).await.id;
     let catalog = &bench.catalog;
-    let fence = catalog.operation_claim(Uuid::new_v4(), LEASE, &[]).await.unwrap().unwrap().fence;
+    let fence = catalog.operation_claim(Uuid::new_v4(), LEASE, &[], &[]).await.unwrap().unwrap().fence;
     catalog.step_begin(id, fence, 0).await.unwrap();
     catalog.step_begin(id, fence, 0).await.unwrap();
     catalog.step_end(id, fence, 0, json!({"database": "x"}), "made x").await.unwrap();
@@ -110,7 +111,7 @@ async fn steps_remember_what_happened_to_them() {
     assert!(ended.ended_at.is_some());
     // What has ended is nobody's: not even the last claim writes any more.
     assert!(matches!(catalog.step_begin(id, fence, 0).await, Err(Error::ClaimLost { .. })));
-    assert!(catalog.operation_claim(Uuid::new_v4(), LEASE, &[]).await.unwrap().is_none());
+    assert!(catalog.operation_claim(Uuid::new_v4(), LEASE, &[], &[]).await.unwrap().is_none());
     bench.finish().await;
 }
 
@@ -126,9 +127,9 @@ async fn with_an_old_fence_nothing_is_written() {
         NewRollout { id, files: &[], directory_hash: "", target_version: 2, failures_max: 0, targets: &targets };
     catalog.rollout_create_in_txn(&txn, &rollout).await.unwrap();
     txn.commit().await.unwrap();
-    let old = catalog.operation_claim(Uuid::new_v4(), LEASE, &[]).await.unwrap().unwrap().fence;
+    let old = catalog.operation_claim(Uuid::new_v4(), LEASE, &[], &[]).await.unwrap().unwrap().fence;
     bench.sql("UPDATE operations SET lease_until = now() - interval '1 second'").await;
-    let new = catalog.operation_claim(Uuid::new_v4(), LEASE, &[]).await.unwrap().unwrap().fence;
+    let new = catalog.operation_claim(Uuid::new_v4(), LEASE, &[], &[]).await.unwrap().unwrap().fence;
     let before = (catalog.operation_get(id).await.unwrap(), catalog.targets_list(id).await.unwrap());
 
     let end = OperationEnd { state: OperationState::Succeeded, result: None, error: None };

@@ -113,7 +113,7 @@ async fn operations_on_one_tenant_exclude_each_other_until_they_end_well() {
     let end = |id: OperationId, state| {
         let catalog = bench.catalog.clone();
         async move {
-            let claim = catalog.operation_claim(Uuid::new_v4(), super::claims::LEASE, &[]).await.unwrap().unwrap();
+            let claim = catalog.operation_claim(Uuid::new_v4(), super::claims::LEASE, &[], &[]).await.unwrap().unwrap();
             let end = OperationEnd { state, result: None, error: None };
             catalog.operation_end(id, claim.fence, &end).await.unwrap();
         }

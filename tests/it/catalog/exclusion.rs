@@ -29,7 +29,7 @@ impl Rollout {
             NewRollout { id, files: &[], directory_hash: "", target_version: 2, failures_max: 0, targets: &targets };
         catalog.rollout_create_in_txn(&txn, &rollout).await.unwrap();
         txn.commit().await.unwrap();
-        let fence = catalog.operation_claim(Uuid::new_v4(), LEASE, &[]).await.unwrap().unwrap().fence;
+        let fence = catalog.operation_claim(Uuid::new_v4(), LEASE, &[], &[]).await.unwrap().unwrap().fence;
         Self { id, fence, tenant }
     }
 
@@ -118,7 +118,7 @@ async fn without_a_database_to_migrate_nothing_begins() {
 async fn a_step_that_gets_on_counts_as_begun_once() {
     let bench = Bench::new().await;
     let id = bench.operation(None).await.id;
-    let fence = bench.catalog.operation_claim(Uuid::new_v4(), LEASE, &[]).await.unwrap().unwrap().fence;
+    let fence = bench.catalog.operation_claim(Uuid::new_v4(), LEASE, &[], &[]).await.unwrap().unwrap().fence;
     for _ in 0..4 {
         bench.catalog.step_begin(id, fence, 0).await.unwrap();
     }

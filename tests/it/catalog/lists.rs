@@ -104,7 +104,7 @@ async fn a_rollout_keeps_its_texts_and_counts_its_targets() {
     txn.commit().await.unwrap();
     assert_eq!(catalog.rollout_files(id).await.unwrap(), files);
 
-    let fence = catalog.operation_claim(Uuid::new_v4(), LEASE, &[]).await.unwrap().unwrap().fence;
+    let fence = catalog.operation_claim(Uuid::new_v4(), LEASE, &[], &[]).await.unwrap().unwrap().fence;
     let next = |count| async move {
         let next = catalog.targets_next(id, count).await.unwrap();
         next.into_iter().map(|target| target.code.to_string()).collect::<Vec<_>>()

@@ -86,7 +86,7 @@ async fn documents_bytes_fractions_and_times_are_stored_as_they_are() {
     assert_eq!(bench.printed("SELECT input ->> 'int' FROM operations").await, "9007199254740993");
 
     let lease = std::time::Duration::from_millis(90_500);
-    let claim = catalog.operation_claim(Uuid::new_v4(), lease, &[]).await.unwrap().unwrap();
+    let claim = catalog.operation_claim(Uuid::new_v4(), lease, &[], &[]).await.unwrap().unwrap();
     assert_eq!(bench.printed("SELECT lease_until - updated_at FROM operations").await, "00:01:30.5");
     let end = OperationEnd { state: OperationState::Succeeded, result: Some(json!(null)), error: None };
     catalog.operation_end(id, claim.fence, &end).await.unwrap();
