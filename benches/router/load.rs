@@ -1,4 +1,5 @@
-//! Callers in a closed loop: each waits for its answer before it asks again. What they saw becomes a [`Sample`].
+//! Callers in a closed loop, where each waits for its answer before it asks again, and in an open one, where the next
+//! question comes when it comes. What they saw becomes a [`Sample`].
 
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -96,7 +97,44 @@ pub async fn closed_loop_after<C: Caller>(
             }
         });
     }
-    let mut all = Sample { elapsed: run_for, ..Sample::default() };
+    gather(running, run_for).await
+}
+
+/// Lets the callers ask `rate` times a second together, each at moments of its own (a Poisson process), whether or not
+/// answers are slow to come: a question waits for the caller's last answer, and its latency counts from when it was due.
+/// Only what is due after `roll_in` counts; all of that does, however late.
+pub async fn open_loop<C: Caller>(
+    callers: impl IntoIterator<Item = C>,
+    rate: f64,
+    roll_in: Duration,
+    run_for: Duration,
+) -> Sample {
+    let callers: Vec<C> = callers.into_iter().collect();
+    let gap_mean = callers.len() as f64 / rate;
+    let gap = move || Duration::from_secs_f64(-gap_mean * (1.0 - rand::random::<f64>()).ln());
+    let began = Instant::now();
+    let (begin, end) = (began + roll_in, began + roll_in + run_for);
+    let mut running = JoinSet::new();
+    for mut caller in callers {
+        running.spawn(async move {
+            let mut seen = Sample::default();
+            let mut due = began + gap();
+            while due < end {
+                tokio::time::sleep_until(due.into()).await;
+                let outcome = caller.call().await;
+                if due >= begin {
+                    seen.note(due, outcome);
+                }
+                due += gap();
+            }
+            seen
+        });
+    }
+    gather(running, run_for).await
+}
+
+async fn gather(mut running: JoinSet<Sample>, elapsed: Duration) -> Sample {
+    let mut all = Sample { elapsed, ..Sample::default() };
     while let Some(seen) = running.join_next().await {
         all.add(seen.unwrap());
     }

@@ -28,6 +28,10 @@ impl Zipf {
         self.up_to.partition_point(|part| *part < point).min(self.up_to.len() - 1)
     }
 
+    pub fn count(&self) -> usize {
+        self.up_to.len()
+    }
+
     /// How much of everything goes to the `kept` most popular.
     pub fn share(&self, kept: usize) -> f64 {
         self.up_to[kept.min(self.up_to.len()) - 1]

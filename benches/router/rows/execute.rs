@@ -52,7 +52,7 @@ pub async fn run(stage: &Stage, report: &mut Report) {
         let selector = |number| Selector { querier: channels.querier(number), tenant: tenant.code.to_string() };
         (0..CALLERS).map(selector).collect::<Vec<_>>()
     };
-    let pairs = in_turns(
+    let (pairs, cpu) = in_turns(
         Side { process: &daemon.process, callers: || callers(&ours) },
         Side { process: &bare, callers: || callers(&theirs) },
     )
@@ -70,8 +70,8 @@ pub async fn run(stage: &Stage, report: &mut Report) {
          {:.1} µs, of the bare handler {:.1} µs; bound by HTTP/2 and PostgreSQL",
         pairs.ours(Sample::p99),
         pairs.theirs(Sample::p99),
-        pairs.cpu_ours,
-        pairs.cpu_theirs
+        cpu.ours,
+        cpu.theirs
     ));
     for sample in &pairs.ours {
         report.errors("point select", sample);

@@ -30,12 +30,31 @@ pub struct Side<'a, F> {
 pub struct Pairs {
     pub ours: Vec<Sample>,
     pub theirs: Vec<Sample>,
-    /// CPU time per call, in microseconds.
-    pub cpu_ours: f64,
-    pub cpu_theirs: f64,
 }
 
 impl Pairs {
+    /// Lets both sides work: ours, theirs, theirs, ours, and so on, with something else between the two of a pair.
+    pub async fn take(
+        count: usize,
+        ours: impl AsyncFn() -> Sample,
+        theirs: impl AsyncFn() -> Sample,
+        mut between: impl AsyncFnMut(),
+    ) -> Self {
+        let mut pairs = Self { ours: Vec::new(), theirs: Vec::new() };
+        for pair in 0..count {
+            if pair % 2 == 0 {
+                pairs.ours.push(ours().await);
+                between().await;
+                pairs.theirs.push(theirs().await);
+            } else {
+                pairs.theirs.push(theirs().await);
+                between().await;
+                pairs.ours.push(ours().await);
+            }
+        }
+        pairs
+    }
+
     /// The median of a figure's ratios.
     pub fn ratio(&self, figure: impl Fn(&Sample) -> f64) -> f64 {
         median(self.ours.iter().zip(&self.theirs).map(|(ours, theirs)| figure(ours) / figure(theirs)))
@@ -50,8 +69,14 @@ impl Pairs {
     }
 }
 
-/// Lets both sides work in turns: ours, theirs, theirs, ours, and so on.
-pub async fn in_turns<A, B, C, D, I, J>(ours: Side<'_, A>, theirs: Side<'_, B>) -> Pairs
+/// The servers' CPU time per call, in microseconds.
+pub struct Cpu {
+    pub ours: f64,
+    pub theirs: f64,
+}
+
+/// Lets both sides work in closed loops.
+pub async fn in_turns<A, B, C, D, I, J>(ours: Side<'_, A>, theirs: Side<'_, B>) -> (Pairs, Cpu)
 where
     A: Fn() -> I,
     B: Fn() -> J,
@@ -62,21 +87,20 @@ where
 {
     closed_loop((ours.callers)(), WARM_UP).await;
     closed_loop((theirs.callers)(), WARM_UP).await;
-    let mut pairs = Pairs { ours: Vec::new(), theirs: Vec::new(), cpu_ours: 0.0, cpu_theirs: 0.0 };
     let (cpu_ours, cpu_theirs) = (ours.process.cpu(), theirs.process.cpu());
-    for pair in 0..PAIRS {
-        if pair % 2 == 0 {
-            pairs.ours.push(closed_loop((ours.callers)(), SLICE).await);
-            pairs.theirs.push(closed_loop((theirs.callers)(), SLICE).await);
-        } else {
-            pairs.theirs.push(closed_loop((theirs.callers)(), SLICE).await);
-            pairs.ours.push(closed_loop((ours.callers)(), SLICE).await);
-        }
-    }
+    let pairs = Pairs::take(
+        PAIRS,
+        async || closed_loop((ours.callers)(), SLICE).await,
+        async || closed_loop((theirs.callers)(), SLICE).await,
+        async || (),
+    )
+    .await;
     let per_call = |cpu: f64, samples: &[Sample]| {
         cpu * 1e6 / samples.iter().map(|sample| sample.latencies.len() as f64).sum::<f64>()
     };
-    pairs.cpu_ours = per_call(ours.process.cpu() - cpu_ours, &pairs.ours);
-    pairs.cpu_theirs = per_call(theirs.process.cpu() - cpu_theirs, &pairs.theirs);
-    pairs
+    let cpu = Cpu {
+        ours: per_call(ours.process.cpu() - cpu_ours, &pairs.ours),
+        theirs: per_call(theirs.process.cpu() - cpu_theirs, &pairs.theirs),
+    };
+    (pairs, cpu)
 }

@@ -20,7 +20,7 @@ pub async fn run(stage: &Stage, report: &mut Report) {
     let theirs = Channels::open(address, &daemon.key, CHANNELS).await;
     let callers =
         |channels: &Channels| (0..CALLERS).map(|number| channels.resolver(number, &tenant)).collect::<Vec<_>>();
-    let pairs = in_turns(
+    let (pairs, cpu) = in_turns(
         Side { process: &daemon.process, callers: || callers(&ours) },
         Side { process: &echo, callers: || callers(&theirs) },
     )
@@ -44,7 +44,7 @@ pub async fn run(stage: &Stage, report: &mut Report) {
     report.note(format!(
         "resolve: {CALLERS} callers on {CHANNELS} connections; CPU of the server per call {:.1} µs, of the echo {:.1} µs; \
          bound by HTTP/2 on both sides",
-        pairs.cpu_ours, pairs.cpu_theirs
+        cpu.ours, cpu.theirs
     ));
     for sample in &pairs.ours {
         report.errors("resolve", sample);
