@@ -468,6 +468,9 @@ impl From<backup::Error> for Status {
             refused @ backup::Error::Extensions(_) => {
                 Refusal::new(Code::FailedPrecondition, Reason::ExtensionUnavailable, refused).status()
             }
+            backup::Error::Program(unfit) if unfit.is_unfit() => {
+                Refusal::new(Code::FailedPrecondition, Reason::ProgramsUnavailable, unfit).status()
+            }
             other => internal(&other),
         }
     }

@@ -27,6 +27,6 @@ pub use digest::{Digests, digests};
 pub use dump::{DumpRequest, dump, dump_clean};
 pub use error::{Check, Error};
 pub use manifest::{BackupRef, manifest_read, manifest_read_whole, manifest_write};
-pub use restore::{JOBS, RestoreReport, RestoreRequest, RestoreStep, restore_into};
+pub use restore::{JOBS, RestoreReport, RestoreRequest, RestoreStep, restore_into, restore_programs};
 pub use spool::SpoolDir;
 pub use verify::{VerifyRequest, verify};

@@ -32,7 +32,9 @@ WITH owner AS (
             CASE p.prokind WHEN 'a' THEN oidvectortypes(p.proargtypes) ELSE pg_get_function_identity_arguments(p.oid) END),
         NULL, coalesce(p.proacl, acldefault('f', p.proowner)), p.proowner
     FROM pg_proc AS p JOIN spaces AS s ON s.oid = p.pronamespace
-    WHERE NOT EXISTS (SELECT FROM extended WHERE classid = 'pg_proc'::regclass AND objid = p.oid)
+    -- What PostgreSQL makes for a range type, it makes as its own again.
+    WHERE NOT EXISTS (SELECT FROM pg_depend
+                      WHERE classid = 'pg_proc'::regclass AND objid = p.oid AND deptype IN ('e', 'i'))
     UNION ALL
     SELECT 'TYPE', format('%I.%I', s.nspname, t.typname), NULL, coalesce(t.typacl, acldefault('T', t.typowner)), t.typowner
     FROM pg_type AS t JOIN spaces AS s ON s.oid = t.typnamespace
@@ -48,7 +50,9 @@ WITH owner AS (
     SELECT 'DEFAULT', k.word, NULL, coalesce(d.defaclacl, acldefault(k.acl_kind, owner.oid)), owner.oid
     FROM owner CROSS JOIN (VALUES
         ('r'::"char", 'r'::"char", 'TABLES'), ('S', 's', 'SEQUENCES'), ('f', 'f', 'ROUTINES'), ('T', 'T', 'TYPES'),
-        ('n', 'n', 'SCHEMAS')
+        ('n', 'n', 'SCHEMAS'),
+        -- From PostgreSQL 18 on.
+        ('L', 'L', 'LARGE OBJECTS')
     ) AS k (kind, acl_kind, word)
     LEFT JOIN pg_default_acl AS d
         ON d.defaclrole = owner.oid AND d.defaclnamespace = 0 AND d.defaclobjtype = k.kind

@@ -18,9 +18,9 @@ use super::{Error, digest, snapshot};
 use crate::config::RoleLogin;
 use crate::domain::backup::{Manifest, sequence_differences};
 use crate::domain::tenant::DatabaseName;
-use crate::postgres::Server;
 use crate::postgres::programs::{self, Pass, PgRestore, ProgramSession, Programs};
 use crate::postgres::roles::TenantRoles;
+use crate::postgres::{Server, admin};
 use crate::secrets::BackupIdentity;
 use crate::store::Store;
 
@@ -104,6 +104,16 @@ pub async fn restore_into(request: &RestoreRequest<'_>) -> Result<RestoreReport,
     })
 }
 
+/// The programs that read the archive and restore it on this server.
+///
+/// # Errors
+/// When there are none, or can be none: before anything is done, if this is asked first.
+pub async fn restore_programs(server: &Server, manifest: &Manifest) -> Result<Programs, Error> {
+    let client = server.connect_admin(server.maintenance_database()).await?;
+    let version = admin::server_version(&client).await?;
+    Ok(Programs::for_restore(manifest.dump_major(), version.num.unsigned_abs())?)
+}
+
 /// Fetches, checks and opens the archive; only the dump is left in the spool.
 async fn download(request: &RestoreRequest<'_>, spool: &Spool) -> Result<PathBuf, Error> {
     let tasks = request.server.tasks();
@@ -126,7 +136,7 @@ async fn download(request: &RestoreRequest<'_>, spool: &Spool) -> Result<PathBuf
 
 /// Answers with the publications that could not be made, as sentences.
 async fn fill(request: &RestoreRequest<'_>, spool: &Spool, dump: &Path) -> Result<Vec<String>, Error> {
-    let programs = Programs::for_server(request.manifest.server_version_num)?;
+    let programs = restore_programs(request.server, request.manifest).await?;
     let text = programs.archive_list(request.server, dump).await?;
     let contents = Contents::read(&text);
     let mut permits = Vec::new();

@@ -48,7 +48,7 @@ pub async fn verify(request: &VerifyRequest<'_>) -> Result<Vec<Check>, Error> {
 
 /// Lets `pg_restore` read every row, to nowhere.
 async fn decode(request: &VerifyRequest<'_>, sealed: PathBuf) -> Result<(), Error> {
-    let programs = Programs::for_server(request.manifest.server_version_num)?;
+    let programs = Programs::for_archive(request.manifest.dump_major())?;
     let mut program = programs.archive_decode(request.tasks)?;
     let (chunks, mut receiver) = transfer::channel();
     let (identity, archive) = (request.identity.identity().clone(), request.manifest.archive.clone());

@@ -54,6 +54,12 @@ impl Manifest {
         self.format == MANIFEST_FORMAT
     }
 
+    /// The major version of the `pg_dump` that wrote the archive: no older `pg_restore` reads it. It is never older than
+    /// the server.
+    pub fn dump_major(&self) -> u32 {
+        dump_major(&self.dump_version, self.server_version_num)
+    }
+
     /// Every difference between the tables that were dumped and those found: in counts and digests, or in counts only.
     pub fn table_differences(&self, found: &[TableDigest], partitions: &[Partition]) -> Vec<Difference> {
         if self.has_comparable_digests() {
@@ -62,6 +68,13 @@ impl Manifest {
             row_count_differences(&self.tables, found, partitions)
         }
     }
+}
+
+/// The first number of `pg_dump (PostgreSQL) 15.18`.
+fn dump_major(version: &str, server_version_num: u32) -> u32 {
+    let number = version.split_whitespace().find(|word| word.starts_with(|c: char| c.is_ascii_digit()));
+    let digits = number.and_then(|number| number.split(|c: char| !c.is_ascii_digit()).next());
+    digits.and_then(|digits| digits.parse().ok()).unwrap_or(0).max(server_version_num / 10_000)
 }
 
 named! {
@@ -226,6 +239,19 @@ mod tests {
 
     fn table(name: &str, row_count: i64, digest: &str) -> TableDigest {
         TableDigest { schema: "public".to_owned(), name: name.to_owned(), row_count, digest: digest.to_owned() }
+    }
+
+    #[test]
+    fn who_wrote_an_archive_is_read_from_its_manifest() {
+        for (text, server, major) in [
+            ("pg_dump (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)", 15, 15),
+            ("pg_dump (PostgreSQL) 18.4", 15, 18),
+            ("pg_dump (PostgreSQL) 19beta1", 16, 19),
+            ("15.18", 15, 15),
+            ("no number", 16, 16),
+        ] {
+            assert_eq!(dump_major(text, server * 10_000 + 18), major, "{text}");
+        }
     }
 
     #[test]

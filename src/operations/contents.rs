@@ -46,6 +46,7 @@ pub(super) fn schema(manifest: &Manifest) -> TenantSchema<'_> {
 pub(super) async fn restorable(parts: &Parts, row: &Backup, server: &Server) -> Result<Manifest, backup::Error> {
     let reference = BackupRef { tenant: row.tenant, backup: row.id };
     let manifest = backup::manifest_read_whole(&parts.store, &parts.signer, reference).await?;
+    let _found = backup::restore_programs(server, &manifest).await?;
     let refused = extensions_refused(server, &manifest).await?;
     if refused.is_empty() { Ok(manifest) } else { Err(backup::Error::Extensions(refused)) }
 }

@@ -257,6 +257,7 @@ impl From<crate::backup::Error> for StepError {
             error if error.is_damage() => "BACKUP_CORRUPT",
             E::Spool { .. } => "SPOOL",
             E::Extensions(_) => "EXTENSION_UNAVAILABLE",
+            E::Program(program) if program.is_unfit() => "PROGRAMS_UNAVAILABLE",
             E::Stalled { .. } => "OBJECT_STORE",
             E::Program(program) if program.is_session_lost() => UNAVAILABLE,
             E::Program(program) if program.is_statement_refused() => SQL,
@@ -315,5 +316,7 @@ mod tests {
         assert_eq!(reason(ended), "CONNECTION_UNAVAILABLE");
         assert_eq!(reason("pg_dump: error: out of memory"), "INTERNAL");
         assert_eq!(StepError::from(Error::TablesChanged).reason(), "SQL");
+        let too_old = programs::Error::ServerTooOld { dump: 18, server: 15 };
+        assert_eq!(StepError::from(Error::Program(too_old)).reason(), "PROGRAMS_UNAVAILABLE");
     }
 }

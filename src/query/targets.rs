@@ -19,10 +19,11 @@ use crate::config::{Live, RoleLogin};
 use crate::domain::route::Route;
 use crate::domain::tenant::{DatabaseName, Naming, RoleName, TenantId, TenantRole};
 use crate::postgres::{ConnectRequest, Connection, Kind, Lane, Server, SessionOptions, readers};
-use crate::router::{Crowded, LongBounds, LongGate, LongPass, Router};
+use crate::router::{Crowded, Long, LongBounds, LongGate, LongPass, Router};
 
 /// Sessions of tenants on the shared database: of all together, and of one.
 const TENANTS: LongBounds = LongBounds { own: 1, all: 2 };
+const TENANT: Long = Long { weight: 1, own_max: TENANTS.own };
 /// Sessions of administrators.
 const ADMINISTRATORS_MAX: usize = 2;
 /// How long a caller waits for one of them, and then for the server.
@@ -115,7 +116,7 @@ impl Targets {
             return Err(Error::SharedElsewhere { tenant: route.code.clone(), server: route.server.clone() });
         }
         let deadline = deadline.min(Instant::now() + WAIT_MAX);
-        let pass = self.tenants.pass(route.tenant, 1, deadline).await.map_err(|crowded| match crowded {
+        let pass = self.tenants.pass(route.tenant, TENANT, deadline).await.map_err(|crowded| match crowded {
             Crowded::Own { max } => Error::TargetBusy { max, whose: "the tenant's callers" },
             Crowded::All { max } => Error::TargetBusy { max, whose: "all tenants' callers" },
         })?;

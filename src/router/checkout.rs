@@ -10,7 +10,7 @@ use super::breaker::{Blocked, Probe};
 use super::clean::clean;
 use super::error::{Error, Failure, TimeoutCause};
 use super::holder::Holder;
-use super::long::{Crowded, LongPass};
+use super::long::{Crowded, Long, LongPass};
 use super::party::Share;
 use super::place::{Offer, Seat, Slot};
 use super::pool::PooledObject;
@@ -71,9 +71,10 @@ impl Slot {
     /// The right to a lease that lasts as long as its holder likes.
     pub(super) async fn pass_long(&self, limits: &Limits, deadline: Instant) -> Result<LongPass, Error> {
         let (begun, route) = (Instant::now(), &self.route);
-        let weight = Share::of(limits, &route.tier).weight;
+        let Share { weight, connections_max, .. } = Share::of(limits, &route.tier);
+        let share = Long::of_pool(weight, connections_max);
         let passed = tokio::select! {
-            passed = self.place.long.pass(route.tenant, weight, deadline) => passed,
+            passed = self.place.long.pass(route.tenant, share, deadline) => passed,
             () = self.closed.cancelled() => return Err(Error::PoolClosed),
         };
         passed.map_err(|crowded| {

@@ -1,5 +1,5 @@
 //! Long leases: those of transactions and streams, which last as long as their callers like. One tenant has at most so
-//! many of a server's places for them, and all tenants together so many; whoever comes then waits for its turn, as for a
+//! many of a server's places and of its pool's connections for them, and all tenants together so many; whoever comes then waits for its turn, as for a
 //! place ([`super::queue`]). So there are always places for statements, which end by themselves.
 //!
 //! Knows no connection: what is counted here is a [`LongPass`], which is held as long as the lease.
@@ -27,6 +27,22 @@ impl LongBounds {
     /// Half of the places for one tenant, three quarters for all; of two or more, one is always left.
     pub(super) fn of(places: usize) -> Self {
         Self { own: (places / 2).max(1), all: (places * 3 / 4).max(1) }
+    }
+}
+
+/// What a tenant may have of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Long {
+    pub weight: u32,
+    /// Beside [`LongBounds::own`].
+    pub own_max: usize,
+}
+
+impl Long {
+    /// Of a pool with so many connections: it keeps one of two or more for statements, and nobody holds a pass who waits
+    /// for a connection of a pool that is used up by those who have one.
+    pub(super) fn of_pool(weight: u32, connections_max: usize) -> Self {
+        Self { weight, own_max: connections_max.saturating_sub(1).max(1) }
     }
 }
 
@@ -61,10 +77,10 @@ struct State {
     last_id: u64,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Own {
     held: usize,
-    weight: u32,
+    share: Long,
     /// In the order in which they came, and of their ids.
     waiting: VecDeque<(u64, oneshot::Sender<LongPass>)>,
     turn: Turn,
@@ -89,8 +105,8 @@ impl LongGate {
     ///
     /// # Errors
     /// What there was no room in until the deadline.
-    pub async fn pass(self: &Arc<Self>, tenant: TenantId, weight: u32, deadline: Instant) -> Result<LongPass, Crowded> {
-        let (waiter, answer) = self.state().join(tenant, weight);
+    pub async fn pass(self: &Arc<Self>, tenant: TenantId, share: Long, deadline: Instant) -> Result<LongPass, Crowded> {
+        let (waiter, answer) = self.state().join(tenant, share);
         let _waiting = Waiting { gate: self, tenant, waiter };
         self.serve();
         match timeout_at(deadline, answer).await {
@@ -110,14 +126,25 @@ impl LongGate {
     }
 }
 
+impl Own {
+    fn new(share: Long) -> Self {
+        Self { held: 0, share, waiting: VecDeque::new(), turn: Turn::default() }
+    }
+
+    /// How many it may hold.
+    fn max(&self, bounds: LongBounds) -> usize {
+        bounds.own.min(self.share.own_max)
+    }
+}
+
 impl State {
-    fn join(&mut self, tenant: TenantId, weight: u32) -> (u64, oneshot::Receiver<LongPass>) {
+    fn join(&mut self, tenant: TenantId, share: Long) -> (u64, oneshot::Receiver<LongPass>) {
         let (caller, answer) = oneshot::channel();
         self.last_id += 1;
-        let own = self.tenants.entry(tenant).or_default();
-        own.weight = weight;
+        let own = self.tenants.entry(tenant).or_insert_with(|| Own::new(share));
+        own.share = share;
         own.waiting.push_back((self.last_id, caller));
-        self.turns.join(tenant, &mut own.turn, weight);
+        self.turns.join(tenant, &mut own.turn, share.weight);
         (self.last_id, answer)
     }
 
@@ -125,13 +152,13 @@ impl State {
         if self.held >= bounds.all {
             return None;
         }
-        let has_room = |tenant: &TenantId| self.tenants.get(tenant).is_some_and(|own| own.held < bounds.own);
+        let has_room = |tenant: &TenantId| self.tenants.get(tenant).is_some_and(|own| own.held < own.max(bounds));
         let tenant = self.turns.iter().find(has_room)?;
         let own = self.tenants.get_mut(&tenant)?;
         let (_, caller) = own.waiting.pop_front()?;
         self.turns.take(tenant, &mut own.turn);
         if !own.waiting.is_empty() {
-            self.turns.join(tenant, &mut own.turn, own.weight);
+            self.turns.join(tenant, &mut own.turn, own.share.weight);
         }
         own.held += 1;
         self.held += 1;
@@ -140,7 +167,7 @@ impl State {
 
     fn why(&self, tenant: TenantId, bounds: LongBounds) -> Crowded {
         match self.tenants.get(&tenant) {
-            Some(own) if own.held >= bounds.own => Crowded::Own { max: bounds.own },
+            Some(own) if own.held >= own.max(bounds) => Crowded::Own { max: own.max(bounds) },
             Some(_) | None => Crowded::All { max: bounds.all },
         }
     }
@@ -215,9 +242,11 @@ mod tests {
         Instant::now() + Duration::from_millis(50)
     }
 
+    const PLENTY: Long = Long { weight: 1, own_max: usize::MAX };
+
     /// A pass that can be had at once.
     fn at_once(gate: &Arc<LongGate>, of: TenantId) -> Option<LongPass> {
-        gate.pass(of, 1, soon()).now_or_never()?.ok()
+        gate.pass(of, PLENTY, soon()).now_or_never()?.ok()
     }
 
     #[test]
@@ -233,9 +262,9 @@ mod tests {
         let (alpha, beta, gamma) = (tenant(1), tenant(2), tenant(3));
         let first = at_once(&gate, alpha).unwrap();
         let _second = at_once(&gate, alpha).unwrap();
-        assert_eq!(gate.pass(alpha, 1, soon()).await.unwrap_err(), Crowded::Own { max: 2 });
+        assert_eq!(gate.pass(alpha, PLENTY, soon()).await.unwrap_err(), Crowded::Own { max: 2 });
         let third = at_once(&gate, beta).unwrap();
-        assert_eq!(gate.pass(gamma, 1, soon()).await.unwrap_err(), Crowded::All { max: 3 });
+        assert_eq!(gate.pass(gamma, PLENTY, soon()).await.unwrap_err(), Crowded::All { max: 3 });
         drop(first);
         let fourth = at_once(&gate, gamma).unwrap();
         drop((third, fourth));
@@ -244,13 +273,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_waits_for_its_own_pool_takes_no_place_from_others() {
+        let gate = gate(40);
+        let (alpha, beta) = (tenant(1), tenant(2));
+        let share = Long::of_pool(1, 3);
+        let held = [gate.pass(alpha, share, soon()).await.unwrap(), gate.pass(alpha, share, soon()).await.unwrap()];
+        let waiting = (0..40).map(|_| gate.pass(alpha, share, soon()));
+        for refused in futures_util::future::join_all(waiting).await {
+            assert_eq!(refused.unwrap_err(), Crowded::Own { max: 2 });
+        }
+        assert!(at_once(&gate, beta).is_some());
+        drop(held);
+        assert_eq!([1, 2, 10].map(|connections_max| Long::of_pool(1, connections_max).own_max), [1, 1, 9]);
+    }
+
+    #[tokio::test]
     async fn who_waits_has_its_turn_before_who_came_with_more() {
         let gate = gate(2);
         let (alpha, beta) = (tenant(1), tenant(2));
         let held = at_once(&gate, alpha).unwrap();
-        let (mut more, mut one) = (Box::pin(gate.pass(alpha, 1, soon())), Box::pin(gate.pass(beta, 1, soon())));
-        let mut last = Box::pin(gate.pass(alpha, 1, soon()));
-        let gone = Box::pin(gate.pass(beta, 1, soon()));
+        let (mut more, mut one) =
+            (Box::pin(gate.pass(alpha, PLENTY, soon())), Box::pin(gate.pass(beta, PLENTY, soon())));
+        let mut last = Box::pin(gate.pass(alpha, PLENTY, soon()));
+        let gone = Box::pin(gate.pass(beta, PLENTY, soon()));
         assert!((&mut more).now_or_never().is_none() && (&mut one).now_or_never().is_none());
         assert!((&mut last).now_or_never().is_none());
         drop(gone);

@@ -50,7 +50,7 @@ use uuid::Uuid;
 pub use error::{Cause, Error, TimeoutCause};
 pub use holder::Holder;
 pub use lease::{Lease, Residue};
-pub use long::{Crowded, LongBounds, LongGate, LongPass};
+pub use long::{Crowded, Long, LongBounds, LongGate, LongPass};
 pub use overview::PoolView;
 pub use routes::Fresh;
 pub use stats::TenantStats;

@@ -96,7 +96,12 @@ async fn what_the_tenant_granted_and_took_back_is_so_again() {
         GRANT USAGE ON SEQUENCE app.numbers TO {reader};
         REVOKE USAGE ON SCHEMA app FROM {reader};
         ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON ROUTINES FROM PUBLIC;
-        ALTER DEFAULT PRIVILEGES IN SCHEMA app GRANT INSERT ON TABLES TO {analyst}"
+        ALTER DEFAULT PRIVILEGES IN SCHEMA app GRANT INSERT ON TABLES TO {analyst};
+        DO $$ BEGIN
+            IF current_setting('server_version_num')::int >= 180000 THEN
+                EXECUTE 'ALTER DEFAULT PRIVILEGES GRANT SELECT ON LARGE OBJECTS TO PUBLIC';
+            END IF;
+        END $$"
     );
     place.run(&script).await;
     let (_backup, manifest) = place.backup_new().await;
@@ -130,6 +135,8 @@ async fn what_was_not_the_owners_is_the_owners_and_of_use_to_it() {
     let owner = place.roles.owner.quoted();
     place.run("CREATE TABLE nobodys (a int); REVOKE ALL ON nobodys FROM CURRENT_USER").await;
     place.run(&format!("REVOKE ALL ON nobodys FROM {reader}")).await;
+    // Its constructors are PostgreSQL's own, before and after.
+    place.run("CREATE TYPE spans AS RANGE (subtype = int)").await;
     place.run("SET ROLE NONE; CREATE SCHEMA logins; CREATE TABLE logins.t AS SELECT 2 AS a").await;
     let judge = place.fleet.judge(place.database.as_str()).await;
     let script = format!(

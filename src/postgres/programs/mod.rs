@@ -21,6 +21,11 @@ pub const MAJOR_MIN: u32 = 15;
 /// Where packages put a major version's programs, before and after its number.
 const PLACES: [(&str, &str, &str); 3] =
     [("/usr/lib/postgresql", "", "bin"), ("/usr", "pgsql-", "bin"), ("/opt/homebrew/opt", "postgresql@", "bin")];
+
+/// From here on `pg_restore` begins with a setting that older servers refuse (`transaction_timeout`), and an older
+/// `pg_restore` does not read what `pg_dump` writes. So what is dumped by such a one never gets back to an older server.
+const MAJOR_OF_TIMEOUT: u32 = 17;
+
 /// What somebody wants to do with the programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
@@ -43,6 +48,10 @@ pub enum Error {
         "PostgreSQL's {programs} of {wanted} are not installed ({found}); install them, on Debian or Ubuntu with: apt-get install {package}"
     )]
     Missing { programs: String, wanted: String, found: String, package: String },
+    #[error(
+        "the archive was written by pg_dump {dump}, whose restores a server with PostgreSQL {server} refuses; restore it on a server with PostgreSQL {MAJOR_OF_TIMEOUT} or newer"
+    )]
+    ServerTooOld { dump: u32, server: u32 },
     #[error("{program} could not be started: {source}")]
     Start { program: String, source: io::Error },
     #[error(
@@ -68,6 +77,11 @@ impl Error {
     /// Whether `pg_dump` waited for a table's lock in vain, or the table was gone by then. It had written nothing yet.
     pub fn is_lock_wait(&self) -> bool {
         matches!(self, Self::Failed { output, .. } if output.ends_with(LOCK_STATEMENT_END))
+    }
+
+    /// Whether no program was tried, because none fits.
+    pub fn is_unfit(&self) -> bool {
+        matches!(self, Self::Missing { .. } | Self::ServerTooOld { .. })
     }
 
     /// Whether the program had no session, or lost it.
@@ -120,13 +134,24 @@ impl Programs {
     }
 
     /// For dumps of a server with this `server_version_num`: its own major version, or else the next newer one that
-    /// is installed (`pg_dump` refuses servers newer than itself).
+    /// is installed and whose archives the server takes back (`pg_dump` refuses servers newer than itself).
     pub fn for_server(version_num: u32) -> Result<Self, Error> {
-        let (major, purpose) = (version_num / 10_000, Purpose::Archive);
-        let found = installed(purpose);
-        let fitting = found.iter().find(|programs| programs.major >= major).cloned();
-        let package = format!("{}-{major}", purpose.package());
-        fitting.ok_or_else(|| missing(purpose, &format!("version {major} or newer"), &package, &found))
+        let major = version_num / 10_000;
+        fitting(&installed(Purpose::Archive), major, major)
+    }
+
+    /// For reading an archive that this major version of `pg_dump` has written.
+    pub fn for_archive(dump_major: u32) -> Result<Self, Error> {
+        fitting(&installed(Purpose::Archive), dump_major, u32::MAX)
+    }
+
+    /// For restoring such an archive on a server with this `server_version_num`.
+    pub fn for_restore(dump_major: u32, version_num: u32) -> Result<Self, Error> {
+        let server = version_num / 10_000;
+        if !takes(server, dump_major) {
+            return Err(Error::ServerTooOld { dump: dump_major, server });
+        }
+        fitting(&installed(Purpose::Archive), dump_major, server)
     }
 
     /// Those of a place that packages do not use.
@@ -149,6 +174,25 @@ fn installed(purpose: Purpose) -> Vec<Programs> {
         .collect();
     found.sort_by_key(|version| version.major);
     found
+}
+
+/// Whether a server of this major version takes what `pg_restore` of that one sends.
+fn takes(server: u32, program: u32) -> bool {
+    server >= MAJOR_OF_TIMEOUT || program < MAJOR_OF_TIMEOUT
+}
+
+/// The oldest of them that is not older than `oldest`, and that the server takes.
+fn fitting(found: &[Programs], oldest: u32, server: u32) -> Result<Programs, Error> {
+    let fits = |programs: &&Programs| programs.major >= oldest && takes(server, programs.major);
+    let wanted = if takes(server, MAJOR_OF_TIMEOUT) {
+        format!("version {oldest} or newer")
+    } else {
+        format!(
+            "version {oldest} or newer, but older than {MAJOR_OF_TIMEOUT}, from which PostgreSQL {server} takes nothing back,"
+        )
+    };
+    let package = format!("{}-{oldest}", Purpose::Archive.package());
+    found.iter().find(fits).cloned().ok_or_else(|| missing(Purpose::Archive, &wanted, &package, found))
 }
 
 fn versions(parent: &Path, prefix: &str, below: &str) -> Vec<Programs> {
@@ -186,6 +230,26 @@ mod tests {
             versions(dir.path(), "pgsql-", "bin").into_iter().map(|version| version.major).collect();
         majors.sort_unstable();
         assert_eq!(majors, [15, 17]);
+    }
+
+    #[test]
+    fn what_is_dumped_can_be_restored_to_where_it_comes_from() {
+        let all = |majors: &[u32]| -> Vec<Programs> {
+            majors.iter().map(|major| Programs::in_directory(Path::new("/bin"), *major)).collect()
+        };
+        let fits = |majors: &[u32], oldest, server| fitting(&all(majors), oldest, server).map(|found| found.major).ok();
+        assert_eq!(fits(&[15, 16, 17, 18], 15, 15), Some(15));
+        assert_eq!(fits(&[16, 18], 15, 15), Some(16));
+        assert_eq!(fits(&[15, 18], 17, 17), Some(18));
+        assert_eq!(fits(&[15, 18], 15, 18), Some(15), "an older archive on a newer server");
+        assert_eq!(fits(&[15, 18], 18, u32::MAX), Some(18));
+        // A server of 15 takes nothing back from pg_restore 18.
+        assert_eq!(fits(&[17, 18], 15, 15), None);
+        assert_eq!(fits(&[15, 18], 16, 16), None);
+        assert!(matches!(Programs::for_restore(18, 160_014), Err(Error::ServerTooOld { dump: 18, server: 16 })));
+        insta::assert_snapshot!(fitting(&all(&[18]), 15, 15).unwrap_err(), @"PostgreSQL's pg_dump and pg_restore of version 15 or newer, but older than 17, from which PostgreSQL 15 takes nothing back, are not installed (there is 18 in /bin); install them, on Debian or Ubuntu with: apt-get install postgresql-client-15");
+        insta::assert_snapshot!(fitting(&all(&[17]), 18, 18).unwrap_err(), @"PostgreSQL's pg_dump and pg_restore of version 18 or newer are not installed (there is 17 in /bin); install them, on Debian or Ubuntu with: apt-get install postgresql-client-18");
+        insta::assert_snapshot!(Error::ServerTooOld { dump: 18, server: 16 }, @"the archive was written by pg_dump 18, whose restores a server with PostgreSQL 16 refuses; restore it on a server with PostgreSQL 17 or newer");
     }
 
     #[test]

@@ -70,6 +70,37 @@ async fn open_transactions_of_one_tenant_leave_places_to_the_others() {
     fleet.stop(daemon).await;
 }
 
+/// As many as the tenant's pool has connections but one, however many wait.
+#[tokio::test]
+async fn open_transactions_leave_a_connection_of_the_tenants_own_pool_and_who_waits_keeps_nobody_out() {
+    let narrow =
+        "{ direct_connections_max = 5, pool_connections_max = 3, users_max = 5, sites_max = 1, storage_bytes_max = 1 }";
+    let spec = Spec::default().setting("[tiers]", "standard", narrow).setting("[router]", "acquire_timeout", "\"2s\"");
+    let fleet = Fleet::new(spec).await;
+    let daemon = fleet.start().await;
+    let client = &daemon.client;
+    for tenant in ["alpha", "beta"] {
+        client.tenant(tenant).await;
+    }
+    let trying = futures_util::future::join_all((0..12).map(|_| begun(client, "alpha", Target::Unspecified)));
+    let beside = async {
+        // They wait by now.
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        let other = begun(client, "beta", Target::Unspecified).await.unwrap();
+        assert_eq!(client.sql("alpha", "SELECT 1").await, "1");
+        drop(other);
+    };
+    let (tried, ()) = tokio::join!(trying, beside);
+    let (held, refused): (Vec<_>, Vec<_>) = tried.into_iter().partition(Result::is_ok);
+    assert_eq!((held.len(), refused.len()), (2, 10));
+    for refused in refused {
+        let refused = refused.unwrap_err();
+        assert_eq!(crowded(&refused), "long_leases_of_tenant", "{refused:?}");
+    }
+    drop(held);
+    fleet.stop(daemon).await;
+}
+
 #[tokio::test]
 async fn one_tenant_leaves_the_shared_database_to_the_others() {
     // Longer than others wait.
