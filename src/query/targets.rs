@@ -23,7 +23,9 @@ use crate::router::{Crowded, Long, LongBounds, LongGate, LongPass, Router};
 
 /// Sessions of tenants on the shared database: of all together, and of one.
 const TENANTS: LongBounds = LongBounds { own: 1, all: 2 };
-const TENANT: Long = Long { weight: 1, own_max: TENANTS.own };
+const TENANT: Long = Long { weight: 1, own_max: TENANTS.own, queue_max: TENANT_QUEUE_MAX };
+/// Callers of one tenant that wait for it.
+const TENANT_QUEUE_MAX: usize = 100;
 /// Sessions of administrators.
 const ADMINISTRATORS_MAX: usize = 2;
 /// How long a caller waits for one of them, and then for the server.
@@ -118,6 +120,7 @@ impl Targets {
         let deadline = deadline.min(Instant::now() + WAIT_MAX);
         let pass = self.tenants.pass(route.tenant, TENANT, deadline).await.map_err(|crowded| match crowded {
             Crowded::Own { max } => Error::TargetBusy { max, whose: "the tenant's callers" },
+            Crowded::Queue { .. } => Error::TargetBusy { max: TENANTS.own, whose: "the tenant's callers" },
             Crowded::All { max } => Error::TargetBusy { max, whose: "all tenants' callers" },
         })?;
         let login = self.router.route_login(route, TenantRole::Router).await?;

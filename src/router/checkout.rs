@@ -71,19 +71,19 @@ impl Slot {
     /// The right to a lease that lasts as long as its holder likes.
     pub(super) async fn pass_long(&self, limits: &Limits, deadline: Instant) -> Result<LongPass, Error> {
         let (begun, route) = (Instant::now(), &self.route);
-        let Share { weight, connections_max, .. } = Share::of(limits, &route.tier);
-        let share = Long::of_pool(weight, connections_max);
+        let share = Long::of_pool(Share::of(limits, &route.tier));
         let passed = tokio::select! {
             passed = self.place.long.pass(route.tenant, share, deadline) => passed,
             () = self.closed.cancelled() => return Err(Error::PoolClosed),
         };
         passed.map_err(|crowded| {
-            let cause = match crowded {
-                Crowded::Own { max } => TimeoutCause::LongOfTenant { max },
-                Crowded::All { max } => TimeoutCause::Long { max },
-            };
             let (tenant, server) = (route.code.clone(), route.server.clone());
-            let error = Error::Timeout { tenant, server, waited: begun.elapsed(), cause };
+            let timeout = |tenant, server, cause| Error::Timeout { tenant, server, waited: begun.elapsed(), cause };
+            let error = match crowded {
+                Crowded::Own { max } => timeout(tenant, server, TimeoutCause::LongOfTenant { max }),
+                Crowded::All { max } => timeout(tenant, server, TimeoutCause::Long { max }),
+                Crowded::Queue { max: queue_max } => Error::QueueFull { tenant, server, queue_max },
+            };
             self.account.refused(&error);
             error
         })

@@ -1,6 +1,7 @@
 //! Long leases: those of transactions and streams, which last as long as their callers like. One tenant has at most so
-//! many of a server's places and of its pool's connections for them, and all tenants together so many; whoever comes then waits for its turn, as for a
-//! place ([`super::queue`]). So there are always places for statements, which end by themselves.
+//! many of a server's places and of its pool's connections for them, and all tenants together so many; whoever comes
+//! then waits for its turn, as for a place ([`super::queue`]), unless as many of its tenant's callers wait already as may.
+//! So there are always places for statements, which end by themselves.
 //!
 //! Knows no connection: what is counted here is a [`LongPass`], which is held as long as the lease.
 
@@ -11,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
+use super::party::Share;
 use super::queue::{Turn, Turns};
 use crate::domain::tenant::TenantId;
 
@@ -36,13 +38,16 @@ pub struct Long {
     pub weight: u32,
     /// Beside [`LongBounds::own`].
     pub own_max: usize,
+    /// Its callers that may wait.
+    pub queue_max: usize,
 }
 
 impl Long {
     /// Of a pool with so many connections: it keeps one of two or more for statements, and nobody holds a pass who waits
     /// for a connection of a pool that is used up by those who have one.
-    pub(super) fn of_pool(weight: u32, connections_max: usize) -> Self {
-        Self { weight, own_max: connections_max.saturating_sub(1).max(1) }
+    pub(super) fn of_pool(share: Share) -> Self {
+        let Share { connections_max, queue_max, weight } = share;
+        Self { weight, own_max: connections_max.saturating_sub(1).max(1), queue_max }
     }
 }
 
@@ -53,6 +58,8 @@ pub enum Crowded {
     Own { max: usize },
     /// The part of all.
     All { max: usize },
+    /// The tenant's queue, at once.
+    Queue { max: usize },
 }
 
 /// Where long leases are counted. It may have fewer places at any time than are held.
@@ -104,9 +111,9 @@ impl LongGate {
     /// Waits for a place among the long leases. Tenants take turns by their weights.
     ///
     /// # Errors
-    /// What there was no room in until the deadline.
+    /// What there was no room in until the deadline, or for waiting.
     pub async fn pass(self: &Arc<Self>, tenant: TenantId, share: Long, deadline: Instant) -> Result<LongPass, Crowded> {
-        let (waiter, answer) = self.state().join(tenant, share);
+        let (waiter, answer) = self.state().join(tenant, share)?;
         let _waiting = Waiting { gate: self, tenant, waiter };
         self.serve();
         match timeout_at(deadline, answer).await {
@@ -138,14 +145,18 @@ impl Own {
 }
 
 impl State {
-    fn join(&mut self, tenant: TenantId, share: Long) -> (u64, oneshot::Receiver<LongPass>) {
+    fn join(&mut self, tenant: TenantId, share: Long) -> Result<(u64, oneshot::Receiver<LongPass>), Crowded> {
         let (caller, answer) = oneshot::channel();
-        self.last_id += 1;
         let own = self.tenants.entry(tenant).or_insert_with(|| Own::new(share));
         own.share = share;
+        // One that is alone waits for no longer than this call, if there is room.
+        if own.waiting.len() >= share.queue_max.max(1) {
+            return Err(Crowded::Queue { max: share.queue_max });
+        }
+        self.last_id += 1;
         own.waiting.push_back((self.last_id, caller));
         self.turns.join(tenant, &mut own.turn, share.weight);
-        (self.last_id, answer)
+        Ok((self.last_id, answer))
     }
 
     fn next(&mut self, bounds: LongBounds) -> Option<(TenantId, oneshot::Sender<LongPass>)> {
@@ -242,7 +253,11 @@ mod tests {
         Instant::now() + Duration::from_millis(50)
     }
 
-    const PLENTY: Long = Long { weight: 1, own_max: usize::MAX };
+    const PLENTY: Long = Long { weight: 1, own_max: usize::MAX, queue_max: 100 };
+
+    fn of_pool(connections_max: usize) -> Long {
+        Long::of_pool(Share { connections_max, queue_max: 100, weight: 1 })
+    }
 
     /// A pass that can be had at once.
     fn at_once(gate: &Arc<LongGate>, of: TenantId) -> Option<LongPass> {
@@ -276,7 +291,7 @@ mod tests {
     async fn who_waits_for_its_own_pool_takes_no_place_from_others() {
         let gate = gate(40);
         let (alpha, beta) = (tenant(1), tenant(2));
-        let share = Long::of_pool(1, 3);
+        let share = of_pool(3);
         let held = [gate.pass(alpha, share, soon()).await.unwrap(), gate.pass(alpha, share, soon()).await.unwrap()];
         let waiting = (0..40).map(|_| gate.pass(alpha, share, soon()));
         for refused in futures_util::future::join_all(waiting).await {
@@ -284,7 +299,23 @@ mod tests {
         }
         assert!(at_once(&gate, beta).is_some());
         drop(held);
-        assert_eq!([1, 2, 10].map(|connections_max| Long::of_pool(1, connections_max).own_max), [1, 1, 9]);
+        assert_eq!([1, 2, 10].map(|connections_max| of_pool(connections_max).own_max), [1, 1, 9]);
+    }
+
+    #[tokio::test]
+    async fn no_more_wait_than_may() {
+        let gate = gate(2);
+        let (alpha, share) = (tenant(1), Long { queue_max: 2, ..PLENTY });
+        let held = gate.pass(alpha, share, soon()).await.unwrap();
+        let mut waiting: Vec<_> = (0..2).map(|_| Box::pin(gate.pass(alpha, share, soon()))).collect();
+        assert!(waiting.iter_mut().all(|waiter| waiter.now_or_never().is_none()));
+        let refused = gate.pass(alpha, share, soon()).now_or_never().expect("it does not wait");
+        assert_eq!(refused.unwrap_err(), Crowded::Queue { max: 2 });
+        drop(held);
+        for waiter in waiting {
+            drop(waiter.await.unwrap());
+        }
+        assert!(gate.state().tenants.is_empty());
     }
 
     #[tokio::test]
