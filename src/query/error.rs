@@ -80,6 +80,10 @@ pub enum Error {
     #[error("the connection broke while the statement ran, so that it may or may not have taken effect: {0}")]
     Connection(#[source] tokio_postgres::Error),
     #[error(
+        "the result could not be taken, and the rest of its statement not be cancelled, so that the transaction was rolled back: {0}"
+    )]
+    NotCancelled(#[source] Box<postgres::Error>),
+    #[error(
         "no session for this target was free in time: at most {max} of {whose} use it at the same moment; try again"
     )]
     TargetBusy { max: usize, whose: &'static str },
@@ -124,7 +128,10 @@ impl Error {
 
     /// The session is not to be used again, wherever in a statement it was found out.
     pub(super) fn ends_session(&self) -> bool {
-        matches!(self, Self::Connection(_) | Self::TypesMax | Self::Refused { word: PREPARED_BY_SQL, .. })
+        matches!(
+            self,
+            Self::Connection(_) | Self::NotCancelled(_) | Self::TypesMax | Self::Refused { word: PREPARED_BY_SQL, .. }
+        )
     }
 
     /// A plain read left statements behind that were prepared by SQL.

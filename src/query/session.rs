@@ -106,6 +106,18 @@ impl Session {
         }
     }
 
+    /// Has the server cancel the statement of which nobody wants the rest; what is sent behind it need not wait for it.
+    ///
+    /// # Errors
+    /// When it may still run, or be cancelled late: the session is not to be used again.
+    pub(super) async fn rest_cancel(&self) -> Result<(), Error> {
+        let cancelled = match self {
+            Self::Tenant(lease) => lease.cancel().await,
+            Self::Own(seat) => seat.cancel().await,
+        };
+        cancelled.map_err(|error| Error::NotCancelled(Box::new(error)))
+    }
+
     /// The statement, prepared once per connection of a tenant's while it is among the most recently used.
     pub(super) async fn prepare(&mut self, sql: &str) -> Result<Statement, Unprepared> {
         match self {
