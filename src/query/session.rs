@@ -68,9 +68,12 @@ impl Session {
     }
 
     /// A statement's error, as its caller hears of it: one that was cancelled for an operation has met the tenant's gate.
-    /// Nothing of it has stayed.
+    /// Nothing of it has stayed. And one that has met a session's end hears what a tenant's code has done.
     pub(super) fn told(&self, error: Error) -> Error {
         match self {
+            Self::Tenant(lease) if matches!(error, Error::Connection(_)) && lease.has_changed_encoding() => {
+                Error::EncodingChanged
+            }
             Self::Tenant(lease) if error.is_cancelled() => lease.interrupted().map_or(error, Error::from),
             Self::Tenant(_) | Self::Own(_) => error,
         }

@@ -123,7 +123,7 @@ impl Queries {
                 result
             }
             End::Broken(error) => {
-                let tenant = session.tenant().filter(|_| !is_over);
+                let (tenant, error) = (session.tenant().filter(|_| !is_over), session.told(error));
                 drop(session);
                 return Err(self.why_broken(tenant, error).await);
             }

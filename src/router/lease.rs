@@ -94,6 +94,11 @@ impl Lease {
         self.object.statements.put(sql, statement);
     }
 
+    /// Whether the session has ended because its texts began to travel in another encoding.
+    pub fn has_changed_encoding(&self) -> bool {
+        self.object.encoding.has_changed()
+    }
+
     /// Has the server cancel the statement that runs. When this is `Ok`, the signal has arrived, and meets no later one.
     pub async fn cancel(&self) -> Result<(), postgres::Error> {
         self.ticket.slot().place.server.cancel_query(&self.object.client.cancel_token()).await
