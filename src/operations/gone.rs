@@ -4,9 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -14,6 +16,10 @@ use super::{Error, Parts};
 use crate::catalog::{Remains, TenantRef};
 use crate::domain::tenant::TenantId;
 use crate::postgres::{self, Server, admin};
+
+/// How long it counts that a daemon had no session on a server. Longer than any server takes to say so: an operation
+/// needs the word of two at the same moment.
+const ENDED_AGE_MAX: Duration = Duration::from_mins(1);
 
 /// What was asked of the servers. Cheap to clone.
 #[derive(Clone)]
@@ -27,8 +33,7 @@ pub(super) struct Gone {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Asked {
     UnderWay,
-    /// Since the last claim.
-    Ended,
+    Ended { at: Instant },
 }
 
 impl Gone {
@@ -37,7 +42,7 @@ impl Gone {
     }
 
     /// Where these daemons may still have sessions. They are being ended there when this returns, and `wake` is rung
-    /// after each server that has none any more. What has ended is told once: whoever claims later asks again.
+    /// after each server that has none any more.
     pub(super) fn remains(&self, gone: &[Uuid]) -> Vec<Remains> {
         self.asked().retain(|(daemon, _), _| gone.contains(daemon));
         gone.iter().map(|daemon| self.remains_of(*daemon)).filter(|remains| !remains.servers.is_empty()).collect()
@@ -59,11 +64,8 @@ impl Gone {
         let mut asked = self.asked();
         match asked.get(&key) {
             Some(Asked::UnderWay) => false,
-            Some(Asked::Ended) => {
-                asked.remove(&key);
-                true
-            }
-            None => {
+            Some(Asked::Ended { at }) if at.elapsed() < ENDED_AGE_MAX => true,
+            Some(Asked::Ended { .. }) | None => {
                 asked.insert(key.clone(), Asked::UnderWay);
                 let this = self.clone();
                 self.parts.tasks.spawn("sessions of a daemon that is gone", async move { this.ask(key).await });
@@ -81,7 +83,7 @@ impl Gone {
         };
         match ended {
             Ok(()) => {
-                self.asked().insert(key, Asked::Ended);
+                self.asked().insert(key, Asked::Ended { at: Instant::now() });
                 self.wake.notify_one();
             }
             // Not rung: it is asked again when somebody looks for work by himself.
