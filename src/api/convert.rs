@@ -45,18 +45,23 @@ pub(super) fn page_cut<M: prost::Message>(
     next: Option<String>,
     token: impl Fn(&M) -> String,
 ) -> (Vec<M>, String) {
-    let mut bytes = 0;
-    let fits = messages.iter().take_while(|message| {
-        bytes += message.encoded_len();
-        bytes <= PAGE_BYTES_MAX
-    });
-    let count = fits.count().max(1);
+    let count = page_cut_at(&messages);
     if count >= messages.len() {
         return (messages, next.unwrap_or_default());
     }
     messages.truncate(count);
     let next = messages.last().map(token).unwrap_or_default();
     (messages, next)
+}
+
+/// How many of these messages fit into one page, and at least one.
+pub(super) fn page_cut_at<M: prost::Message>(messages: &[M]) -> usize {
+    let mut bytes = 0;
+    let fits = messages.iter().take_while(|message| {
+        bytes += message.encoded_len();
+        bytes <= PAGE_BYTES_MAX
+    });
+    fits.count().max(1)
 }
 
 /// What every mutation says about itself.

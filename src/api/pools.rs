@@ -22,10 +22,9 @@ impl Service {
         let rest = pools.filter(|pool| page.after.as_ref().is_none_or(|after| pool.code.as_str() > after.as_str()));
         let seen = rest.filter(|pool| principal.reaches(&pool.code)).collect();
         let paged = page.cut(seen, |pool: &PoolView| pool.code.to_string());
-        Ok(Response::new(ListPoolsResponse {
-            pools: paged.rows.into_iter().map(pool).collect(),
-            next_page_token: paged.next.unwrap_or_default(),
-        }))
+        let pools = paged.rows.into_iter().map(pool).collect();
+        let (pools, next_page_token) = convert::page_cut(pools, paged.next, |last: &v1::Pool| last.tenant_code.clone());
+        Ok(Response::new(ListPoolsResponse { pools, next_page_token }))
     }
 
     pub(super) async fn pool_evict(

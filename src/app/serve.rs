@@ -16,6 +16,9 @@ pub async fn serve(config: &Path, admin_key_file: Option<&Path>, tasks: Tasks) -
     let stop = stop_signals(&tasks).map_err(Error::Signals)?;
     let hangup = signal(SignalKind::hangup()).map_err(Error::Signals)?;
     let loaded = config::load(config)?;
+    if let Some(problem) = config::secret_exposed(config) {
+        tracing::warn!(file = %config.display(), "the configuration is not private: {problem}");
+    }
     let Some(app) = App::build(loaded, tasks, stop.cancelled()).await? else { return Ok(()) };
     if let Some(file) = admin_key_file {
         match app.admin_key_ensure(file).await {

@@ -26,6 +26,7 @@ pub use credentials::{Secret, TenantSecret};
 pub use errors::Error;
 pub use operations::{
     ClaimedOperation, Created, NewOperation, OPERATIONS_CHANNEL, Operation, OperationEnd, OperationFilter, Release,
+    Remains,
 };
 pub use rollouts::{NewRollout, Rollout};
 pub use routes::{Follower, RouteChange, RouteChanges};

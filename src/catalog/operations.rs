@@ -94,6 +94,14 @@ pub struct ClaimedOperation {
     pub owner_before: Option<Uuid>,
 }
 
+/// Servers on which a daemon that is gone may still have sessions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remains {
+    pub daemon: Uuid,
+    /// By their names in the catalog.
+    pub servers: Vec<String>,
+}
+
 /// How a claim is given back.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Release<'a> {
@@ -155,21 +163,31 @@ impl Catalog {
     }
 
     /// Claims the oldest operation that nobody drives: a new one, one that was released, or one whose lease ran out.
-    /// Those of the kinds `but_not`, and those that `not_of` had, are left to others, or for later.
+    /// Those of the kinds `but_not` are left to others; what a daemon had that remains on a server, for later, unless it
+    /// is about a tenant on another one.
     pub async fn operation_claim(
         &self,
         instance: Uuid,
         lease: Duration,
         but_not: &[OperationKind],
-        not_of: &[Uuid],
+        remains: &[Remains],
     ) -> Result<Option<ClaimedOperation>, Error> {
-        let others = Expr::col("lease_owner").is_not_in(not_of.iter().copied());
-        let due = Query::select()
+        let mut due = Query::select()
             .column("id")
             .from("operations")
             .and_where(due())
             .and_where(Expr::col("kind").is_not_in(but_not.iter().map(|kind| kind.name())))
-            .and_where(Expr::col("lease_owner").is_null().or(others))
+            .take();
+        for remains in remains {
+            let others = Expr::col("lease_owner").is_null().or(Expr::col("lease_owner").ne(remains.daemon));
+            let elsewhere = Query::select()
+                .column("id")
+                .from("tenants")
+                .and_where(Expr::col("server").is_not_in(remains.servers.iter().map(String::as_str)))
+                .take();
+            due.and_where(others.or(Expr::col("tenant_id").in_subquery(elsewhere)));
+        }
+        let due = due
             .order_by("created_at", Order::Asc)
             .limit(1)
             .lock_with_behavior(LockType::Update, LockBehavior::SkipLocked)

@@ -14,6 +14,7 @@ use super::tenants::{Tenant, tenant_lock};
 use crate::domain::lifecycle::TenantState;
 use crate::domain::migration::TargetState;
 use crate::domain::operation::OperationId;
+use crate::domain::page::{Page, Paged};
 use crate::domain::tenant::{TenantCode, TenantId};
 use crate::postgres::read::Reader;
 use crate::postgres::statement;
@@ -176,6 +177,21 @@ impl Catalog {
             claimed(u64::from(holds == Some(true)), rollout)?;
         }
         Ok(skipped)
+    }
+
+    /// A page of a rollout's targets, by code.
+    pub async fn targets_page(&self, rollout: OperationId, page: &Page) -> Result<Paged<RolloutTarget>, Error> {
+        let select = Query::select()
+            .column(Asterisk)
+            .from("rollout_targets")
+            .and_where(Expr::col("rollout_id").eq(rollout.0))
+            .and_where_option(page.after.as_ref().map(|code| Expr::col("code").gt(code.as_str())))
+            .order_by("code", Order::Asc)
+            .limit(page.limit())
+            .take();
+        let rows = statement::rows(&self.session().await?, &select).await?;
+        let targets = rows.iter().map(read).collect::<Result<_, _>>()?;
+        Ok(page.cut(targets, |last| last.code.to_string()))
     }
 
     /// All targets of a rollout, by code.

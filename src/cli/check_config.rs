@@ -22,10 +22,7 @@ pub fn run(arguments: &Arguments, context: &Context) -> Result<(), Error> {
     let servers: Vec<_> = config.servers.iter().map(|server| server.name.as_str()).collect();
     let tiers: Vec<_> = config.limits.tiers.keys().map(String::as_str).collect();
     let own_hosts: Vec<_> = config.limits.own_hosts.iter().collect();
-    // Its other secrets are in files of their own, which must be private.
-    let has_secret = std::fs::read_to_string(path).is_ok_and(|text| text.contains("secret_access_key"));
-    let warning = config::check_private(path).err().filter(|_problem| has_secret);
-    let warning = warning.map(|problem| format!("store.secret_access_key is in it, and {problem}"));
+    let warning = config::secret_exposed(path);
     let text = || {
         let warning = warning.as_ref().map(|warning| format!("\nWarning: {warning}.\n")).unwrap_or_default();
         let fields = record(&[

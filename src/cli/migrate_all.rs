@@ -7,6 +7,7 @@ use super::error::Error;
 use super::exit_code::ExitCode;
 use super::mutation::{Mutation, Wait};
 use super::output::Output;
+use super::pages;
 use super::progress::Progress;
 use super::table::{Column, list};
 use super::wait::{self, Reconnect};
@@ -89,9 +90,17 @@ async fn follow(connection: &Connection, id: &str, view: &mut View) -> Result<()
     Ok(())
 }
 
+/// The rollout with all of its targets.
 async fn rollout_get(connection: &Connection, rollout_id: String) -> Result<Rollout, Error> {
-    let response = connection.migrations().get_rollout(request(GetRolloutRequest { rollout_id })).await?.into_inner();
-    response.rollout.ok_or(Error::Incomplete("rollout"))
+    let mut rollout = Rollout::default();
+    let page = async |page_size, page_token| {
+        let message = GetRolloutRequest { rollout_id: rollout_id.clone(), page_size, page_token };
+        let answer = connection.migrations().get_rollout(request(message)).await?.into_inner();
+        rollout = answer.rollout.ok_or(Error::Incomplete("rollout"))?;
+        Ok((std::mem::take(&mut rollout.targets), answer.next_page_token))
+    };
+    let (targets, _none_left) = pages::collect(usize::MAX, page).await?;
+    Ok(Rollout { targets, ..rollout })
 }
 
 /// What was shown of a rollout so far.
@@ -173,7 +182,7 @@ fn report(output: Output, rollout: Rollout) -> Result<ExitCode, Error> {
     if output.format() == super::Format::Jsonl {
         output.event(&Rollout { targets: Vec::new(), ..rollout })?;
     } else {
-        output.answer(&GetRolloutResponse { rollout: Some(rollout.clone()) }, text)?;
+        output.answer(&GetRolloutResponse { rollout: Some(rollout.clone()), ..GetRolloutResponse::default() }, text)?;
     }
     Ok(code)
 }

@@ -59,9 +59,11 @@ async fn resume(
     loop {
         let (catalog_id, after_revision) = since.clone().unzip();
         let request = WatchRoutesRequest { after_revision, catalog_id: catalog_id.unwrap_or_default() };
+        let mut has_begun = false;
         let broken = match connection.router().watch_routes(request).await {
             Ok(stream) => {
                 let shown = |message: WatchRoutesResponse| {
+                    has_begun = true;
                     if message.event() != RouteEvent::Snapshot {
                         since = Some((message.catalog_id.clone(), message.revision));
                     }
@@ -73,7 +75,8 @@ async fn resume(
         };
         let reason = broken.as_ref().map(tonic_types::StatusExt::get_error_details);
         let reason = reason.as_ref().and_then(|details| details.error_info()).map_or("", |info| info.reason.as_str());
-        if reason == "REVISION_UNKNOWN" && since.take().is_some() {
+        // Also in the middle of the first snapshot, when the caller reaches more tenants than at its beginning.
+        if reason == "REVISION_UNKNOWN" && (since.take().is_some() || has_begun) {
             context.output.note("  the daemon cannot go on from there; every route comes anew");
             continue;
         }

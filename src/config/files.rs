@@ -94,6 +94,14 @@ pub fn check_private(path: &Path) -> Result<(), String> {
     Err(format!("others can read it (mode {:o}); run chmod 600", mode & 0o777))
 }
 
+/// What is wrong with a configuration that has a secret in it and that others can read: its other secrets are in files of
+/// their own, which must be private.
+pub fn secret_exposed(config: &Path) -> Option<String> {
+    let has_secret = fs::read_to_string(config).is_ok_and(|text| text.contains("secret_access_key"));
+    let problem = check_private(config).err().filter(|_problem| has_secret)?;
+    Some(format!("store.secret_access_key is in it, and {problem}"))
+}
+
 pub(super) fn read_private<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, String> {
     check_private(path).map_err(|problem| format!("{}: {problem}", path.display()))?;
     let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;

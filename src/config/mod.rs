@@ -20,7 +20,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 pub use access::{AccessConfig, CertificateConfig, IssuerConfig, KeysFrom, SignatureAlgorithm, SubjectKind};
-pub use files::{Credentials, Keys, RoleLogin, check_private, write_private};
+pub use files::{Credentials, Keys, RoleLogin, check_private, secret_exposed, write_private};
 pub use live::Live;
 pub use load::{Error, load};
 pub use tls::{ClientCa, TlsFiles, roots_read};

@@ -34,6 +34,9 @@ const READY_TIMEOUT: Duration = Duration::from_mins(1);
 /// A server whose owner was killed stops by itself; after this it is told to stop at once.
 const PREDECESSOR_FAST_MAX: Duration = Duration::from_secs(15);
 const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(40);
+/// How long a server that has ended by itself is left alone; longer each time, unless it ran for longer than the most.
+const RESTART_PAUSE_MIN: Duration = Duration::from_millis(500);
+const RESTART_PAUSE_MAX: Duration = Duration::from_secs(30);
 /// A port that was free when it was chosen may be taken by the time that the server wants it.
 const PORT_ATTEMPTS_MAX: u32 = 3;
 /// What is looked at again until it changes is a file or a process; neither tells.
@@ -74,7 +77,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Resolves when the cluster accepts connections. `tasks` get one that reports a server that ends by itself; they
+    /// Resolves when the cluster accepts connections. `tasks` get one that starts a server again that ends by itself; they
     /// do not stop the cluster, because a daemon that goes down still needs its databases.
     pub async fn start(request: ClusterRequest, tasks: &Tasks) -> Result<Self, Error> {
         fs::create_dir_all(&request.dir).map_err(file(&request.dir))?;
@@ -96,17 +99,11 @@ impl Cluster {
         let (server, port) = serve(&programs, &place, &data_dir, &dir, &request).await?;
         let server = Arc::new(Mutex::new(Some(server)));
         let watch = tasks.token().child_token();
-        tasks.spawn("private cluster", report_end(Arc::clone(&server), watch.clone()));
+        let version = programs.major.to_string();
+        let started = Started { programs, place, data_dir: data_dir.clone(), request, port };
+        tasks.spawn("private cluster", started.keep(Arc::clone(&server), watch.clone()));
         let role = RoleName::try_from(SUPERUSER.to_owned()).map_err(|error| Error::Name(error.to_string()))?;
-        Ok(Self {
-            port,
-            superuser: RoleLogin { role, password },
-            data_dir,
-            version: programs.major.to_string(),
-            watch,
-            server,
-            _lock: lock,
-        })
+        Ok(Self { port, superuser: RoleLogin { role, password }, data_dir, version, watch, server, _lock: lock })
     }
 
     pub fn host(&self) -> &'static str {
@@ -140,16 +137,60 @@ impl Cluster {
     }
 }
 
-/// The server belongs to nobody else while nothing happens; `watch` makes this let go of it.
-async fn report_end(server: Arc<Mutex<Option<WatchedServer>>>, watch: CancellationToken) {
-    let mut held = server.lock().await;
-    let Some(running) = held.as_mut() else { return };
-    tokio::select! {
-        ended = running.ended() => {
-            tracing::error!(status = ended_text(&ended), "the private PostgreSQL cluster has ended by itself");
-            held.take();
+/// What a server was started with, so that it can be started again where its clients look for it.
+struct Started {
+    programs: Programs,
+    place: Place,
+    data_dir: PathBuf,
+    request: ClusterRequest,
+    port: u16,
+}
+
+impl Started {
+    /// Starts the server again whenever it ends by itself, after pauses that grow while it does not stay. It belongs to
+    /// nobody else meanwhile; `watch` makes this let go of it.
+    async fn keep(self, server: Arc<Mutex<Option<WatchedServer>>>, watch: CancellationToken) {
+        let mut held = server.lock().await;
+        tokio::select! {
+            () = self.keep_running(&mut held) => {}
+            () = watch.cancelled() => {}
         }
-        () = watch.cancelled() => {}
+    }
+
+    async fn keep_running(&self, held: &mut Option<WatchedServer>) {
+        let (mut pause, mut since) = (RESTART_PAUSE_MIN, Instant::now());
+        loop {
+            if let Some(running) = held.as_mut() {
+                let ended = ended_text(&running.ended().await);
+                held.take();
+                if since.elapsed() > RESTART_PAUSE_MAX {
+                    pause = RESTART_PAUSE_MIN;
+                }
+                tracing::error!(
+                    status = ended,
+                    ?pause,
+                    "the private PostgreSQL cluster has ended by itself; it is started again"
+                );
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RESTART_PAUSE_MAX);
+            match self.start_again().await {
+                Ok(running) => {
+                    *held = Some(running);
+                    since = Instant::now();
+                    tracing::info!(port = self.port, "the private PostgreSQL cluster runs again");
+                }
+                Err(error) => {
+                    tracing::error!(%error, ?pause, "the private PostgreSQL cluster cannot be started again yet");
+                }
+            }
+        }
+    }
+
+    async fn start_again(&self) -> Result<WatchedServer, Error> {
+        predecessor_end(&self.data_dir).await?;
+        let started = start(&self.programs, &self.place, &self.data_dir, &self.request, self.port).await?;
+        started.map_err(|failed| failed.told(&self.data_dir))
     }
 }
 
@@ -229,23 +270,55 @@ async fn serve(
     dir: &Path,
     request: &ClusterRequest,
 ) -> Result<(WatchedServer, u16), Error> {
-    let (log_file, port_file) = (place.dir.join("log"), dir.join("cluster-port"));
+    let port_file = dir.join("cluster-port");
     let mut attempt = 1;
     loop {
         let remembered = fs::read_to_string(&port_file).ok().and_then(|text| text.trim().parse().ok());
         let port = port_choose(remembered).map_err(file(&port_file))?;
         fs::write(&port_file, format!("{port}\n")).map_err(file(&port_file))?;
-        let (log, log_bytes) = log_open(&log_file).map_err(file(&log_file))?;
-        let settings = settings(request, port);
-        let start = ServerStart { data_dir, user: place.user.as_ref(), settings: &settings, log };
-        let mut server = programs.postgres_watched(start)?;
-        let Err(ended) = ready(&mut server, data_dir).await else { return Ok((server, port)) };
-        let log = log_since(&log_file, log_bytes);
-        if attempt == PORT_ATTEMPTS_MAX || !log.contains("could not bind") {
-            let data_dir = data_dir.to_owned();
-            return Err(Error::NotStarted { data_dir, ended, log_file, log: log.trim().replace('\n', " | ") });
+        match start(programs, place, data_dir, request, port).await? {
+            Ok(server) => return Ok((server, port)),
+            Err(failed) if attempt == PORT_ATTEMPTS_MAX || !failed.log.contains("could not bind") => {
+                return Err(failed.told(data_dir));
+            }
+            Err(_port_taken) => attempt += 1,
         }
-        attempt += 1;
+    }
+}
+
+/// How a server ended before it was up.
+struct NotUp {
+    ended: String,
+    log_file: PathBuf,
+    log: String,
+}
+
+impl NotUp {
+    fn told(self, data_dir: &Path) -> Error {
+        let Self { ended, log_file, log } = self;
+        Error::NotStarted { data_dir: data_dir.to_owned(), ended, log_file, log: log.trim().replace('\n', " | ") }
+    }
+}
+
+/// Starts the server on this port. It is up when this returns.
+async fn start(
+    programs: &Programs,
+    place: &Place,
+    data_dir: &Path,
+    request: &ClusterRequest,
+    port: u16,
+) -> Result<Result<WatchedServer, NotUp>, Error> {
+    let log_file = place.dir.join("log");
+    let (log, log_bytes) = log_open(&log_file).map_err(file(&log_file))?;
+    let settings = settings(request, port);
+    let start = ServerStart { data_dir, user: place.user.as_ref(), settings: &settings, log };
+    let mut server = programs.postgres_watched(start)?;
+    match ready(&mut server, data_dir).await {
+        Ok(()) => Ok(Ok(server)),
+        Err(ended) => {
+            let log = log_since(&log_file, log_bytes);
+            Ok(Err(NotUp { ended, log_file, log }))
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
+use super::gone::Gone;
 use super::kinds;
 use super::patience::{Attempt, Patience};
 use super::step::{Done, Run, Step, StepError};
@@ -31,6 +32,7 @@ const PAUSE_IN_PLACE_MAX: Duration = Duration::from_secs(1);
 /// Claims and drives operations until the daemon goes down.
 pub(super) struct Engine {
     pub(super) parts: Arc<Parts>,
+    pub(super) gone: Gone,
     pub(super) changed: broadcast::Sender<OperationId>,
     pub(super) wake: Arc<tokio::sync::Notify>,
     pub(super) stop: CancellationToken,
@@ -125,21 +127,15 @@ impl Engine {
         }
     }
 
-    /// Sessions of daemons that are gone are ended first: they may hold locks, and none of them may act beside us. Where
-    /// a server is away that may have some, what such a daemon drove is left until it is back, and the rest is not.
+    /// Sessions of daemons that are gone are ended first. Where they may still have some, what works there is left for
+    /// later, and the rest is not.
     async fn try_claim(&self, but_not: &[OperationKind]) -> Result<Option<ClaimedOperation>, Error> {
-        let catalog = &self.parts.catalog;
-        let mut not_of = Vec::new();
-        for gone in catalog.operation_owners_expired().await? {
-            if gone != self.parts.instance
-                && let Err(error) = self.parts.instance_sessions_end(gone).await
-            {
-                tracing::warn!(daemon = %gone, %error, "sessions of a daemon that is gone cannot be ended; what it drove waits");
-                not_of.push(gone);
-            }
-        }
-        let (instance, lease) = (self.parts.instance, self.parts.config.operations.lease);
-        Ok(catalog.operation_claim(instance, lease, but_not, &not_of).await?)
+        let (catalog, instance) = (&self.parts.catalog, self.parts.instance);
+        let mut gone = catalog.operation_owners_expired().await?;
+        gone.retain(|daemon| *daemon != instance);
+        let remains = self.gone.remains(&gone);
+        let lease = self.parts.config.operations.lease;
+        Ok(catalog.operation_claim(instance, lease, but_not, &remains).await?)
     }
 
     /// Drives one operation to its end, or gives its claim back when the daemon goes down.
@@ -211,7 +207,7 @@ impl Engine {
 
     async fn steps_run(&self, claimed: ClaimedOperation, driver: &Driver) -> Result<Driven, Error> {
         if let Some(gone) = claimed.owner_before {
-            self.parts.instance_sessions_end(gone).await?;
+            self.gone.end_for(gone, claimed.operation.tenant).await?;
         }
         let steps = kinds::steps(claimed.operation.kind);
         let rows = claimed.operation.steps.clone();

@@ -9,6 +9,7 @@ mod create_tenant;
 mod engine;
 mod error;
 mod failure;
+mod gone;
 mod kinds;
 mod migrate_fleet;
 mod migrate_target;
@@ -76,15 +77,6 @@ impl Parts {
     pub(crate) fn server(&self, name: &str) -> Result<&Server, Error> {
         self.servers.get(name).ok_or_else(|| Error::ServerUnknown { name: name.to_owned() })
     }
-
-    /// Ends, on every server, what a daemon that is gone has left.
-    async fn instance_sessions_end(&self, instance: Uuid) -> Result<(), Error> {
-        for server in self.servers.values() {
-            let client = server.connect_admin(server.maintenance_database()).await?;
-            crate::postgres::admin::instance_sessions_end(&client, instance).await?;
-        }
-        Ok(())
-    }
 }
 
 impl std::fmt::Debug for Parts {
@@ -116,6 +108,7 @@ impl Operations {
         let slots = Arc::new(Semaphore::new(parts.config.operations.concurrency_max));
         let engine = engine::Engine {
             parts: Arc::clone(&parts),
+            gone: gone::Gone::new(Arc::clone(&parts), Arc::clone(&wake), stop.clone()),
             changed: changed.clone(),
             wake: Arc::clone(&wake),
             stop: stop.clone(),

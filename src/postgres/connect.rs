@@ -17,7 +17,7 @@ use super::budget::Permit;
 use super::errors::Error;
 use super::lane::Lane;
 use super::server::Server;
-use super::session::{Opened, Order, down_for_good};
+use super::session::{Encoding, Opened, Order, down_for_good};
 use crate::config::RoleLogin;
 use crate::domain::tenant::DatabaseName;
 
@@ -131,7 +131,7 @@ impl Server {
         &self,
         given: Option<(Pass, Permit)>,
         request: &ConnectRequest<'_>,
-    ) -> Result<(Client, JoinHandle<()>), Error> {
+    ) -> Result<(Client, JoinHandle<()>, Encoding), Error> {
         let (pass, permit) = given.unzip();
         let opened = self.open(pass, permit, request).await?;
         let (held, tasks) = (opened.held, self.tasks().clone());
@@ -139,7 +139,7 @@ impl Server {
             let _held = held;
             down_for_good(&tasks).await;
         });
-        Ok((opened.client, sign))
+        Ok((opened.client, sign, opened.encoding))
     }
 
     /// Opens a session of the daemon's role for administration. Its search path holds nothing that a tenant can fill.

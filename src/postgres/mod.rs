@@ -34,3 +34,4 @@ pub use connect::{ConnectRequest, Connection, Pass, SessionOptions};
 pub use errors::{Error, Kind};
 pub use lane::Lane;
 pub use server::Server;
+pub use session::Encoding;

@@ -6,6 +6,8 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -36,8 +38,19 @@ const NOTIFICATIONS_MAX: usize = 1024;
 /// A client with what belongs to it: when `held` is dropped, the client is taken to be gone.
 pub(super) struct Opened {
     pub(super) client: Client,
+    pub(super) encoding: Encoding,
     pub(super) notifications: mpsc::Receiver<Notification>,
     pub(super) held: DropGuard,
+}
+
+/// Whether a session has ended because its texts began to travel in another encoding.
+#[derive(Debug, Clone, Default)]
+pub struct Encoding(Arc<AtomicBool>);
+
+impl Encoding {
+    pub fn has_changed(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
 }
 
 pub(super) type Answer = oneshot::Sender<Result<Opened, Error>>;
@@ -82,9 +95,10 @@ impl Order {
             Ok(Ok((client, connection))) => {
                 let (sender, notifications) = mpsc::channel(NOTIFICATIONS_MAX);
                 let gone = CancellationToken::new();
-                let cancel = client.cancel_token();
-                reply(answer, Ok(Opened { client, notifications, held: gone.clone().drop_guard() }));
-                self.drive(connection, &sender, &gone, &cancel).await;
+                let (cancel, encoding) = (client.cancel_token(), Encoding::default());
+                let held = gone.clone().drop_guard();
+                reply(answer, Ok(Opened { client, encoding: encoding.clone(), notifications, held }));
+                self.drive(connection, &sender, &gone, &cancel, &encoding).await;
             }
             Ok(Err(cause)) => reply(answer, Err(self.refused(cause))),
             Err(_elapsed) => reply(answer, Err(self.too_slow())),
@@ -108,6 +122,7 @@ impl Order {
         notifications: &mpsc::Sender<Notification>,
         gone: &CancellationToken,
         cancel: &CancelToken,
+        encoding: &Encoding,
     ) where
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
         T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
@@ -117,7 +132,12 @@ impl Order {
                 let message = poll_fn(|cx| {
                     let message = connection.poll_message(cx);
                     let is_foreign = || connection.parameter("client_encoding").is_some_and(|name| name != "UTF8");
-                    if self.is_utf8_only && is_foreign() { Poll::Ready(None) } else { message }
+                    if self.is_utf8_only && is_foreign() {
+                        // Before its user hears that it is over.
+                        encoding.0.store(true, Ordering::Release);
+                        return Poll::Ready(None);
+                    }
+                    message
                 });
                 match message.await {
                     Some(Ok(AsyncMessage::Notification(notification))) => {

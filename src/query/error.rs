@@ -80,6 +80,14 @@ pub enum Error {
     #[error("the connection broke while the statement ran, so that it may or may not have taken effect: {0}")]
     Connection(#[source] tokio_postgres::Error),
     #[error(
+        "a function or a procedure has changed client_encoding, and the session was ended: texts travel in UTF-8 in both directions; a transaction was rolled back, a statement by itself may or may not have taken effect; take the change out of that code, or use convert_to and convert_from for single values"
+    )]
+    EncodingChanged,
+    #[error(
+        "the result could not be taken, and the rest of its statement not be cancelled, so that the transaction was rolled back: {0}"
+    )]
+    NotCancelled(#[source] Box<postgres::Error>),
+    #[error(
         "no session for this target was free in time: at most {max} of {whose} use it at the same moment; try again"
     )]
     TargetBusy { max: usize, whose: &'static str },
@@ -124,7 +132,14 @@ impl Error {
 
     /// The session is not to be used again, wherever in a statement it was found out.
     pub(super) fn ends_session(&self) -> bool {
-        matches!(self, Self::Connection(_) | Self::TypesMax | Self::Refused { word: PREPARED_BY_SQL, .. })
+        matches!(
+            self,
+            Self::Connection(_)
+                | Self::EncodingChanged
+                | Self::NotCancelled(_)
+                | Self::TypesMax
+                | Self::Refused { word: PREPARED_BY_SQL, .. }
+        )
     }
 
     /// A plain read left statements behind that were prepared by SQL.

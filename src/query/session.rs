@@ -68,9 +68,12 @@ impl Session {
     }
 
     /// A statement's error, as its caller hears of it: one that was cancelled for an operation has met the tenant's gate.
-    /// Nothing of it has stayed.
+    /// Nothing of it has stayed. And one that has met a session's end hears what a tenant's code has done.
     pub(super) fn told(&self, error: Error) -> Error {
         match self {
+            Self::Tenant(lease) if matches!(error, Error::Connection(_)) && lease.has_changed_encoding() => {
+                Error::EncodingChanged
+            }
             Self::Tenant(lease) if error.is_cancelled() => lease.interrupted().map_or(error, Error::from),
             Self::Tenant(_) | Self::Own(_) => error,
         }
@@ -104,6 +107,18 @@ impl Session {
             Self::Tenant(lease) => lease,
             Self::Own(seat) => seat.client_mut(),
         }
+    }
+
+    /// Has the server cancel the statement of which nobody wants the rest; what is sent behind it need not wait for it.
+    ///
+    /// # Errors
+    /// When it may still run, or be cancelled late: the session is not to be used again.
+    pub(super) async fn rest_cancel(&self) -> Result<(), Error> {
+        let cancelled = match self {
+            Self::Tenant(lease) => lease.cancel().await,
+            Self::Own(seat) => seat.cancel().await,
+        };
+        cancelled.map_err(|error| Error::NotCancelled(Box::new(error)))
     }
 
     /// The statement, prepared once per connection of a tenant's while it is among the most recently used.

@@ -18,7 +18,7 @@ use crate::catalog::Catalog;
 use crate::config::{Live, RoleLogin};
 use crate::domain::route::Route;
 use crate::domain::tenant::{DatabaseName, Naming, RoleName, TenantId, TenantRole};
-use crate::postgres::{ConnectRequest, Connection, Kind, Lane, Server, SessionOptions, readers};
+use crate::postgres::{self, ConnectRequest, Connection, Kind, Lane, Server, SessionOptions, readers};
 use crate::router::{Crowded, Long, LongBounds, LongGate, LongPass, Router};
 
 /// Sessions of tenants on the shared database: of all together, and of one.
@@ -43,6 +43,7 @@ pub enum Whole {
 /// A session on one of the daemon's own databases; it ends when it is given back.
 #[derive(Debug)]
 pub struct Seat {
+    server: Server,
     connection: Connection,
     place: String,
     _held: Held,
@@ -52,6 +53,11 @@ impl Seat {
     /// For the log.
     pub(super) fn place(&self) -> &str {
         &self.place
+    }
+
+    /// As [`crate::router::Lease::cancel`].
+    pub(super) async fn cancel(&self) -> Result<(), postgres::Error> {
+        self.server.cancel_query(&self.connection.cancel_token()).await
     }
 
     pub(super) fn client(&self) -> &Client {
@@ -109,7 +115,12 @@ impl Targets {
             return Err(Error::TargetBusy { max: ADMINISTRATORS_MAX, whose: "administrators" });
         };
         let connection = self.connect(self.server.dump(), &database, deadline).await?;
-        Ok(Seat { connection, place: database.to_string(), _held: Held::Administrator { _permit: permit } })
+        Ok(Seat {
+            server: self.server.clone(),
+            connection,
+            place: database.to_string(),
+            _held: Held::Administrator { _permit: permit },
+        })
     }
 
     /// The shared database as the tenant's own login.
@@ -135,7 +146,12 @@ impl Targets {
             }
             other => other,
         };
-        Ok(Seat { connection: connected?, place: route.code.to_string(), _held: Held::Tenant { _pass: pass } })
+        Ok(Seat {
+            server: self.server.clone(),
+            connection: connected?,
+            place: route.code.to_string(),
+            _held: Held::Tenant { _pass: pass },
+        })
     }
 
     fn admitted(&self) -> std::sync::MutexGuard<'_, HashSet<TenantId>> {

@@ -123,7 +123,7 @@ impl Queries {
                 result
             }
             End::Broken(error) => {
-                let tenant = session.tenant().filter(|_| !is_over);
+                let (tenant, error) = (session.tenant().filter(|_| !is_over), session.told(error));
                 drop(session);
                 return Err(self.why_broken(tenant, error).await);
             }
@@ -322,7 +322,13 @@ impl Transaction<'_> {
         let statement: Statement = self.session.prepare(&input.sql).await?;
         let columns = columns(statement.columns())?;
         let values = parameters(statement.params(), &input.parameters)?;
-        let result = query(self.session.client(), &statement, &values, bounds).await?;
+        let result = match query(self.session.client(), &statement, &values, bounds).await {
+            Err(error) if error.leaves_rows() && !error.ends_session() => {
+                self.session.rest_cancel().await?;
+                return Err(error);
+            }
+            result => result?,
+        };
         let row_count = i64::try_from(result.count).unwrap_or(i64::MAX);
         Ok(v1::ExecuteResponse { columns, rows: result.rows, row_count })
     }

@@ -16,6 +16,7 @@ use super::place::Seat;
 use super::pool::PooledObject;
 use super::slot::Ticket;
 use crate::domain::tenant::{TenantCode, TenantId};
+use crate::postgres;
 use crate::postgres::types::{self, Unprepared};
 
 /// The gate is paused by then, and tells whoever comes again.
@@ -91,6 +92,16 @@ impl Lease {
     /// Remembers what was prepared on this connection, unless it is too long.
     pub fn keep_prepared(&mut self, sql: &str, statement: &Statement) {
         self.object.statements.put(sql, statement);
+    }
+
+    /// Whether the session has ended because its texts began to travel in another encoding.
+    pub fn has_changed_encoding(&self) -> bool {
+        self.object.encoding.has_changed()
+    }
+
+    /// Has the server cancel the statement that runs. When this is `Ok`, the signal has arrived, and meets no later one.
+    pub async fn cancel(&self) -> Result<(), postgres::Error> {
+        self.ticket.slot().place.server.cancel_query(&self.object.client.cancel_token()).await
     }
 
     /// Prepares every statement anew from now on.

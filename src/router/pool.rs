@@ -18,7 +18,7 @@ use crate::config::{Limits, RoleLogin};
 use crate::domain::route::Route;
 use crate::domain::tenant::TenantRole;
 use crate::postgres::identity::{Identity, identity_read};
-use crate::postgres::{self, ConnectRequest, Lane, Pass, Permit, Server, SessionOptions};
+use crate::postgres::{self, ConnectRequest, Encoding, Lane, Pass, Permit, Server, SessionOptions};
 
 /// By how much connections' lifetimes differ, so that those made together do not end together.
 const LIFETIME_JITTER: f64 = 0.2;
@@ -54,6 +54,7 @@ pub(super) struct Given {
 pub(super) struct Pooled {
     pub(super) id: ConnectionId,
     pub(super) client: ClientWrapper,
+    pub(super) encoding: Encoding,
     /// Bounded: a caller's statements are endless.
     pub(super) statements: Prepared,
     pub(super) retires_at: Instant,
@@ -191,13 +192,14 @@ impl Manager for TenantConnections {
             },
             deadline: Instant::now() + config.connect_timeout,
         };
-        let (client, sign) = self.server.connect_raw(Some((pass, permit)), &request).await?;
+        let (client, sign, encoding) = self.server.connect_raw(Some((pass, permit)), &request).await?;
         let client = ClientWrapper::new(client, sign);
         self.identity_check(&client, &access.identity).await?;
         let lifetime = lifetime(config.connection_lifetime_max, rand::rng().random());
         Ok(Pooled {
             id: connection,
             client,
+            encoding,
             statements: Prepared::new(),
             retires_at: Instant::now() + lifetime,
             uses_left: config.connection_uses_max,

@@ -11,6 +11,8 @@ use tenantd::embedded::{Cluster, ClusterError, ClusterRequest};
 use tenantd::shutdown::Tasks;
 use tokio_postgres::NoTls;
 
+use crate::harness::{signal, until};
+
 /// Names the folder to the process that stands in for a daemon.
 const OWNER_DIR: &str = "TENANTD_TEST_CLUSTER_DIR";
 
@@ -77,6 +79,34 @@ async fn a_second_start_finds_the_data_and_the_password_of_the_first() {
     assert_eq!(ask_as_superuser(&cluster, "select answer from kept").await, "42");
     cluster.stop().await.unwrap();
     drop(taken);
+    assert_eq!(tasks.end(Duration::from_secs(5)).await, Vec::<&str>::new());
+}
+
+#[tokio::test]
+async fn a_server_that_is_killed_is_started_again_where_it_was() {
+    let (dir, tasks) = (folder(), tasks());
+    let cluster = Cluster::start(request(dir.path()), &tasks).await.unwrap();
+    ask_as_superuser(&cluster, "create table kept as select 42 as answer").await;
+    // Commits are not waited for here.
+    ask_as_superuser(&cluster, "checkpoint").await;
+    let kill = |pid: String| signal("KILL", pid.parse().unwrap());
+    let password = cluster.superuser().password.expose_secret();
+    for _ in 0..2 {
+        let before = server_pid(&cluster);
+        kill(before.clone());
+        let answer = until("it is back", async || ask(&cluster, password, "select answer from kept").await.ok()).await;
+        assert_eq!(answer, "42");
+        assert_ne!(server_pid(&cluster), before);
+    }
+    // One that is told to stop stays away, and so does one that is not back yet.
+    let last = server_pid(&cluster);
+    kill(last.clone());
+    cluster.stop().await.unwrap();
+    until("it is gone", async || (!alive(&last)).then_some(())).await;
+    let cluster = Cluster::start(request(dir.path()), &tasks).await.unwrap();
+    let last = server_pid(&cluster);
+    cluster.stop().await.unwrap();
+    assert!(!alive(&last));
     assert_eq!(tasks.end(Duration::from_secs(5)).await, Vec::<&str>::new());
 }
 

@@ -92,14 +92,17 @@ async fn after_sigterm_streams_that_run_may_end() {
     let mut transaction = client.transaction("acme").await;
     transaction.execute("DELETE FROM things WHERE id = 1").await;
     let mut query = client.stream("acme", "SELECT count(*) FROM things").await;
-    let mut pipeline = client.pipeline().await;
+    let (mut pipeline, mut idle) = (client.pipeline().await, client.pipeline().await);
     pipeline.execute(1, "acme", "SELECT count(*) FROM things").await;
     let mut routes = client.routes().await;
     active(&judge, &acme.database, 3).await;
 
     let ends = async {
-        // A watch would never end by itself.
+        // A watch would never end by itself, and neither would a stream with nothing on its way.
         assert_eq!(last(&mut routes).await.code(), Code::Unavailable);
+        let told = last(&mut idle.answers).await;
+        assert_eq!(told.code(), Code::Unavailable);
+        assert!(told.get_error_details().retry_info().is_some(), "{told:?}");
         refused(&client).await;
         holder.batch_execute("COMMIT").await.unwrap();
         assert!(matches!(transaction.answer().await, Ok(Outcome::Result(result)) if result.row_count == 1));
@@ -111,9 +114,8 @@ async fn after_sigterm_streams_that_run_may_end() {
         }
         assert!(matches!(end, Some(Part::Trailer(trailer)) if trailer.row_count == 1));
         assert_eq!(pipeline.answers.message().await.unwrap().unwrap().answers[0].id, 1);
-        // Its caller has nothing more to say.
-        drop(pipeline.requests);
-        assert!(pipeline.answers.message().await.unwrap().is_none());
+        // That was everything.
+        assert_eq!(last(&mut pipeline.answers).await.code(), Code::Unavailable);
     };
     tokio::join!(daemon.terminate(), ends);
     let row = holder.query_one("SELECT count(*) FROM things", &[]).await.unwrap();

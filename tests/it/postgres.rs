@@ -309,7 +309,7 @@ async fn an_abandoned_statement_is_cancelled_and_its_permit_comes_back() {
     until("the permit is back", async || (server.budget().in_use() == 0).then_some(())).await;
 
     // As deadpool does it: it aborts the handle.
-    let (client, handle) = server.connect_raw(None, &request(&login, &acme.database)).await.unwrap();
+    let (client, handle, _encoding) = server.connect_raw(None, &request(&login, &acme.database)).await.unwrap();
     tokio::select! {
         _ = client.batch_execute("SELECT pg_sleep(3600)") => panic!("it should sleep"),
         () = until("the statement runs", begun) => {}

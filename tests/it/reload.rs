@@ -1,12 +1,15 @@
 //! A configuration that is read again while the daemon runs: what counts at once, and one with a problem.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+
 use tenantd::config::{Credentials, Keys, RoleLogin, write_private};
 use tenantd::proto::v1::CreateTenantRequest;
 use tenantd::secrets::keys_new;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use crate::harness::{Fleet, Spec, until};
+use crate::harness::{Fleet, Spec, tenantd, until};
 
 const SLEEPING: &str =
     "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep%' AND state = 'active' AND datname = $1";
@@ -109,6 +112,25 @@ async fn what_waits_for_a_restart_is_named_and_secrets_are_not_shown() {
     // What counts until then is what it was started with.
     daemon.client.tenant("acme").await;
     daemon.client.backup("acme").await;
+    daemon.terminate().await;
+    fleet.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_configuration_with_a_secret_that_others_can_read_is_told_by_the_check_and_by_the_daemon() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let check = || {
+        let output = tenantd().arg("check-config").arg("--config").arg(fleet.config_file()).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(!check().contains("others can read it"));
+    std::fs::set_permissions(fleet.config_file(), Permissions::from_mode(0o644)).unwrap();
+    let told = "store.secret_access_key is in it, and others can read it (mode 644); run chmod 600";
+    assert!(check().contains(told));
+    fleet.expect_log("the configuration is not private");
+    let daemon = fleet.spawn();
+    until("the daemon says so too", async || fleet.has_logged(told).then_some(())).await;
     daemon.terminate().await;
     fleet.finish().await;
 }

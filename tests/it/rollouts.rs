@@ -42,7 +42,7 @@ fn summary(target: &RolloutTarget) -> (RolloutTargetState, i64, i64, i32) {
 }
 
 async fn target_state(client: &Client, rollout: &Rollout) -> RolloutTargetState {
-    let request = GetRolloutRequest { rollout_id: rollout.rollout_id.clone() };
+    let request = GetRolloutRequest { rollout_id: rollout.rollout_id.clone(), ..GetRolloutRequest::default() };
     let rollout = client.migrations().get_rollout(request).await.unwrap().into_inner().rollout.unwrap();
     only(&rollout).state()
 }
@@ -90,6 +90,32 @@ async fn many_rollouts_at_the_same_moment_are_all_taken() {
         let ended = daemon.client.rollout_ended(&rollout.rollout_id).await;
         assert_eq!(ended.state(), RolloutState::Succeeded);
     }
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn a_rollouts_targets_come_in_pages() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    for code in ["alpha", "beta", "gamma"] {
+        daemon.client.tenant(code).await;
+    }
+    let begun = daemon.client.rollout_create(Uuid::new_v4(), 0).await.unwrap();
+    let all = daemon.client.rollout_ended(&begun.rollout_id).await;
+    let codes = |rollout: &Rollout| rollout.targets.iter().map(|target| target.code.clone()).collect::<Vec<_>>();
+    assert_eq!(codes(&all), ["alpha", "beta", "gamma"]);
+    let page = async |page_size, page_token: &str| {
+        let page_token = page_token.to_owned();
+        let request = GetRolloutRequest { rollout_id: begun.rollout_id.clone(), page_size, page_token };
+        let answer = daemon.client.migrations().get_rollout(request).await?.into_inner();
+        let rollout = answer.rollout.unwrap();
+        assert_eq!((rollout.state(), &rollout.counts), (RolloutState::Succeeded, &all.counts));
+        Ok::<_, Status>((codes(&rollout), answer.next_page_token))
+    };
+    let (first, next) = page(2, "").await.unwrap();
+    assert_eq!(first, ["alpha", "beta"]);
+    assert_eq!(page(2, &next).await.unwrap(), (vec!["gamma".to_owned()], String::new()));
+    assert_eq!(page(-1, "").await.unwrap_err().code(), Code::InvalidArgument);
     fleet.stop(daemon).await;
 }
 
@@ -371,7 +397,7 @@ async fn what_was_begun_before_a_kill_is_driven_to_its_end_though_the_budget_is_
     let rollout = daemon.client.rollout_create(Uuid::new_v4(), 0).await.unwrap();
     let before = [waiter(&fleet, "t2").await, waiter(&fleet, "t3").await];
     until("the budget is used up", || async {
-        let request = GetRolloutRequest { rollout_id: rollout.rollout_id.clone() };
+        let request = GetRolloutRequest { rollout_id: rollout.rollout_id.clone(), ..GetRolloutRequest::default() };
         let rollout = daemon.client.migrations().get_rollout(request).await.unwrap().into_inner().rollout.unwrap();
         (rollout.counts.unwrap().failed == 1).then_some(())
     })

@@ -1,6 +1,7 @@
 //! Where tenants are, as the router knows it: changes by other daemons seen at once, tenants served while the shared
 //! database is away, and names of every kind.
 
+mod follow;
 mod watch;
 
 use std::collections::BTreeMap;

@@ -11,7 +11,7 @@ use tenantd::proto::v1::{
 use tonic::{Code, Status};
 use uuid::Uuid;
 
-use crate::harness::{Client, Daemon, Fleet, Machine, Spec, Standstills, reason, until};
+use crate::harness::{Client, Daemon, Fleet, Machine, PATIENCE, Spec, Standstills, reason, until};
 
 const SECOND: &str = "[[servers]] # the catalog's";
 
@@ -160,7 +160,7 @@ async fn what_a_dead_daemon_drove_waits_for_the_server_and_the_rest_does_not() {
         now.steps.iter().any(|step| step.detail.contains("tried again")).then_some(())
     })
     .await;
-    apart.fleet.expect_log("sessions of a daemon that is gone cannot be ended; what it drove waits");
+    apart.fleet.expect_log("sessions of a daemon that is gone cannot be ended; what it drove there waits");
     // It may be at it at this moment.
     apart.fleet.allow_log("the operation stands still until a daemon claims it again");
     let shared = apart.fleet.judge(apart.fleet.naming.shared_database().as_str()).await;
@@ -171,6 +171,40 @@ async fn what_a_dead_daemon_drove_waits_for_the_server_and_the_rest_does_not() {
     let other = apart.client().rollout_create(Uuid::new_v4(), 0).await.unwrap();
     assert_eq!(apart.client().rollout_ended(&other.rollout_id).await.state(), RolloutState::Succeeded);
     assert_eq!(apart.client().operation(&waiting.operation_id).await.state(), OperationState::Running);
+    apart.machine.server_start().await;
+    apart.client().succeeded(&waiting).await;
+    apart.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_hangs_holds_up_no_claims_of_what_works_elsewhere() {
+    let apart = Apart::new("10m").await;
+    apart.client().tenant("acme").await;
+    apart.machine.server_stop().await;
+    let waiting = apart.client().tenant_suspend(Uuid::new_v4(), "acme", "unpaid").await.unwrap();
+    until("it waits for its server", || async {
+        let now = apart.client().operation(&waiting.operation_id).await;
+        now.steps.iter().any(|step| step.detail.contains("tried again")).then_some(())
+    })
+    .await;
+    // It is away for whoever asks, and hangs from now on.
+    let hangs = apart.machine.hang().await;
+    apart.fleet.allow_log("sessions of a daemon that is gone cannot be ended; what it drove there waits");
+    apart.fleet.allow_log("the operation stands still until a daemon claims it again");
+    let shared = apart.fleet.judge(apart.fleet.naming.shared_database().as_str()).await;
+    let dies = "UPDATE operations SET lease_owner = gen_random_uuid(), lease_until = now() - interval '1 second' \
+                WHERE id::text = $1";
+    assert_eq!(shared.execute(dies, &[&waiting.operation_id]).await.unwrap(), 1);
+    // Each would wait for a connect that is not answered, and all together for longer than anybody does.
+    let others = async {
+        for _ in 0..12 {
+            let other = apart.client().rollout_create(Uuid::new_v4(), 0).await.unwrap();
+            assert_eq!(apart.client().rollout_ended(&other.rollout_id).await.state(), RolloutState::Succeeded);
+        }
+    };
+    tokio::time::timeout(PATIENCE, others).await.expect("nobody waits for a server that hangs");
+    assert_eq!(apart.client().operation(&waiting.operation_id).await.state(), OperationState::Running);
+    drop(hangs);
     apart.machine.server_start().await;
     apart.client().succeeded(&waiting).await;
     apart.finish().await;

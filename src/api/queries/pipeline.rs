@@ -24,10 +24,14 @@ impl Service {
         let (metadata, extensions, requests) = request.into_parts();
         let call = Request::from_parts(metadata, extensions, ());
         let caller = Sender { service: self.clone(), ongoing: ongoing.clone(), call };
-        let queries = self.api.queries.clone();
+        let (queries, draining) = (self.api.queries.clone(), self.draining.clone());
         Ok(self.streaming("pipeline", ongoing, deadline, |answers| async move {
             let requests = requests.map_err(|error| status::undecodable::instead_of(&error).unwrap_or(error));
-            queries.pipeline(caller, requests, answers, deadline).await;
+            let draining = async {
+                draining.cancelled().await;
+                status::draining()
+            };
+            queries.pipeline(caller, requests, answers, deadline, draining).await;
             Ok(())
         }))
     }

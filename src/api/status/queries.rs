@@ -95,7 +95,10 @@ impl From<query::Error> for Status {
             E::TypeChanged { .. } | E::Stale | E::WroteLate => {
                 Refusal::new(Code::Aborted, Reason::Sql, &error).retry_after(retry_after).status()
             }
-            E::Connection(_) => Refusal::new(Code::Unavailable, Reason::ConnectionUnavailable, &error).status(),
+            E::EncodingChanged => Refusal::new(Code::FailedPrecondition, Reason::Sql, &error).status(),
+            E::Connection(_) | E::NotCancelled(_) => {
+                Refusal::new(Code::Unavailable, Reason::ConnectionUnavailable, &error).status()
+            }
             E::Router(_) | E::Open(_) | E::Catalog(_) => match error {
                 E::Router(error) => (*error).into(),
                 E::Open(error) => (*error).into(),

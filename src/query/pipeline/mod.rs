@@ -12,6 +12,7 @@ mod lane;
 use std::collections::HashMap;
 use std::future::Future;
 use std::num::NonZeroUsize;
+use std::pin::pin;
 use std::sync::Arc;
 
 use futures_util::{Stream, StreamExt as _};
@@ -90,13 +91,15 @@ impl<C: Caller, E: Send + 'static> Shared<C, E> {
 }
 
 impl Queries {
-    /// Runs what comes until `requests` ends, and answers all of it.
+    /// Runs what comes until `requests` ends or `draining` resolves, and answers all of it. What `draining` resolves with
+    /// is the last word: what has no answer by then was not run.
     pub async fn pipeline<C: Caller, E: Send + 'static>(
         &self,
         caller: C,
         requests: impl Stream<Item = Result<PipelineRequest, E>> + Unpin + Send,
         answers: mpsc::Sender<Result<PipelineResponse, E>>,
         deadline: Instant,
+        draining: impl Future<Output = E> + Send,
     ) {
         let over = CancellationToken::new();
         let _over = over.clone().drop_guard();
@@ -118,7 +121,7 @@ impl Queries {
             tenants: HashMap::new(),
         };
         // An error says that the caller has gone.
-        let _gone = dispatch.run(requests).await;
+        let _gone = dispatch.run(requests, draining).await;
     }
 }
 
@@ -135,10 +138,13 @@ impl<C: Caller, E: Send + 'static> Dispatch<C, E> {
     async fn run(
         &mut self,
         mut requests: impl Stream<Item = Result<PipelineRequest, E>> + Unpin + Send,
+        draining: impl Future<Output = E> + Send,
     ) -> Result<(), Error> {
+        let mut draining = pin!(draining);
         let broken = loop {
             let request = tokio::select! {
                 request = requests.next() => request,
+                last_word = &mut draining => break Some(last_word),
                 () = self.shared.answers.closed() => return Err(Error::CallerGone),
             };
             let request = match request {

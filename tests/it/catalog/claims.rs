@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::json;
-use tenantd::catalog::{Error, NewRollout, NewTarget, OperationEnd, Release, TargetOutcome};
+use tenantd::catalog::{Error, NewRollout, NewTarget, OperationEnd, Release, Remains, TargetOutcome};
 use tenantd::domain::migration::{RolloutState, TargetState};
 use tenantd::domain::operation::{OperationId, OperationState, StepState};
 use uuid::Uuid;
@@ -61,7 +61,8 @@ async fn a_lapsed_lease_goes_to_another_daemon_with_the_name_of_the_one_before()
 
     bench.sql("UPDATE operations SET lease_until = now() - interval '1 second'").await;
     assert_eq!(bench.catalog.operation_owners_expired().await.unwrap(), [before]);
-    assert!(bench.catalog.operation_claim(after, LEASE, &[], &[before]).await.unwrap().is_none());
+    let remains = [Remains { daemon: before, servers: vec!["elsewhere".to_owned()] }];
+    assert!(bench.catalog.operation_claim(after, LEASE, &[], &remains).await.unwrap().is_none(), "it is the fleet's");
     let taken = bench.catalog.operation_claim(after, LEASE, &[], &[]).await.unwrap().unwrap();
     assert_eq!((taken.operation.id, taken.owner_before), (operation.id, Some(before)));
     assert!(taken.fence > claim.fence);
@@ -158,5 +159,21 @@ async fn with_an_old_fence_nothing_is_written() {
     let after = (catalog.operation_get(id).await.unwrap(), catalog.targets_list(id).await.unwrap());
     assert_eq!(after, before);
     assert_eq!(catalog.rollout_get(id).await.unwrap().state, RolloutState::Running);
+    bench.finish().await;
+}
+
+#[tokio::test]
+async fn what_a_daemon_had_waits_for_the_server_that_it_is_about_and_for_no_other() {
+    let bench = Bench::new().await;
+    let tenant = bench.active("acme").await;
+    let operation = bench.operation(Some(tenant.id)).await;
+    let (before, after) = (Uuid::new_v4(), Uuid::new_v4());
+    bench.catalog.operation_claim(before, LEASE, &[], &[]).await.unwrap().unwrap();
+    bench.sql("UPDATE operations SET lease_until = now() - interval '1 second'").await;
+    let remains = |server: &str| [Remains { daemon: before, servers: vec![server.to_owned()] }];
+    let nothing = bench.catalog.operation_claim(after, LEASE, &[], &remains(&tenant.server)).await.unwrap();
+    assert_eq!(nothing, None);
+    let taken = bench.catalog.operation_claim(after, LEASE, &[], &remains("elsewhere")).await.unwrap().unwrap();
+    assert_eq!((taken.operation.id, taken.owner_before), (operation.id, Some(before)));
     bench.finish().await;
 }

@@ -172,7 +172,7 @@ impl Client {
     /// The rollout once its operation has ended.
     pub async fn rollout_ended(&self, rollout: &str) -> Rollout {
         self.ended(rollout).await;
-        let request = GetRolloutRequest { rollout_id: rollout.to_owned() };
+        let request = GetRolloutRequest { rollout_id: rollout.to_owned(), ..GetRolloutRequest::default() };
         self.migrations().get_rollout(request).await.unwrap().into_inner().rollout.expect("a rollout")
     }
 

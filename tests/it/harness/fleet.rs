@@ -2,7 +2,9 @@
 //! its daemon is started, in this process or as one of its own, and ends with a look at what was logged.
 
 use std::collections::BTreeMap;
+use std::fs::Permissions;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -134,6 +136,8 @@ impl Fleet {
             text.extend(values.into_iter().map(|(name, value)| format!("{name} = {value}\n")));
         }
         std::fs::write(self.config_file(), text).unwrap();
+        // It has a secret in it.
+        std::fs::set_permissions(self.config_file(), Permissions::from_mode(0o600)).unwrap();
     }
 
     fn usual(&self) -> Vec<(&'static str, &'static str, String)> {

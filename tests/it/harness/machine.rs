@@ -116,6 +116,13 @@ impl Machine {
         *self.cluster.lock().await = Some(cluster);
     }
 
+    /// Takes the place of the server that was stopped, and hangs: who connects is neither let in nor refused, until the
+    /// answer is dropped.
+    pub async fn hang(&self) -> tokio::net::TcpListener {
+        assert!(self.cluster.lock().await.is_none(), "its place is taken");
+        tokio::net::TcpListener::bind((self.host.as_str(), self.port)).await.unwrap()
+    }
+
     pub fn objects_dir(&self) -> PathBuf {
         self.dir.join("objects")
     }

@@ -31,7 +31,7 @@ pub use standstill::{Armed, Point, Standstills};
 pub use streams::{Open, last};
 
 /// How long anything may take that a test waits for; far more than it needs.
-const PATIENCE: Duration = Duration::from_mins(2);
+pub const PATIENCE: Duration = Duration::from_mins(2);
 const POLL_INTERVAL: Duration = Duration::from_millis(15);
 
 /// Awaits a condition that can only be asked for, bounded.

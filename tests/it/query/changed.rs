@@ -97,13 +97,17 @@ async fn texts_travel_in_utf8_whatever_a_tenant_sets() {
     }
     for sql in ["SELECT latin(), 'é'", "SELECT latin()", "INSERT INTO t SELECT 'é' || latin() RETURNING a"] {
         if let Err(refused) = client.execute("acme", sql).await {
-            assert!(matches!(refused.code(), Code::InvalidArgument | Code::Unavailable), "{sql}: {refused:?}");
+            assert!(matches!(refused.code(), Code::InvalidArgument | Code::FailedPrecondition), "{sql}: {refused:?}");
         }
         assert_eq!(client.execute("acme", "SELECT 'é'").await.unwrap(), [["é"]], "{sql}");
         // Nothing is written in another encoding behind it.
         let mut caller = begun(client).await;
         let answer = caller.ask(execute(sql)).await;
         let next = caller.ask(execute("INSERT INTO t VALUES ('é')")).await;
+        for ended in [&answer, &next].into_iter().filter_map(|answer| answer.as_ref().err()) {
+            assert_eq!(ended.code(), Code::FailedPrecondition, "{sql}: {ended:?}");
+            assert!(ended.message().contains("changed client_encoding"), "{sql}: {ended:?}");
+        }
         let is_refused = |answer: &Result<Outcome, _>| !matches!(answer, Ok(Outcome::Result(_)));
         assert!(is_refused(&answer) || is_refused(&next), "{sql}: {answer:?} {next:?}");
         let wrong = "SELECT count(*) FROM t WHERE a LIKE '%Ã%'";

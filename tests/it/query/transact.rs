@@ -272,3 +272,29 @@ async fn the_drain_ends_it() {
     assert_eq!(row.get::<_, i64>(0), 20);
     fleet.finish().await;
 }
+
+#[tokio::test]
+async fn the_rest_of_a_result_that_is_too_large_is_cancelled() {
+    let fleet = Fleet::new(Spec::default().setting("[router]", "statement_timeout", "\"10m\"")).await;
+    let daemon = fleet.start().await;
+    daemon.client.tenant("acme").await;
+    let client = &daemon.client;
+    let mut caller = Caller::begin(client).await;
+    caller.run("INSERT INTO things (name) VALUES ('kept')").await;
+    let Outcome::SavepointSet(savepoint) = caller.ask(Action::SetSavepoint(SetSavepoint {})).await.unwrap() else {
+        panic!("no savepoint")
+    };
+    // Enough rows for the server to send some, and then none for longer than anybody waits.
+    let sql = "SELECT repeat('x', 4000), pg_sleep(CASE WHEN g > 50 THEN 600 ELSE 0 END) FROM generate_series(1, 60) g";
+    let endless = TransactionStatement { sql: sql.to_owned(), max_rows: 5, ..TransactionStatement::default() };
+    assert_eq!(caller.fails(Action::Execute(endless)).await.code, i32::from(Code::OutOfRange));
+    let rest = async {
+        let back = Action::RollbackToSavepoint(RollbackToSavepoint { savepoint: savepoint.savepoint });
+        assert!(matches!(caller.ask(back).await, Ok(Outcome::SavepointRolledBack(_))));
+        assert_eq!(caller.run("SELECT count(*) FROM things").await, "Int64Value(21)");
+        assert!(matches!(caller.ask(Action::Commit(CommitTransaction {})).await, Ok(Outcome::Committed(_))));
+    };
+    tokio::time::timeout(Duration::from_mins(1), rest).await.expect("the rest of the statement holds nobody up");
+    assert_eq!(things(client).await, "21");
+    fleet.stop(daemon).await;
+}
