@@ -24,7 +24,7 @@ pub enum Error {
 
     #[error(
         "the object store could not {what}: the multipart upload is gone; if nobody has given it up, look at the \
-         bucket's lifecycle rules, and try again"
+         bucket's lifecycle rules, and back up again"
     )]
     UploadGone { what: String },
 
@@ -53,10 +53,11 @@ impl Error {
     /// Whether the same request may succeed later without anyone's help. The SDK's own retries are used up by then.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Interrupted { .. } | Self::UploadGone { .. } => true,
+            Self::Unreachable { .. } | Self::Interrupted { .. } => true,
             Self::Other { retryable, .. } => *retryable,
             Self::Denied { .. }
             | Self::NotFound { .. }
+            | Self::UploadGone { .. }
             | Self::NoBucket { .. }
             | Self::TooLarge { .. }
             | Self::Damaged { .. } => false,
