@@ -3,7 +3,7 @@
 //!
 //! The end of `pg_dump`'s output is not success: the upload is completed only after it has exited with 0 and the
 //! digests are there. Whatever fails, the upload is given up and nothing is visible. A caller that is itself stopped
-//! half-way repeats [`dump_clean`] with the id that it has persisted.
+//! half-way calls [`uploads_give_up`] with the id that it has persisted.
 //!
 //! Nothing here waits for a lock for long: who alters a table meanwhile has his turn, and the dump begins again.
 
@@ -60,27 +60,43 @@ pub struct DumpRequest<'a> {
 }
 
 /// Dumps the database, and answers with the manifest, which the caller then writes. `on_upload` persists the upload's
-/// id; it is awaited before the first part is sent.
-pub async fn dump<F, E>(request: &DumpRequest<'_>, on_upload: impl FnOnce(UploadId) -> F) -> Result<Manifest, Error>
+/// id; it is awaited before anything else. `on_snapshot` is awaited when the snapshot is there and nothing was sent yet.
+/// An error of either ends the dump.
+///
+/// The store is asked where to write before the tenant's database is touched: one that hangs keeps nobody waiting there.
+///
+/// # Errors
+/// Whatever went wrong, the upload is given up. What lies under the backup's names is left for who holds the claim to
+/// remove: this may be a daemon that was overtaken, and then it is another one's.
+pub async fn dump<F, G, E>(
+    request: &DumpRequest<'_>,
+    on_upload: impl FnOnce(UploadId) -> F,
+    on_snapshot: impl FnOnce() -> G,
+) -> Result<Manifest, Error>
 where
     F: Future<Output = Result<(), E>>,
+    G: Future<Output = Result<(), E>>,
     E: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let recipients = archive::recipients_parse(request.recipients).map_err(|reason| Error::Recipient { reason })?;
-    let (permit, dump_permit) = (snapshot::permit(request.server).await?, snapshot::permit(request.server).await?);
-    let mut patience = Patience::new(request.config.stall_timeout);
-    let snapshot = snapshot_export(request, permit, &mut patience).await?;
-    let upload = request.store.upload_begin(&request.backup.keys().archive).await?;
-    let dumped = match on_upload(upload.clone()).await {
-        Ok(()) => dump_patiently(request, &recipients, snapshot, &upload, patience).await,
-        Err(error) => Err(Error::Persist(error.into())),
+    let archive = request.backup.keys().archive;
+    let upload = request.store.upload_begin(&archive).await?;
+    let dumped = async {
+        on_upload(upload.clone()).await.map_err(|error| Error::Persist(error.into()))?;
+        let (permit, dump_permit) = (snapshot::permit(request.server).await?, snapshot::permit(request.server).await?);
+        let mut patience = Patience::new(request.config.stall_timeout);
+        let snapshot = snapshot_export(request, permit, &mut patience).await?;
+        on_snapshot().await.map_err(|error| Error::Persist(error.into()))?;
+        let manifest = dump_patiently(request, &recipients, snapshot, &upload, patience).await;
+        drop(dump_permit);
+        manifest
     };
+    let dumped = dumped.await;
     if dumped.is_err()
-        && let Err(error) = dump_clean(request.store, request.backup, Some(&upload)).await
+        && let Err(error) = request.store.upload_abort(&archive, &upload).await
     {
         tracing::warn!(backup = %request.backup.backup, %error, "a failed backup's upload could not be given up; it has to be tried again");
     }
-    drop(dump_permit);
     dumped
 }
 
@@ -150,24 +166,21 @@ async fn dump_patiently(
     }
 }
 
-/// Removes everything that attempts at this backup have left in the bucket. May be repeated.
+/// Gives up whatever attempts at this backup have begun to send. May be repeated.
 ///
 /// Without an `upload` nothing was sent yet. At most an upload has begun whose id did not get persisted: it is looked
 /// for, but neither a store that cannot list uploads nor one that is away makes this fail, because most likely there
 /// is nothing to find.
-pub async fn dump_clean(store: &Store, backup: BackupRef, upload: Option<&UploadId>) -> Result<(), Error> {
-    let keys = backup.keys();
+pub async fn uploads_give_up(store: &Store, backup: BackupRef, upload: Option<&UploadId>) -> Result<(), Error> {
+    let archive = backup.keys().archive;
     let Some(upload) = upload else {
-        if let Err(error) = uploads_abort(store, &keys.archive).await {
+        if let Err(error) = uploads_abort(store, &archive).await {
             tracing::info!(backup = %backup.backup, %error, "whether an upload has begun is not known");
         }
         return Ok(());
     };
-    store.upload_abort(&keys.archive, upload).await?;
-    uploads_abort(store, &keys.archive).await?;
-    // The manifest first: an archive without one is no backup, a manifest without its archive would be a broken one.
-    store.delete(&keys.manifest).await?;
-    Ok(store.delete(&keys.archive).await?)
+    store.upload_abort(&archive, upload).await?;
+    uploads_abort(store, &archive).await
 }
 
 async fn uploads_abort(store: &Store, archive: &str) -> Result<(), Error> {

@@ -49,7 +49,7 @@ pub enum Error {
     Spool { path: PathBuf, cause: io::Error },
     #[error("spool_dir {} is in use by another daemon; give each one its own", .path.display())]
     SpoolTaken { path: PathBuf },
-    #[error("the upload's id could not be persisted, so nothing was uploaded: {0}")]
+    #[error("the catalog did not let the backup go on, so nothing was uploaded: {0}")]
     Persist(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("{what} broke off: {cause}")]
     Transfer { what: &'static str, cause: io::Error },

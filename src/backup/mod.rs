@@ -24,7 +24,7 @@ mod transfer;
 mod verify;
 
 pub use digest::{Digests, digests};
-pub use dump::{DumpRequest, dump, dump_clean};
+pub use dump::{DumpRequest, dump, uploads_give_up};
 pub use error::{Check, Error};
 pub use manifest::{BackupRef, manifest_read, manifest_read_whole, manifest_write};
 pub use restore::{JOBS, RestoreReport, RestoreRequest, RestoreStep, restore_into, restore_programs};

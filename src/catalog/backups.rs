@@ -10,6 +10,7 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::errors::Error;
+use super::fence::{claimed, fence_holds};
 use super::tenants::among;
 use super::{Catalog, Txn};
 use crate::domain::backup::{BackupKeys, BackupState, Manifest};
@@ -84,11 +85,22 @@ impl Catalog {
         Ok(())
     }
 
-    /// Notes the upload before its first part is sent, or that there is none any more.
-    pub async fn backup_upload_set(&self, id: Uuid, upload_id: Option<&str>) -> Result<(), Error> {
-        let update =
-            Query::update().table("backups").value("upload_id", upload_id).and_where(Expr::col("id").eq(id)).take();
-        hit(statement::execute(&self.session().await?, &update).await?, id)
+    /// Notes the upload before its first part is sent, or that there is none any more. Only under the operation's claim:
+    /// the upload of a daemon that was overtaken is not the one to be given up later.
+    pub async fn backup_upload_set(
+        &self,
+        id: Uuid,
+        upload_id: Option<&str>,
+        operation: OperationId,
+        fence: i64,
+    ) -> Result<(), Error> {
+        let update = Query::update()
+            .table("backups")
+            .value("upload_id", upload_id)
+            .and_where(Expr::col("id").eq(id))
+            .and_where(fence_holds(operation, fence))
+            .take();
+        claimed(statement::execute(&self.session().await?, &update).await?, operation)
     }
 
     /// The manifest lies in the bucket: from here on it is a backup.

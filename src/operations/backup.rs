@@ -33,8 +33,8 @@ pub(super) struct Output {
 pub(super) const STEPS: &[Step] = &[
     step!("register", register, unregister),
     step!("dump", dump, dump_undo),
-    step!("manifest", manifest, manifest_undo),
-    step!("complete", complete),
+    step!("manifest", manifest, manifest_undo).waiting(),
+    step!("complete", complete).waiting(),
 ];
 
 async fn register(run: &Run) -> Result<Done, StepError> {
@@ -71,8 +71,9 @@ async fn dump(run: &Run) -> Result<Done, StepError> {
         recipients: &[recipient, parts.config.keys.escrow_recipient.clone()],
         spool_dir: &parts.config.spool_dir,
     };
-    let persist = |upload: UploadId| async move { parts.catalog.backup_upload_set(backup_id, Some(&upload.0)).await };
-    let manifest = backup::dump(&request, persist).await?;
+    let persist = |upload: UploadId| async move { Ok(upload_set(run, backup_id, Some(&upload.0)).await?) };
+    // The store may have kept this one waiting for so long that another has taken over.
+    let manifest = backup::dump(&request, persist, || run.claim_check()).await?;
     let mut detail = format!("{} bytes dumped, {} stored", manifest.archive.dump_bytes, manifest.archive.bytes);
     for remark in remarks(&place, &manifest).await.unwrap_or_default() {
         detail = format!("{detail}; {remark}");
@@ -92,14 +93,31 @@ async fn remarks(place: &Place, manifest: &Manifest) -> Result<Vec<String>, crat
     Ok(remarks)
 }
 
-/// Also what a repeated dump begins with.
+/// Also what a repeated dump begins with. The bucket knows no fence, and another daemon makes the same objects: so the
+/// claim is looked at before each of them goes, however long the store took for the one before.
 async fn dump_undo(run: &Run) -> Result<(), StepError> {
     let Input { backup_id } = run.input()?;
     let Some(row) = find(run, backup_id).await? else { return Ok(()) };
     let reference = BackupRef { tenant: row.tenant, backup: backup_id };
     let upload = row.upload_id.map(UploadId);
-    backup::dump_clean(&run.parts.store, reference, upload.as_ref()).await?;
-    Ok(run.parts.catalog.backup_upload_set(backup_id, None).await?)
+    run.claim_check().await?;
+    backup::uploads_give_up(&run.parts.store, reference, upload.as_ref()).await?;
+    if upload.is_none() {
+        return Ok(());
+    }
+    // The manifest first: an archive without one is no backup, a manifest without its archive would be a broken one.
+    object_delete(run, &row.keys.manifest).await?;
+    object_delete(run, &row.keys.archive).await?;
+    Ok(upload_set(run, backup_id, None).await?)
+}
+
+async fn upload_set(run: &Run, backup_id: Uuid, upload: Option<&str>) -> Result<(), crate::catalog::Error> {
+    run.parts.catalog.backup_upload_set(backup_id, upload, run.id(), run.fence()).await
+}
+
+async fn object_delete(run: &Run, key: &str) -> Result<(), StepError> {
+    run.claim_check().await?;
+    Ok(run.parts.store.delete(key).await?)
 }
 
 async fn manifest(run: &Run) -> Result<Done, StepError> {
@@ -112,7 +130,7 @@ async fn manifest(run: &Run) -> Result<Done, StepError> {
 async fn manifest_undo(run: &Run) -> Result<(), StepError> {
     let Input { backup_id } = run.input()?;
     let Some(row) = find(run, backup_id).await? else { return Ok(()) };
-    Ok(run.parts.store.delete(&row.keys.manifest).await?)
+    object_delete(run, &row.keys.manifest).await
 }
 
 /// The row, unless it is deleted already.
@@ -124,9 +142,19 @@ async fn find(run: &Run, backup_id: Uuid) -> Result<Option<Backup>, StepError> {
     }
 }
 
+/// What is called a backup is in the bucket, as the bucket itself says.
 async fn complete(run: &Run) -> Result<Done, StepError> {
     let manifest: Manifest = run.output_of("dump")?;
+    let reference = BackupRef { tenant: manifest.tenant_id, backup: manifest.backup_id };
+    let stored = backup::manifest_read_whole(&run.parts.store, &run.parts.signer, reference).await?;
+    if stored.archive != manifest.archive {
+        return Err(StepError::failed(
+            "BACKUP_CORRUPT",
+            "the bucket has the manifest of another attempt; back up again",
+        ));
+    }
     let txn = run.parts.catalog.begin().await?;
+    run.parts.catalog.operation_claim_check_in_txn(&txn, run.id(), run.fence()).await?;
     run.parts.catalog.backup_complete_in_txn(&txn, manifest.backup_id, &manifest).await?;
     txn.commit().await?;
     let keys = BackupKeys::new(manifest.tenant_id, manifest.backup_id);

@@ -12,6 +12,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tokio::sync::{Semaphore, broadcast};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use uuid::Uuid;
@@ -95,11 +96,11 @@ impl Engine {
             };
             let Ok(permit) = permit else { return };
             let backup_permit = Arc::clone(&this.backup_slots).try_acquire_owned().ok();
-            if let Some(claimed) = this.claim(backup_permit.is_some()).await {
+            if let Some((claimed, asked_at)) = this.claim(backup_permit.is_some()).await {
                 let engine = Arc::clone(&this);
                 let backup_permit = backup_permit.filter(|_| claimed.operation.kind == OperationKind::Backup);
                 this.parts.tasks.spawn("operation", async move {
-                    engine.drive(claimed).await;
+                    engine.drive(claimed, asked_at).await;
                     drop((permit, backup_permit));
                     engine.wake.notify_one();
                 });
@@ -114,7 +115,7 @@ impl Engine {
         }
     }
 
-    async fn claim(&self, takes_backups: bool) -> Option<ClaimedOperation> {
+    async fn claim(&self, takes_backups: bool) -> Option<(ClaimedOperation, Instant)> {
         let but_not: &[OperationKind] = if takes_backups { &[] } else { &[OperationKind::Backup] };
         match self.try_claim(but_not).await {
             Ok(claimed) => claimed,
@@ -128,18 +129,20 @@ impl Engine {
     }
 
     /// Sessions of daemons that are gone are ended first. Where they may still have some, what works there is left for
-    /// later, and the rest is not.
-    async fn try_claim(&self, but_not: &[OperationKind]) -> Result<Option<ClaimedOperation>, Error> {
+    /// later, and the rest is not. The lease is no longer than from the moment that comes along.
+    async fn try_claim(&self, but_not: &[OperationKind]) -> Result<Option<(ClaimedOperation, Instant)>, Error> {
         let (catalog, instance) = (&self.parts.catalog, self.parts.instance);
         let mut gone = catalog.operation_owners_expired().await?;
         gone.retain(|daemon| *daemon != instance);
         let remains = self.gone.remains(&gone);
         let lease = self.parts.config.operations.lease;
-        Ok(catalog.operation_claim(instance, lease, but_not, &remains).await?)
+        let asked_at = Instant::now();
+        let claimed = catalog.operation_claim(instance, lease, but_not, &remains).await?;
+        Ok(claimed.map(|claimed| (claimed, asked_at)))
     }
 
     /// Drives one operation to its end, or gives its claim back when the daemon goes down.
-    async fn drive(&self, claimed: ClaimedOperation) {
+    async fn drive(&self, claimed: ClaimedOperation, asked_at: Instant) {
         let id = claimed.operation.id;
         let fence = claimed.fence;
         let driver = Arc::new(Driver::default());
@@ -150,9 +153,11 @@ impl Engine {
             older.gone.cancelled().await;
         }
         let span = tracing::info_span!("operation", %id, kind = %claimed.operation.kind, tenant = claimed.operation.tenant_code.as_ref().map(tracing::field::display));
+        // In this order: a daemon that has stood still looks at its lease before it does anything else.
         let outcome = tokio::select! {
+            biased;
+            () = self.heartbeat(id, fence, asked_at) => Err(Error::ClaimLost { id }),
             outcome = self.attempt(claimed, &driver).instrument(span.clone()) => outcome,
-            () = self.heartbeat(id, fence) => Err(Error::ClaimLost { id }),
             () = driver.superseded.cancelled() => return,
             () = self.stop.cancelled() => {
                 let begun = *driver.begun();
@@ -185,17 +190,21 @@ impl Engine {
         self.driven.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns when the claim is lost.
-    async fn heartbeat(&self, id: OperationId, fence: i64) {
+    /// Returns when the claim is lost, and no later than the lease that the catalog has. It counts from before the
+    /// catalog was asked: after that another daemon may drive the operation, and the bucket knows no fence.
+    async fn heartbeat(&self, id: OperationId, fence: i64, claimed_at: Instant) {
         let lease = self.parts.config.operations.lease;
-        let mut lost_at = tokio::time::Instant::now() + lease;
+        let mut lost_at = claimed_at + lease;
         loop {
-            tokio::time::sleep(lease / 4).await;
+            tokio::time::sleep_until(lost_at.min(Instant::now() + lease / 4)).await;
+            if Instant::now() >= lost_at {
+                return;
+            }
+            let sent_at = Instant::now();
             let renewal = self.parts.catalog.operation_heartbeat(id, fence, lease);
-            match tokio::time::timeout(lease / 4, renewal).await {
-                Ok(Ok(true)) => lost_at = tokio::time::Instant::now() + lease,
+            match tokio::time::timeout_at(lost_at.min(sent_at + lease / 4), renewal).await {
+                Ok(Ok(true)) => lost_at = sent_at + lease,
                 Ok(Ok(false)) => return,
-                Ok(Err(_)) | Err(_) if tokio::time::Instant::now() >= lost_at => return,
                 Ok(Err(_)) | Err(_) => {}
             }
         }
@@ -283,7 +292,7 @@ impl Engine {
     /// Whether what has failed is tried again. Short pauses are slept here.
     async fn again(&self, run: &Run, attempt: Attempt, step: i32, failure: &StepError) -> Again {
         let repeat_max = self.parts.config.operations.repeat_max;
-        let now = tokio::time::Instant::now();
+        let now = Instant::now();
         let pause = self.patience().pause(run.id(), attempt, failure.passes(), repeat_max, now);
         let Some(pause) = pause else { return Again::Never };
         tracing::info!(step = attempt.step, undo = attempt.is_undo, ?pause, "it is tried again: {failure}");

@@ -31,7 +31,8 @@ pub enum Kind {
     Deadlock,
     /// 40001.
     Serialization,
-    /// 57P01, 57P02, 57P03: the session was ended, or the server is going down or coming up.
+    /// 57P01, 57P02, 57P03: the session was ended, or the server is going down or coming up. 25P03: it was ended because
+    /// its transaction stood still.
     Shutdown,
     /// 57014: cancelled, or the statement took too long.
     Cancelled,
@@ -193,7 +194,7 @@ fn kind_of(code: &SqlState, routine: Option<&str>) -> Kind {
         "55P03" => Kind::LockTimeout,
         "40P01" => Kind::Deadlock,
         "40001" => Kind::Serialization,
-        "57P01" | "57P02" | "57P03" => Kind::Shutdown,
+        "57P01" | "57P02" | "57P03" | "25P03" => Kind::Shutdown,
         "57014" => Kind::Cancelled,
         "55006" => Kind::InUse,
         // Many things have this code; from here it says that the database takes no sessions.

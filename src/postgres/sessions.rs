@@ -25,7 +25,10 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 /// The daemon's own statements touch single rows; one that takes longer waits for a lock that somebody has left behind.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How long a transaction on the daemons' shares may stand still.
+/// How long a transaction may stand still. A daemon that hangs in one holds rows, and with the counter of revisions
+/// every change of every other daemon.
+const TRANSACTION_IDLE_MAX: Duration = Duration::from_secs(10);
+/// The same for a transaction on the daemons' shares.
 const SHARE_IDLE_MAX: Duration = Duration::from_secs(5);
 
 /// A session that nobody has used for so long is closed: the budget's reserved part belongs to others as well.
@@ -92,8 +95,11 @@ impl Opener {
             application_name: &self.name,
             options: SessionOptions {
                 statement_timeout: Some(STATEMENT_TIMEOUT),
-                // A daemon that stands still keeps nobody else from looking.
-                idle_in_transaction_session_timeout: (self.lane == Lane::Share).then_some(SHARE_IDLE_MAX),
+                // A daemon that stands still keeps nobody else from going on.
+                idle_in_transaction_session_timeout: Some(match self.lane {
+                    Lane::Share => SHARE_IDLE_MAX,
+                    _ => TRANSACTION_IDLE_MAX,
+                }),
                 settings: settings.collect(),
                 ..SessionOptions::default()
             },

@@ -8,6 +8,9 @@ use super::Store;
 /// In the SDK's words; the error's type is not for others.
 const CHECKSUM_MISMATCH: &str = "checksum mismatch";
 
+/// What passes whatever the status says: S3 has answered with 200 already when completing an upload fails.
+const PASSING: &[&str] = &["InternalError", "ServiceUnavailable", "SlowDown", "RequestTimeout", "OperationAborted"];
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(
@@ -18,6 +21,12 @@ pub enum Error {
 
     #[error("the object store could not {what}: {missing} does not exist")]
     NotFound { what: String, missing: String },
+
+    #[error(
+        "the object store could not {what}: the multipart upload is gone; if nobody has given it up, look at the \
+         bucket's lifecycle rules, and back up again"
+    )]
+    UploadGone { what: String },
 
     #[error("the bucket {bucket:?} does not exist at {endpoint}; create it, or correct store.bucket")]
     NoBucket { bucket: String, endpoint: String },
@@ -48,6 +57,7 @@ impl Error {
             Self::Other { retryable, .. } => *retryable,
             Self::Denied { .. }
             | Self::NotFound { .. }
+            | Self::UploadGone { .. }
             | Self::NoBucket { .. }
             | Self::TooLarge { .. }
             | Self::Damaged { .. } => false,
@@ -96,10 +106,14 @@ impl Store {
         let reason = answer(status, error);
         match (status, error.code()) {
             (_, Some("NoSuchBucket")) => Error::NoBucket { bucket, endpoint },
-            (_, Some("NoSuchUpload")) => Error::NotFound { what, missing: "the multipart upload".to_owned() },
+            (_, Some("NoSuchUpload")) => Error::UploadGone { what },
             (404, _) => Error::NotFound { what, missing },
             (401 | 403, _) => Error::Denied { what, reason },
-            _ => Error::Other { what, reason, retryable: status >= 500 || status == 429 },
+            (_, code) => {
+                let passes =
+                    status >= 500 || matches!(status, 408 | 429) || code.is_some_and(|it| PASSING.contains(&it));
+                Error::Other { what, reason, retryable: passes }
+            }
         }
     }
 }

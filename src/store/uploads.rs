@@ -69,10 +69,10 @@ impl Store {
         match done.map_err(|error| self.failed("complete", key, &error)) {
             Ok(_) => Ok(()),
             // The answer to an earlier attempt was lost: keys are used once, so the object of that size is this one.
-            Err(Error::NotFound { what, missing }) => {
+            Err(gone @ Error::UploadGone { .. }) => {
                 let bytes: u64 = parts.iter().map(|part| part.bytes).sum();
                 let found = self.head(key).await? == Some(bytes);
-                if found { Ok(()) } else { Err(Error::NotFound { what, missing }) }
+                if found { Ok(()) } else { Err(gone) }
             }
             Err(error) => Err(error),
         }
@@ -84,7 +84,7 @@ impl Store {
         match request.send().await {
             Ok(_) => Ok(()),
             Err(error) => match self.failed("give up", key, &error) {
-                Error::NotFound { .. } => Ok(()),
+                Error::UploadGone { .. } | Error::NotFound { .. } => Ok(()),
                 error => Err(error),
             },
         }

@@ -2,6 +2,7 @@
 //! whoever writes meanwhile; what is damaged is refused; what fails leaves nothing.
 
 mod at_once;
+mod bad_store;
 mod counted;
 mod nothing_runs;
 mod place;
@@ -10,7 +11,7 @@ mod turns;
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
-use tenantd::backup::{BackupRef, Check, Error, dump_clean, manifest_read};
+use tenantd::backup::{BackupRef, Check, Error, manifest_read, uploads_give_up};
 use tenantd::domain::backup::Manifest;
 use tenantd::domain::tenant::{DatabaseName, TenantRole};
 use tenantd::store::UploadId;
@@ -403,9 +404,9 @@ async fn a_store_that_stalls_fails_the_backup_and_the_repetition_cleans_up() {
     assert!(error.is_retryable());
     assert_eq!(place.in_bucket().await, [backup.keys().archive]);
     let upload = persisted.into_inner().unwrap();
-    dump_clean(&place.fleet.store(), backup, upload.as_ref()).await.unwrap();
+    uploads_give_up(&place.fleet.store(), backup, upload.as_ref()).await.unwrap();
     assert_eq!(place.in_bucket().await, Vec::<String>::new());
-    dump_clean(&place.fleet.store(), backup, upload.as_ref()).await.unwrap();
+    uploads_give_up(&place.fleet.store(), backup, upload.as_ref()).await.unwrap();
     place.finish().await;
 }
 

@@ -3,6 +3,7 @@
 //! killed, and another takes over. Each operation must then succeed with exactly what an undisturbed one leaves, or
 //! fail with nothing left. The steps are those that the operations themselves persist, so none can be forgotten.
 
+mod hung;
 mod matrix;
 mod middle;
 mod scenario;
@@ -53,4 +54,24 @@ async fn a_restore_as_a_new_tenant_survives_kill_9_at_each_step() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn undoing_a_restore_as_a_new_tenant_survives_kill_9_at_each_step() {
     matrix::run(Kind::RestoreAsNewRefused).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_bears_that_its_daemon_stands_still_at_each_step_and_wakes_too_late() {
+    matrix::run_hung(Kind::Backup).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restore_in_place_bears_that_its_daemon_stands_still_at_each_step_and_wakes_too_late() {
+    matrix::run_hung(Kind::RestoreInPlace).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollout_bears_that_its_daemon_stands_still_at_each_step_and_wakes_too_late() {
+    matrix::run_hung(Kind::Migrate).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn undoing_a_creation_bears_that_its_daemon_stands_still_at_each_step_and_wakes_too_late() {
+    matrix::run_hung(Kind::CreateRefused).await;
 }

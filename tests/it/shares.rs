@@ -1,6 +1,7 @@
 //! Several daemons on one server: together they never have more sessions than the budget, as the server itself counts
 //! them, whoever comes, stops or is killed.
 
+mod beside;
 mod faults;
 
 use std::sync::Arc;

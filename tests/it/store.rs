@@ -162,7 +162,7 @@ async fn an_upload_that_is_given_up_leaves_nothing() {
     store.upload_abort("t/archive", &upload).await.expect("a second time");
     assert_eq!(bucket.files(), Vec::<String>::new());
     let late = store.upload_part("t/archive", &upload, 4, noise(10, 6)).await.unwrap_err();
-    assert!(late.is_not_found(), "{late}");
+    assert!(matches!(late, Error::UploadGone { .. }), "{late}");
     let late = store.upload_complete("t/archive", &upload, &[]).await.unwrap_err();
     assert!(!late.is_retryable(), "{late}");
     assert_eq!(bucket.files(), Vec::<String>::new());

@@ -1,5 +1,6 @@
 //! One tenant with a database and a bucket, without a daemon: what the backup room is given by its callers.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use tenantd::backup::{
@@ -117,7 +118,8 @@ impl Place {
         BackupRef { tenant: self.tenant, backup: Uuid::now_v7() }
     }
 
-    pub async fn dump<F>(&self, backup: BackupRef, on_upload: impl FnOnce(UploadId) -> F) -> Result<Manifest, Error>
+    /// `on_snapshot` gets the upload, into which nothing was sent yet.
+    pub async fn dump<F>(&self, backup: BackupRef, on_snapshot: impl FnOnce(UploadId) -> F) -> Result<Manifest, Error>
     where
         F: Future<Output = std::io::Result<()>>,
     {
@@ -135,7 +137,13 @@ impl Place {
             recipients: &[self.identity.recipient(), keys_new().escrow_recipient],
             spool_dir: &self.fleet.config().spool_dir,
         };
-        dump(&request, on_upload).instrument(self.tasks.span().clone()).await
+        let begun = Mutex::new(None);
+        let on_upload = async |upload| {
+            *begun.lock().unwrap() = Some(upload);
+            Ok(())
+        };
+        let on_snapshot = || on_snapshot(begun.lock().unwrap().take().unwrap());
+        dump(&request, on_upload, on_snapshot).instrument(self.tasks.span().clone()).await
     }
 
     /// A backup, whole.

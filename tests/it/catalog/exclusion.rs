@@ -126,3 +126,17 @@ async fn a_step_that_gets_on_counts_as_begun_once() {
     assert_eq!(bench.catalog.operation_get(id).await.unwrap().steps[0].attempts, 1);
     bench.finish().await;
 }
+
+#[tokio::test]
+async fn a_daemon_that_hangs_in_a_transaction_does_not_keep_the_others_from_theirs() {
+    let bench = Bench::new().await;
+    let tenant = bench.reserve("acme").await;
+    let hung = bench.catalog.begin().await.unwrap();
+    bench.catalog.tenant_epoch_bump_in_txn(&hung, tenant.id).await.unwrap();
+    // It waits for the counter of revisions, for as long as a statement may take at most.
+    let other = bench.reserve("other").await;
+    let late = bench.catalog.tenant_epoch_bump_in_txn(&hung, tenant.id).await.unwrap_err();
+    assert!(late.is_transient(), "{late:?}");
+    assert!(other.revision > tenant.revision);
+    bench.finish().await;
+}

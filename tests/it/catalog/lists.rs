@@ -1,5 +1,7 @@
 //! Lists a page at a time, rollouts with their targets, backups.
 
+use std::time::Duration;
+
 use serde_json::json;
 use tenantd::catalog::{
     BackupFilter, Error, NewBackup, NewRollout, NewTarget, OperationFilter, Page, TargetBegun, TargetOutcome,
@@ -152,15 +154,16 @@ async fn a_backup_is_one_only_when_it_is_complete() {
     let catalog = &bench.catalog;
     let tenant = TenantId(Uuid::now_v7());
     let id = Uuid::now_v7();
-    let new = NewBackup {
-        id,
-        tenant,
-        tenant_code: "acme".parse().unwrap(),
-        operation: OperationId(Uuid::now_v7()),
-        keys: BackupKeys::new(tenant, id),
-    };
+    let operation = bench.operation(None).await.id;
+    let claim = async |lease| catalog.operation_claim(Uuid::new_v4(), lease, &[], &[]).await.unwrap().unwrap().fence;
+    let overtaken = claim(Duration::ZERO).await;
+    let fence = claim(LEASE).await;
+    let new =
+        NewBackup { id, tenant, tenant_code: "acme".parse().unwrap(), operation, keys: BackupKeys::new(tenant, id) };
     catalog.backup_insert(&new).await.unwrap();
-    catalog.backup_upload_set(id, Some("upload")).await.unwrap();
+    catalog.backup_upload_set(id, Some("upload"), operation, fence).await.unwrap();
+    let late = catalog.backup_upload_set(id, Some("another"), operation, overtaken).await;
+    assert!(matches!(late, Err(Error::ClaimLost { .. })), "{late:?}");
     // A repeated step does not forget the upload.
     catalog.backup_insert(&new).await.unwrap();
     let running = catalog.backup_running().await.unwrap();

@@ -11,6 +11,7 @@
 
 mod client;
 mod daemon;
+mod faults;
 mod fleet;
 mod leftovers;
 mod logs;
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 pub use client::{Client, reason, result_text};
 pub use daemon::{Daemon, Process, signal, tenantd};
+pub use faults::{Fault, Faults};
 pub use fleet::{Fleet, Spec};
 pub use logs::root_span;
 pub use machine::{Machine, machine};

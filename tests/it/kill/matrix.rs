@@ -48,6 +48,20 @@ pub async fn run(kind: Kind) {
     scenario.finish().await;
 }
 
+/// Lets a daemon stand still (SIGSTOP) at every point of an operation of this kind, until another one has driven it to
+/// its end; then it wakes, and must change nothing.
+pub async fn run_hung(kind: Kind) {
+    let mut scenario = Scenario::of_two(kind).await;
+    let (operation, undisturbed) = undisturbed(&mut scenario).await;
+    let (claims, others): (Vec<_>, Vec<_>) = cases(&operation).into_iter().partition(|case| case.point.is_claim());
+    scenario.provide(claims.len() + others.len()).await;
+    let standstills = Standstills::install(&scenario.fleet).await;
+    for cases in claims.chunks(1).chain(others.chunks(CASES_PER_KILL)) {
+        hang(&mut scenario, &standstills, cases, &undisturbed).await;
+    }
+    scenario.finish().await;
+}
+
 async fn undisturbed(scenario: &mut Scenario) -> (Operation, Undisturbed) {
     scenario.provide(1).await;
     let subject = scenario.subject().await;
@@ -96,29 +110,11 @@ fn cases(operation: &Operation) -> Vec<Case> {
 
 /// One kill, several operations, each at its own point.
 async fn kill(scenario: &mut Scenario, standstills: &Standstills, cases: &[Case], undisturbed: &Undisturbed) {
-    let mut subjects = Vec::new();
-    for _ in cases {
-        subjects.push(scenario.subject().await);
-    }
+    let subjects = subjects(scenario, cases).await;
     let before = scenario.fleet.inventory().await;
-    let mut standing: Vec<(Armed, i32)> = Vec::new();
-    let mut operations = Vec::new();
-    for (case, subject) in cases.iter().zip(&subjects) {
-        let (request, mut point) = (Uuid::new_v4(), case.point.clone());
-        if point.name.is_empty() {
-            point.name.clone_from(subject);
-        }
-        let armed = standstills.arm(request, &point).await;
-        operations.push(scenario.begin(subject, request).await);
-        standing.push((armed, standstills.reached(armed).await));
-    }
+    let standing = begin(scenario, standstills, cases, &subjects).await;
     scenario.kill();
-    for (case, (armed, backend)) in cases.iter().zip(standing) {
-        match case.instant {
-            Instant::Before => standstills.cut(armed, backend).await,
-            Instant::After => standstills.let_go(armed, backend).await,
-        }
-    }
+    let operations = let_go(standstills, cases, standing).await;
     scenario.restart();
     let mut expected: BTreeMap<String, i64> = BTreeMap::new();
     for ((operation, subject), case) in operations.iter().zip(&subjects).zip(cases) {
@@ -134,4 +130,77 @@ async fn kill(scenario: &mut Scenario, standstills: &Standstills, cases: &[Case]
     }
     let left = scenario.fleet.inventory().await.since(&before);
     assert_eq!(left.lasting(), expected, "after kills at {cases:#?} there are\n{left}");
+}
+
+/// The daemon stands still with several operations, each at its own point; the other one drives them; it goes on.
+async fn hang(scenario: &mut Scenario, standstills: &Standstills, cases: &[Case], undisturbed: &Undisturbed) {
+    let subjects = subjects(scenario, cases).await;
+    let before = scenario.fleet.inventory().await;
+    scenario.other().pause();
+    let standing = begin(scenario, standstills, cases, &subjects).await;
+    scenario.process().pause();
+    let mut operations = Vec::new();
+    for (case, (operation, armed, backend)) in cases.iter().zip(standing) {
+        match case.instant {
+            Instant::Before => standstills.cut(armed, backend).await,
+            // The session stays, until whoever takes over ends it.
+            Instant::After => standstills.pass(armed).await,
+        }
+        operations.push(operation);
+    }
+    scenario.other().resume();
+    let mut ended = Vec::new();
+    for operation in &operations {
+        ended.push(scenario.other().client.ended(operation).await);
+    }
+    let left = scenario.fleet.inventory().await.since(&before).lasting();
+    scenario.process().resume();
+    for ((ended, subject), case) in ended.iter().zip(&subjects).zip(cases) {
+        let allowed = [undisturbed.state, OperationState::Failed];
+        assert!(allowed.contains(&ended.state()), "hung at {case:?}: {ended:#?}");
+        // By the one that was overtaken, so that it is awake.
+        assert_eq!(scenario.client().ended(&ended.operation_id).await, *ended, "hung at {case:?}");
+        scenario.verify(subject, ended).await;
+    }
+    let now = scenario.fleet.inventory().await.since(&before);
+    assert_eq!(now.lasting(), left, "after it stood still at {cases:#?} there are\n{now}");
+}
+
+async fn subjects(scenario: &mut Scenario, cases: &[Case]) -> Vec<String> {
+    let mut subjects = Vec::new();
+    for _ in cases {
+        subjects.push(scenario.subject().await);
+    }
+    subjects
+}
+
+/// An operation, where its daemon stands, and in which backend.
+type Standing = (String, Armed, i32);
+
+/// Begins an operation for each case, and waits until all stand where they shall.
+async fn begin(scenario: &Scenario, standstills: &Standstills, cases: &[Case], subjects: &[String]) -> Vec<Standing> {
+    let mut standing = Vec::new();
+    for (case, subject) in cases.iter().zip(subjects) {
+        let (request, mut point) = (Uuid::new_v4(), case.point.clone());
+        if point.name.is_empty() {
+            point.name.clone_from(subject);
+        }
+        let armed = standstills.arm(request, &point).await;
+        let operation = scenario.begin(subject, request).await;
+        standing.push((operation, armed, standstills.reached(armed).await));
+    }
+    standing
+}
+
+/// What was about to be written is, or is not. The operations' ids.
+async fn let_go(standstills: &Standstills, cases: &[Case], standing: Vec<Standing>) -> Vec<String> {
+    let mut operations = Vec::new();
+    for (case, (operation, armed, backend)) in cases.iter().zip(standing) {
+        match case.instant {
+            Instant::Before => standstills.cut(armed, backend).await,
+            Instant::After => standstills.let_go(armed, backend).await,
+        }
+        operations.push(operation);
+    }
+    operations
 }

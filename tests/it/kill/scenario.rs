@@ -71,6 +71,8 @@ pub struct Scenario {
     pub kind: Kind,
     pub fleet: Fleet,
     process: Option<Process>,
+    /// Another daemon beside it, where it does not die but stands still.
+    other: Option<Process>,
     /// Tenants to use, in turns.
     tenants: Vec<String>,
     used: usize,
@@ -86,11 +88,33 @@ impl Scenario {
         fleet.allow_log("the operation stands still until a daemon claims it again");
         let process = Some(fleet.spawn());
         let (tenants, backups, digests) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
-        Self { kind, fleet, process, tenants, used: 0, backups, digests }
+        Self { kind, fleet, process, other: None, tenants, used: 0, backups, digests }
+    }
+
+    /// Two daemons, of which one stands still at times.
+    pub async fn of_two(kind: Kind) -> Self {
+        let spec = Spec::default().setting("[operations]", "lease", "\"3s\"");
+        let fleet = Fleet::new(spec.setting("[[servers]]", "connections_max", "100")).await;
+        super::hung::woken_logs(&fleet);
+        let mut named = ["a", "b"].map(|name| {
+            fleet.configure(&[("", "instance", format!("{name:?}"))]);
+            Some(fleet.spawn())
+        });
+        let (process, other) = (named[0].take(), named[1].take());
+        let (tenants, backups, digests) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        Self { kind, fleet, process, other, tenants, used: 0, backups, digests }
+    }
+
+    pub fn process(&self) -> &Process {
+        self.process.as_ref().expect("the daemon runs")
+    }
+
+    pub fn other(&self) -> &Process {
+        self.other.as_ref().expect("there are two")
     }
 
     pub fn client(&self) -> Client {
-        self.process.as_ref().expect("the daemon runs").client.clone()
+        self.process().client.clone()
     }
 
     pub fn kill(&mut self) {
@@ -103,6 +127,9 @@ impl Scenario {
 
     pub async fn finish(mut self) {
         self.process.take().expect("the daemon runs").terminate().await;
+        if let Some(other) = self.other {
+            other.terminate().await;
+        }
         self.fleet.finish().await;
     }
 

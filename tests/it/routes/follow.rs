@@ -25,15 +25,15 @@ use crate::harness::tenantd;
 #[derive(Debug, Clone, Default)]
 struct Grows(Arc<AtomicUsize>);
 
-fn message(event: RouteEvent, code: &str) -> Result<WatchRoutesResponse, Status> {
+fn message(event: RouteEvent, code: &str) -> WatchRoutesResponse {
     let route = Route { code: code.to_owned(), ..Route::default() };
-    Ok(WatchRoutesResponse {
+    WatchRoutesResponse {
         event: event.into(),
         catalog_id: "0193".to_owned(),
         revision: 7,
         routes: vec![route],
         ..WatchRoutesResponse::default()
-    })
+    }
 }
 
 #[tonic::async_trait]
@@ -49,9 +49,9 @@ impl RouterService for Grows {
         let stream = if self.0.fetch_add(1, Ordering::Relaxed) == 0 {
             let details = ErrorDetails::with_error_info("REVISION_UNKNOWN", "tenantd", []);
             let grown = Status::with_error_details(Code::OutOfRange, "this caller reaches more tenants", details);
-            stream::iter([first, Err(grown)]).boxed()
+            stream::iter([Ok(first), Err(grown)]).boxed()
         } else {
-            stream::iter([first, message(RouteEvent::SnapshotEnd, "beta")]).chain(stream::pending()).boxed()
+            stream::iter([Ok(first), Ok(message(RouteEvent::SnapshotEnd, "beta"))]).chain(stream::pending()).boxed()
         };
         Ok(Response::new(stream))
     }
