@@ -11,7 +11,7 @@ use tenantd::embedded::{Cluster, ClusterError, ClusterRequest};
 use tenantd::shutdown::Tasks;
 use tokio_postgres::NoTls;
 
-use crate::harness::{signal, until};
+use crate::harness::{Expectations, root_span, signal, until};
 
 /// Names the folder to the process that stands in for a daemon.
 const OWNER_DIR: &str = "TENANTD_TEST_CLUSTER_DIR";
@@ -84,7 +84,9 @@ async fn a_second_start_finds_the_data_and_the_password_of_the_first() {
 
 #[tokio::test]
 async fn a_server_that_is_killed_is_started_again_where_it_was() {
-    let (dir, tasks) = (folder(), tasks());
+    let logs = Expectations::new("a server that is killed");
+    logs.expect("has ended by itself; it is started again");
+    let (dir, tasks) = (folder(), Tasks::new(root_span("a server that is killed")));
     let cluster = Cluster::start(request(dir.path()), &tasks).await.unwrap();
     ask_as_superuser(&cluster, "create table kept as select 42 as answer").await;
     // Commits are not waited for here.

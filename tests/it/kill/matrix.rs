@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use tenantd::proto::v1::{Operation, OperationState, OperationStepState};
+use tonic::{Code, Status};
 use uuid::Uuid;
 
 use super::scenario::{Kind, Scenario};
-use crate::harness::{Armed, Point, Standstills};
+use crate::harness::{Armed, Client, Point, Standstills, until};
 
 /// Cases that share one kill: each operation stands at a point of its own, and holds one of the catalog's sessions.
 const CASES_PER_KILL: usize = 3;
@@ -160,10 +161,22 @@ async fn hang(scenario: &mut Scenario, standstills: &Standstills, cases: &[Case]
         assert!(allowed.contains(&ended.state()), "hung at {case:?}: {ended:#?}");
         // By the one that was overtaken, so that it is awake.
         assert_eq!(scenario.client().ended(&ended.operation_id).await, *ended, "hung at {case:?}");
+        serves(&scenario.client(), subject).await;
         scenario.verify(subject, ended).await;
     }
     let now = scenario.fleet.inventory().await.since(&before);
     assert_eq!(now.lasting(), left, "after it stood still at {cases:#?} there are\n{now}");
+}
+
+/// Waits until a daemon that was asleep has its share back, and its sessions.
+async fn serves(client: &Client, tenant: &str) {
+    let is_away = |error: &Status| error.code() == Code::Unavailable;
+    until("the woken daemon serves", || async {
+        let (got, read) = (client.tenant_get(tenant).await, client.execute(tenant, "SELECT 1").await);
+        let away = got.as_ref().is_err_and(is_away) || read.as_ref().is_err_and(is_away);
+        (!away).then_some(())
+    })
+    .await;
 }
 
 async fn subjects(scenario: &mut Scenario, cases: &[Case]) -> Vec<String> {
