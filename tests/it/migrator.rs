@@ -377,7 +377,7 @@ async fn a_file_finds_the_session_as_a_new_one_would_be() {
         DO $$ BEGIN
             EXECUTE format('SET ROLE %I', session_user);
             EXECUTE 'SET search_path = pg_temp, public';
-            EXECUTE 'SET statement_timeout = 1';
+            EXECUTE 'SET statement_timeout = 60000';
             EXECUTE 'SET default_transaction_isolation = serializable';
             EXECUTE 'SET default_transaction_read_only = on';
         END $$;";

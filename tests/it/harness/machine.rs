@@ -111,6 +111,11 @@ impl Machine {
     /// Starts it again, where it was.
     pub async fn server_start(&self) {
         let tasks = Tasks::new(logs::root_span("machine"));
+        // A process that is being started has what this one has open, until its own program runs.
+        super::until("the server's port is free", || async {
+            std::net::TcpListener::bind((self.host.as_str(), self.port)).ok()
+        })
+        .await;
         let cluster = Cluster::start(self.request.clone(), &tasks).await.unwrap();
         assert_eq!(cluster.port(), self.port, "its clients look for it where it was");
         *self.cluster.lock().await = Some(cluster);
