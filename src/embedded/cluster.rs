@@ -16,7 +16,7 @@ use std::time::Duration;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::errors::{Error, file};
 use super::lock::DirLock;
@@ -71,7 +71,8 @@ pub struct Cluster {
     superuser: RoleLogin,
     data_dir: PathBuf,
     version: String,
-    watch: CancellationToken,
+    /// Dropped, it makes the server's keeper let go of it.
+    watch: DropGuard,
     server: Arc<Mutex<Option<WatchedServer>>>,
     _lock: DirLock,
 }
@@ -103,6 +104,7 @@ impl Cluster {
         let started = Started { programs, place, data_dir: data_dir.clone(), request, port };
         tasks.spawn("private cluster", started.keep(Arc::clone(&server), watch.clone()));
         let role = RoleName::try_from(SUPERUSER.to_owned()).map_err(|error| Error::Name(error.to_string()))?;
+        let watch = watch.drop_guard();
         Ok(Self { port, superuser: RoleLogin { role, password }, data_dir, version, watch, server, _lock: lock })
     }
 
@@ -130,7 +132,7 @@ impl Cluster {
 
     /// Ends all sessions and stops the server; resolves when it has ended.
     pub async fn stop(self) -> Result<(), Error> {
-        self.watch.cancel();
+        drop(self.watch);
         let Some(server) = self.server.lock().await.take() else { return Ok(()) };
         server.stop().await.map_err(file(&self.data_dir))?;
         Ok(())

@@ -113,6 +113,15 @@ async fn a_server_that_is_killed_is_started_again_where_it_was() {
 }
 
 #[tokio::test]
+async fn a_cluster_that_is_dropped_stops() {
+    let (dir, tasks) = (folder(), tasks());
+    let cluster = Cluster::start(request(dir.path()), &tasks).await.unwrap();
+    let pid = server_pid(&cluster);
+    drop(cluster);
+    until("it is gone", async || (!alive(&pid)).then_some(())).await;
+}
+
+#[tokio::test]
 async fn a_data_directory_has_one_owner() {
     let (dir, tasks) = (folder(), tasks());
     let cluster = Cluster::start(request(dir.path()), &tasks).await.unwrap();
