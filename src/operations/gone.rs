@@ -17,9 +17,10 @@ use crate::catalog::{Remains, TenantRef};
 use crate::domain::tenant::TenantId;
 use crate::postgres::{self, Server, admin};
 
-/// How long it counts that a daemon had no session on a server. Longer than any server takes to say so: an operation
-/// needs the word of two at the same moment.
-const ENDED_AGE_MAX: Duration = Duration::from_mins(1);
+/// How long it counts that a daemon had no session on a server: it may have woken and stand still again since. Longer
+/// than any server takes to say so (15 s to connect, at most): an operation needs the word of two at the same
+/// moment.
+const ENDED_AGE_MAX: Duration = Duration::from_secs(20);
 
 /// What was asked of the servers. Cheap to clone.
 #[derive(Clone)]

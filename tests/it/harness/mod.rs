@@ -26,6 +26,7 @@ pub use client::{Client, reason, result_text};
 pub use daemon::{Daemon, Process, signal, tenantd};
 pub use faults::{Fault, Faults};
 pub use fleet::{Fleet, Spec};
+pub use leftovers::Leftovers;
 pub use logs::{Expectations, root_span};
 pub use machine::{Machine, machine};
 pub use proxy::Proxy;
