@@ -23,6 +23,20 @@ struct Apart {
 }
 
 impl Apart {
+    /// With a tenant's suspension that waits for its server, which is stopped.
+    async fn with_waiting_suspension() -> (Self, Operation) {
+        let apart = Self::new("10m").await;
+        apart.client().tenant("acme").await;
+        apart.machine.server_stop().await;
+        let waiting = apart.client().tenant_suspend(Uuid::new_v4(), "acme", "unpaid").await.unwrap();
+        until("it waits for its server", || async {
+            let now = apart.client().operation(&waiting.operation_id).await;
+            now.steps.iter().any(|step| step.detail.contains("tried again")).then_some(())
+        })
+        .await;
+        (apart, waiting)
+    }
+
     async fn new(repeat_max: &str) -> Self {
         let machine = Machine::with_room_for(60);
         let common = crate::harness::machine();
@@ -151,15 +165,7 @@ async fn a_suspension_waits_for_its_server_and_others_get_their_turn() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_dead_daemon_drove_waits_for_the_server_and_the_rest_does_not() {
-    let apart = Apart::new("10m").await;
-    apart.client().tenant("acme").await;
-    apart.machine.server_stop().await;
-    let waiting = apart.client().tenant_suspend(Uuid::new_v4(), "acme", "unpaid").await.unwrap();
-    until("it waits for its server", || async {
-        let now = apart.client().operation(&waiting.operation_id).await;
-        now.steps.iter().any(|step| step.detail.contains("tried again")).then_some(())
-    })
-    .await;
+    let (apart, waiting) = Apart::with_waiting_suspension().await;
     apart.fleet.expect_log("sessions of a daemon that is gone cannot be ended; what it drove there waits");
     // It may be at it at this moment.
     apart.fleet.allow_log("the operation stands still until a daemon claims it again");
@@ -178,15 +184,7 @@ async fn what_a_dead_daemon_drove_waits_for_the_server_and_the_rest_does_not() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_hangs_holds_up_no_claims_of_what_works_elsewhere() {
-    let apart = Apart::new("10m").await;
-    apart.client().tenant("acme").await;
-    apart.machine.server_stop().await;
-    let waiting = apart.client().tenant_suspend(Uuid::new_v4(), "acme", "unpaid").await.unwrap();
-    until("it waits for its server", || async {
-        let now = apart.client().operation(&waiting.operation_id).await;
-        now.steps.iter().any(|step| step.detail.contains("tried again")).then_some(())
-    })
-    .await;
+    let (apart, waiting) = Apart::with_waiting_suspension().await;
     // It is away for whoever asks, and hangs from now on.
     let hangs = apart.machine.hang().await;
     apart.fleet.allow_log("sessions of a daemon that is gone cannot be ended; what it drove there waits");
