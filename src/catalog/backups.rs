@@ -171,10 +171,15 @@ impl Catalog {
         Ok(page.cut(backups, |last| last.id.to_string()))
     }
 
-    /// Backups that have begun and are not complete, oldest first: work under way, or orphans.
-    pub async fn backup_running(&self) -> Result<Vec<Backup>, Error> {
-        let select =
-            select().and_where(Expr::col("state").eq(BackupState::Running.name())).order_by("id", Order::Asc).take();
+    /// Backups that are not complete and whose operation is over, oldest first: what is left of them in the bucket.
+    pub async fn backup_failed(&self) -> Result<Vec<Backup>, Error> {
+        let over = [OperationState::Failed, OperationState::Cancelled].map(OperationState::name);
+        let over = Query::select().column("id").from("operations").and_where(Expr::col("state").is_in(over)).take();
+        let select = select()
+            .and_where(Expr::col("state").eq(BackupState::Running.name()))
+            .and_where(Expr::col("operation_id").in_subquery(over))
+            .order_by("id", Order::Asc)
+            .take();
         statement::rows(&self.session().await?, &select).await?.iter().map(read).collect()
     }
 

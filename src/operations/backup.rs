@@ -1,5 +1,6 @@
 //! Backing up one tenant: a row, the archive, the manifest last, and only then the row says COMPLETE. A daemon that
-//! dies leaves an upload whose id the row knows; whoever resumes aborts it and dumps again.
+//! dies leaves an upload whose id the row knows; whoever resumes aborts it and dumps again. A backup that fails while the
+//! store is away leaves its row behind, by which [`super::housekeeping`] finds what is in the bucket.
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -9,9 +10,9 @@ use super::step::{Done, Run, Step, StepError, step};
 use super::tenant_parts::Place;
 use crate::backup::{self, BackupRef, DumpRequest};
 use crate::catalog::{Backup, NewBackup};
-use crate::domain::backup::{BackupKeys, Manifest};
+use crate::domain::backup::{BackupKeys, BackupState, Manifest};
 use crate::postgres::admin;
-use crate::store::{PartSizes, UploadId};
+use crate::store::{PartSizes, Store, UploadId};
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Input {
@@ -32,8 +33,8 @@ pub(super) struct Output {
 
 pub(super) const STEPS: &[Step] = &[
     step!("register", register, unregister),
-    step!("dump", dump, dump_undo),
-    step!("manifest", manifest, manifest_undo).waiting(),
+    step!("dump", dump),
+    step!("manifest", manifest).waiting(),
     step!("complete", complete).waiting(),
 ];
 
@@ -47,14 +48,23 @@ async fn register(run: &Run) -> Result<Done, StepError> {
     Ok(Done::default())
 }
 
+/// Undoes the other steps as well. A tenant does not wait for the store: what cannot be removed now is removed later.
 async fn unregister(run: &Run) -> Result<(), StepError> {
-    Ok(run.parts.catalog.backup_delete(run.input::<Input>()?.backup_id).await?)
+    let Some(row) = find(run, run.input::<Input>()?.backup_id).await? else { return Ok(()) };
+    match bucket_clear(&run.parts.store, &row, || run.claim_check()).await {
+        Ok(()) => Ok(run.parts.catalog.backup_delete(row.id).await?),
+        Err(error @ StepError::Claim(_)) => Err(error),
+        Err(error) => {
+            tracing::warn!(backup = %row.id, "what a failed backup has left in the bucket is removed later: {error}");
+            Ok(())
+        }
+    }
 }
 
 async fn dump(run: &Run) -> Result<Done, StepError> {
     let Input { backup_id } = run.input()?;
     let place = Place::of(run).await?;
-    dump_undo(run).await?;
+    dump_again(run, backup_id).await?;
     let parts = &run.parts;
     let recipient = parts.tenant_backup_identity(place.tenant.id).await?.recipient();
     let request = DumpRequest {
@@ -93,31 +103,35 @@ async fn remarks(place: &Place, manifest: &Manifest) -> Result<Vec<String>, crat
     Ok(remarks)
 }
 
-/// Also what a repeated dump begins with. The bucket knows no fence, and another daemon makes the same objects: so the
-/// claim is looked at before each of them goes, however long the store took for the one before.
-async fn dump_undo(run: &Run) -> Result<(), StepError> {
-    let Input { backup_id } = run.input()?;
+/// What an earlier attempt has left.
+async fn dump_again(run: &Run, backup_id: Uuid) -> Result<(), StepError> {
     let Some(row) = find(run, backup_id).await? else { return Ok(()) };
-    let reference = BackupRef { tenant: row.tenant, backup: backup_id };
-    let upload = row.upload_id.map(UploadId);
-    run.claim_check().await?;
-    backup::uploads_give_up(&run.parts.store, reference, upload.as_ref()).await?;
-    if upload.is_none() {
-        return Ok(());
-    }
-    // The manifest first: an archive without one is no backup, a manifest without its archive would be a broken one.
-    object_delete(run, &row.keys.manifest).await?;
-    object_delete(run, &row.keys.archive).await?;
+    bucket_clear(&run.parts.store, &row, || run.claim_check()).await?;
     Ok(upload_set(run, backup_id, None).await?)
+}
+
+/// Takes everything that belongs to a backup out of the bucket. The bucket knows no fence, and another daemon makes the
+/// same objects: so `may` is asked before each of them goes, however long the store took for the one before.
+pub(super) async fn bucket_clear<F>(store: &Store, row: &Backup, may: impl Fn() -> F) -> Result<(), StepError>
+where
+    F: Future<Output = Result<(), StepError>>,
+{
+    let reference = BackupRef { tenant: row.tenant, backup: row.id };
+    let upload = row.upload_id.clone().map(UploadId);
+    may().await?;
+    backup::uploads_give_up(store, reference, upload.as_ref()).await?;
+    if upload.is_some() || row.state == BackupState::Complete {
+        // The manifest first: an archive without one is no backup, a manifest without its archive would be a broken one.
+        for key in [&row.keys.manifest, &row.keys.archive] {
+            may().await?;
+            store.delete(key).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn upload_set(run: &Run, backup_id: Uuid, upload: Option<&str>) -> Result<(), crate::catalog::Error> {
     run.parts.catalog.backup_upload_set(backup_id, upload, run.id(), run.fence()).await
-}
-
-async fn object_delete(run: &Run, key: &str) -> Result<(), StepError> {
-    run.claim_check().await?;
-    Ok(run.parts.store.delete(key).await?)
 }
 
 async fn manifest(run: &Run) -> Result<Done, StepError> {
@@ -125,12 +139,6 @@ async fn manifest(run: &Run) -> Result<Done, StepError> {
     run.claim_check().await?;
     backup::manifest_write(&run.parts.store, &run.parts.signer, &manifest).await?;
     Ok(Done::default())
-}
-
-async fn manifest_undo(run: &Run) -> Result<(), StepError> {
-    let Input { backup_id } = run.input()?;
-    let Some(row) = find(run, backup_id).await? else { return Ok(()) };
-    object_delete(run, &row.keys.manifest).await
 }
 
 /// The row, unless it is deleted already.

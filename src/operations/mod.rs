@@ -8,8 +8,10 @@ mod contents;
 mod create_tenant;
 mod engine;
 mod error;
+mod failed_backups;
 mod failure;
 mod gone;
+mod housekeeping;
 mod kinds;
 mod migrate_fleet;
 mod migrate_target;
@@ -118,7 +120,7 @@ impl Operations {
             patience: std::sync::Mutex::default(),
         };
         parts.tasks.spawn("operations", engine.run());
-        parts.tasks.spawn("retired databases", retired::run(Arc::clone(&parts), stop.clone()));
+        parts.tasks.spawn("housekeeping", housekeeping::run(Arc::clone(&parts), stop.clone()));
         let verify_slots = Arc::new(Semaphore::new(parts.config.backup.verify_concurrency_max));
         Self { parts, changed, wake, stop, slots, verify_slots }
     }

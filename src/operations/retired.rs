@@ -1,35 +1,13 @@
-//! The databases that restores in place have replaced. Each is kept, closed, for `backup.retired_keep`, and then dropped:
-//! looked for at the start and every hour, by every daemon. The catalog's clock counts.
-
-use std::sync::Arc;
-use std::time::Duration;
-
-use tokio::time::sleep;
-use tokio_util::sync::CancellationToken;
+//! The databases that restores in place have replaced. Each is kept, closed, for `backup.retired_keep`, and then dropped.
+//! The catalog's clock counts.
 
 use super::{Error, Parts};
 use crate::catalog::RetiredDatabase;
 use crate::domain::tenant::database_replaced;
 use crate::postgres::admin;
 
-const LOOK_INTERVAL: Duration = Duration::from_hours(1);
-
-/// Until the daemon goes down.
-pub(super) async fn run(parts: Arc<Parts>, stop: CancellationToken) {
-    let rounds = async {
-        loop {
-            round(&parts).await;
-            sleep(LOOK_INTERVAL).await;
-        }
-    };
-    tokio::select! {
-        () = stop.cancelled() => {}
-        () = rounds => {}
-    }
-}
-
 /// One that cannot be dropped stays, and does not keep the others.
-async fn round(parts: &Parts) {
+pub(super) async fn round(parts: &Parts) {
     let due = match parts.catalog.retired_database_due(parts.config.backup.retired_keep).await {
         Ok(due) => due,
         Err(error) => {

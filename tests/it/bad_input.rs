@@ -8,7 +8,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
-use crate::harness::{Client, Fleet, Machine, Proxy, Spec, machine, reason, signal, until};
+use crate::harness::{Client, Fault, Faults, Fleet, Machine, Proxy, Spec, machine, reason, signal, until};
 
 /// A refusal with the field that it names and what it says of it.
 fn bad_field(status: &Status) -> (String, String) {
@@ -424,6 +424,36 @@ async fn an_s3_secret_that_turns_wrong_fails_the_backup_and_leaves_nothing() {
     let left = fleet.inventory().await.since(&before);
     assert!(left.is_empty(), "{left}");
     daemon.client.backup("acme").await;
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn a_store_that_goes_away_holds_no_tenant_and_is_cleared_when_it_is_back() {
+    const AWAY: Fault = Fault::Answer(503, "");
+    let faults = Faults::start(machine().s3).await;
+    let fleet = Fleet::new(Spec { store: Some(faults.address), ..Spec::default() }).await;
+    let daemon = fleet.start().await;
+    daemon.client.tenant("acme").await;
+    let before = fleet.inventory().await;
+    fleet.allow_log("a failed backup's upload could not be given up");
+    fleet.expect_log("what a failed backup has left in the bucket is removed later");
+    for method in ["PUT", "DELETE"] {
+        faults.add(method, "/", usize::MAX, AWAY);
+    }
+    let operation = daemon.client.backup_create(Uuid::new_v4(), "acme").await.unwrap();
+    let ended = failed(&daemon.client, &operation).await;
+    assert_eq!(ended.error.unwrap().reason, "OBJECT_STORE");
+    // The operation is over, and so others have their turn.
+    let operation = daemon.client.tenant_suspend(Uuid::new_v4(), "acme", "unpaid").await.unwrap();
+    daemon.client.succeeded(&operation).await;
+    let operation = daemon.client.tenant_resume(Uuid::new_v4(), "acme").await.unwrap();
+    daemon.client.succeeded(&operation).await;
+    daemon.stop().await;
+    let left = fleet.inventory().await.since(&before).to_string();
+    assert!(left.contains("backups") && left.contains("Upload"), "{left}");
+    faults.heal();
+    let daemon = fleet.start().await;
+    until("the bucket is cleared", || async { fleet.inventory().await.since(&before).is_empty().then_some(()) }).await;
     fleet.stop(daemon).await;
 }
 

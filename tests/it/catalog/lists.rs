@@ -166,8 +166,9 @@ async fn a_backup_is_one_only_when_it_is_complete() {
     assert!(matches!(late, Err(Error::ClaimLost { .. })), "{late:?}");
     // A repeated step does not forget the upload.
     catalog.backup_insert(&new).await.unwrap();
-    let running = catalog.backup_running().await.unwrap();
-    assert_eq!((running[0].upload_id.as_deref(), running[0].state), (Some("upload"), BackupState::Running));
+    let running = catalog.backup_get(id).await.unwrap();
+    assert_eq!((running.upload_id.as_deref(), running.state), (Some("upload"), BackupState::Running));
+    assert!(catalog.backup_failed().await.unwrap().is_empty(), "it is being made");
     assert!(catalog.backup_list(&Page::default(), &BackupFilter::default()).await.unwrap().rows.is_empty());
 
     let manifest = manifest(&new);
