@@ -17,7 +17,6 @@ use tokio::time::sleep;
 use super::certificates::Certificates;
 use super::denials::{self, Denial, Denials};
 use super::error::{Error, Whose};
-use super::fetch::Fetch;
 use super::known::{Caller, Known, Presented};
 use super::limits::{Bucket, Buckets, Rate};
 use super::news;
@@ -86,16 +85,16 @@ pub struct Credentials<'a> {
 
 impl Access {
     /// # Errors
-    /// Only when the TLS library refuses its own defaults.
+    /// What is wrong with the roots that an issuer is to be checked with.
     pub fn new(
         config: &AccessConfig,
         live: Live,
         accounts: Accounts,
         catalog: Catalog,
         tasks: &Tasks,
-    ) -> Result<Self, rustls::Error> {
+    ) -> Result<Self, String> {
         let access = Self(Arc::new(Inner {
-            tokens: Tokens::new(&config.issuers, &Fetch::new()?),
+            tokens: Tokens::new(&config.issuers)?,
             certificates: Certificates::new(&config.certificates),
             live,
             accounts,

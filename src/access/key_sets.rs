@@ -2,6 +2,7 @@
 //! is old, and again for a key that is not in it, but not often. While the issuer is away the old set serves, for a
 //! bounded time.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,13 +28,18 @@ const READ_RATE: Rate = Rate { interval: Duration::from_secs(10), burst: 3 };
 #[derive(Debug)]
 pub(super) struct KeySet {
     issuer: String,
-    from: KeysFrom,
+    from: From,
     age_max: Duration,
-    fetch: Fetch,
     known: Mutex<Known>,
     /// One reads; the others wait for it.
     turn: tokio::sync::Mutex<()>,
     attempts: Bucket,
+}
+
+#[derive(Debug)]
+enum From {
+    Url(Box<Fetch>),
+    File(PathBuf),
 }
 
 #[derive(Debug, Default)]
@@ -59,17 +65,21 @@ impl Key {
 }
 
 impl KeySet {
-    pub(super) fn new(issuer: &str, from: KeysFrom, age_max: Duration, fetch: Fetch) -> Self {
-        let attempts = Bucket::default();
-        Self {
+    /// # Errors
+    /// What is wrong with the roots that the address is to be checked with.
+    pub(super) fn new(issuer: &str, from: &KeysFrom, age_max: Duration) -> Result<Self, String> {
+        let from = match from {
+            KeysFrom::Url { url, ca_file } => From::Url(Box::new(Fetch::new(url, ca_file.as_deref())?)),
+            KeysFrom::File(file) => From::File(file.clone()),
+        };
+        Ok(Self {
             issuer: issuer.to_owned(),
             from,
             age_max,
-            fetch,
             known: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
-            attempts,
-        }
+            attempts: Bucket::default(),
+        })
     }
 
     /// The key that a token names, for this algorithm. A token that names none is taken only if there is one key that
@@ -132,8 +142,8 @@ impl KeySet {
 
     async fn text(&self) -> Result<Vec<u8>, String> {
         match &self.from {
-            KeysFrom::Url(url) => self.fetch.get(url, SET_BYTES_MAX).await,
-            KeysFrom::File(file) => tokio::fs::read(file).await.map_err(|error| error.to_string()),
+            From::Url(fetch) => fetch.get(SET_BYTES_MAX).await,
+            From::File(file) => tokio::fs::read(file).await.map_err(|error| error.to_string()),
         }
     }
 }

@@ -12,7 +12,6 @@ use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::error::Error;
-use super::fetch::Fetch;
 use super::key_sets::KeySet;
 use super::rights::Claims;
 use crate::accounts::Subject;
@@ -38,12 +37,12 @@ struct Issuer {
 }
 
 impl Tokens {
-    pub(super) fn new(issuers: &[IssuerConfig], fetch: &Fetch) -> Self {
+    pub(super) fn new(issuers: &[IssuerConfig]) -> Result<Self, String> {
         let issuer = |config: &IssuerConfig| {
-            let keys = KeySet::new(&config.name, config.keys.clone(), config.keys_age_max, fetch.clone());
-            (config.issuer.clone(), Issuer { config: config.clone(), keys })
+            let keys = KeySet::new(&config.name, &config.keys, config.keys_age_max)?;
+            Ok((config.issuer.clone(), Issuer { config: config.clone(), keys }))
         };
-        Self(issuers.iter().map(issuer).collect())
+        Ok(Self(issuers.iter().map(issuer).collect::<Result<_, String>>()?))
     }
 
     /// Checks a token by itself: signature, issuer, audience, times.

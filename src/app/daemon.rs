@@ -95,7 +95,7 @@ impl App {
         let accounts = Accounts::new(&home, &config.naming.auth_database())?;
         accounts.migrate().await?;
         let catalog_id = catalog.id().await?;
-        let store = Store::new(&config.store);
+        let store = Store::new(&config.store)?;
         store.check().await?;
         // A restore that is resumed fetches its archive again, so nothing in the spool is anybody's.
         let spool = SpoolDir::open(&config.spool_dir)?;
@@ -113,7 +113,8 @@ impl App {
             Arc::clone(&envelope),
             &tasks,
         );
-        let access = Access::new(&config.access, live.clone(), accounts.clone(), catalog.clone(), &tasks)?;
+        let access = Access::new(&config.access, live.clone(), accounts.clone(), catalog.clone(), &tasks)
+            .map_err(Error::Access)?;
         let config = Arc::new(config);
         let parts = Parts {
             config: Arc::clone(&config),

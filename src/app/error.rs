@@ -32,7 +32,7 @@ pub enum Error {
     #[error(transparent)]
     Operations(#[from] crate::operations::Error),
     #[error("the client for issuers' keys cannot be made: {0}")]
-    Access(#[from] rustls::Error),
+    Access(String),
     #[error("the listener's TLS: {0}")]
     Tls(String),
     #[error(transparent)]

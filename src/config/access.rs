@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::duration::duration;
+use super::tls::roots;
 use crate::domain::permission::Role;
 use crate::domain::tenant::TenantCode;
 
@@ -42,7 +43,11 @@ pub struct IssuerConfig {
 /// Where an issuer's public keys are, as a JSON Web Key Set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeysFrom {
-    Url(String),
+    /// `ca_file` has the roots that its certificate is checked with; without one they are the system's.
+    Url {
+        url: String,
+        ca_file: Option<PathBuf>,
+    },
     File(PathBuf),
 }
 
@@ -106,6 +111,7 @@ struct Issuer {
     #[serde(default = "algorithms_default")]
     algorithms: BTreeSet<SignatureAlgorithm>,
     jwks_url: Option<String>,
+    jwks_ca_file: Option<PathBuf>,
     jwks_file: Option<PathBuf>,
     #[serde(default = "keys_age_max_default", deserialize_with = "duration")]
     jwks_age_max: Duration,
@@ -168,9 +174,13 @@ impl Section {
 
 impl Issuer {
     fn into_config(self, base: &Path, problems: &mut Vec<String>) -> Option<IssuerConfig> {
-        let keys = match (self.jwks_url, self.jwks_file) {
-            (Some(url), None) => KeysFrom::Url(url),
-            (None, Some(file)) => KeysFrom::File(base.join(file)),
+        let keys = match (self.jwks_url, self.jwks_file, self.jwks_ca_file) {
+            (Some(url), None, ca_file) => KeysFrom::Url { url, ca_file: ca_file.map(|file| base.join(file)) },
+            (None, Some(file), None) => KeysFrom::File(base.join(file)),
+            (None, Some(_), Some(_)) => {
+                problems.push(format!("access.jwt.{}.jwks_ca_file: is for a jwks_url, and there is none", self.name));
+                return None;
+            }
             _ => {
                 problems.push(format!("access.jwt.{}: either jwks_url or jwks_file is needed", self.name));
                 return None;
@@ -213,13 +223,18 @@ pub(super) fn check(access: &AccessConfig, has_client_ca: bool, problems: &mut V
             problems.push(format!("{at}.jwks_age_max: may not be zero"));
         }
         match &issuer.keys {
-            KeysFrom::Url(url) if !is_private(url) => {
+            KeysFrom::Url { url, .. } if !is_private(url) => {
                 problems.push(format!("{at}.jwks_url: {url:?} is no https address (http is for loopback only)"));
+            }
+            KeysFrom::Url { ca_file: Some(file), .. } => {
+                if let Err(problem) = roots(Some(file)) {
+                    problems.push(format!("{at}.jwks_{problem}"));
+                }
             }
             KeysFrom::File(file) if !file.is_file() => {
                 problems.push(format!("{at}.jwks_file: {} is no file", file.display()));
             }
-            KeysFrom::Url(_) | KeysFrom::File(_) => {}
+            KeysFrom::Url { ca_file: None, .. } | KeysFrom::File(_) => {}
         }
     }
     for certificate in &access.certificates {
@@ -285,7 +300,7 @@ mod tests {
             issuer: "https://login.example.com".to_owned(),
             audiences: BTreeSet::new(),
             algorithms: BTreeSet::new(),
-            keys: KeysFrom::Url("http://login.example.com/keys".to_owned()),
+            keys: KeysFrom::Url { url: "http://login.example.com/keys".to_owned(), ca_file: None },
             keys_age_max: Duration::ZERO,
             subject: SubjectKind::Program,
             roles_claim: String::new(),

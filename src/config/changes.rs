@@ -74,7 +74,7 @@ fn servers(old: &[ServerConfig], new: &[ServerConfig], found: &mut Vec<String>) 
 
 fn store(old: &StoreConfig, new: &StoreConfig, found: &mut Vec<String>) {
     let fields = compare!(old, new, StoreConfig {
-        endpoint, region, bucket, access_key_id, path_style, part_bytes_min, parts_max, request_timeout,
+        endpoint, region, bucket, access_key_id, path_style, ca_file, part_bytes_min, parts_max, request_timeout,
     } others { secret_access_key });
     let secret = ("secret_access_key", secrets_differ(&old.secret_access_key, &new.secret_access_key));
     note(found, "store.", fields.into_iter().chain([secret]));

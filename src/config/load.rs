@@ -155,6 +155,7 @@ struct StoreSection {
     secret_access_key: SecretString,
     #[serde(default)]
     path_style: bool,
+    ca_file: Option<PathBuf>,
     #[serde(default = "part_bytes_min_default")]
     part_bytes_min: u64,
     #[serde(default = "parts_max_default")]
@@ -306,7 +307,7 @@ impl File {
             keys,
             catalog_server: self.catalog_server.unwrap_or(first),
             servers,
-            store: self.store.into_config(),
+            store: self.store.into_config(base),
             operations: OperationsConfig {
                 lease: self.operations.lease,
                 concurrency_max: self.operations.concurrency_max,
@@ -380,7 +381,7 @@ impl ServerSection {
 }
 
 impl StoreSection {
-    fn into_config(self) -> StoreConfig {
+    fn into_config(self, base: &Path) -> StoreConfig {
         StoreConfig {
             endpoint: self.endpoint,
             region: self.region,
@@ -388,6 +389,7 @@ impl StoreSection {
             access_key_id: self.access_key_id,
             secret_access_key: self.secret_access_key,
             path_style: self.path_style,
+            ca_file: self.ca_file.map(|file| base.join(file)),
             part_bytes_min: self.part_bytes_min,
             parts_max: self.parts_max,
             request_timeout: self.request_timeout,

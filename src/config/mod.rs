@@ -23,7 +23,7 @@ pub use access::{AccessConfig, CertificateConfig, IssuerConfig, KeysFrom, Signat
 pub use files::{Credentials, Keys, RoleLogin, check_private, secret_exposed, write_private};
 pub use live::Live;
 pub use load::{Error, load};
-pub use tls::{ClientCa, TlsFiles, roots_read};
+pub use tls::{ClientCa, TlsFiles, roots};
 
 use crate::domain::host::OwnHosts;
 use crate::domain::share::InstanceName;
@@ -107,6 +107,8 @@ pub struct StoreConfig {
     pub secret_access_key: SecretString,
     /// `https://host/bucket/key` instead of `https://bucket.host/key`.
     pub path_style: bool,
+    /// The roots that an `https` endpoint's certificate is checked with; `None`: the system's.
+    pub ca_file: Option<PathBuf>,
     /// The first parts' size; later ones grow, so that a dump of any size fits into `parts_max`.
     pub part_bytes_min: u64,
     pub parts_max: u32,

@@ -69,8 +69,22 @@ impl TlsFiles {
     }
 }
 
+/// The roots in `ca_file`, or the system's. The error says what to do, and names the file.
+pub fn roots(ca_file: Option<&Path>) -> Result<RootCertStore, String> {
+    if let Some(file) = ca_file {
+        return roots_read(file).map_err(|problem| format!("ca_file {problem}"));
+    }
+    let mut roots = RootCertStore::empty();
+    let (taken, _unusable) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if taken > 0 {
+        Ok(roots)
+    } else {
+        Err("this machine has no root certificates; install ca-certificates, or name a ca_file".to_owned())
+    }
+}
+
 /// The roots in a file. The error names the file.
-pub fn roots_read(file: &Path) -> Result<RootCertStore, String> {
+fn roots_read(file: &Path) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates_read(file)? {
         roots.add(certificate).map_err(|error| format!("{}: {error}", file.display()))?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Config, ServerTls, TlsFiles, access};
+use super::{Config, ServerTls, TlsFiles, access, roots};
 use crate::domain::share::{BESIDE_RESERVE, KEPT};
 use crate::domain::tier::TIER_DEFAULT;
 
@@ -146,6 +146,11 @@ fn store(config: &Config, problems: &mut Vec<String>) {
         && !(endpoint.starts_with("http://") || endpoint.starts_with("https://"))
     {
         problems.push(format!("store.endpoint: {endpoint:?} must begin with http:// or https://"));
+    }
+    if let Some(file) = &store.ca_file
+        && let Err(problem) = roots(Some(file))
+    {
+        problems.push(format!("store.{problem}"));
     }
 }
 

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::errors::Error;
 use super::socket::Lent;
-use crate::config::{ServerConfig, ServerTls, roots_read};
+use crate::config::{ServerConfig, ServerTls, roots};
 
 /// The TLS side of connecting.
 pub(super) struct Tls {
@@ -36,7 +36,7 @@ impl Tls {
         let client = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| fail(error.to_string()))?
-            .with_root_certificates(roots(config).map_err(fail)?)
+            .with_root_certificates(roots(config.ca_file.as_deref()).map_err(fail)?)
             .with_no_client_auth();
         Ok(Some(Self { make: MakeRustlsConnect::new(client), host: config.host.clone() }))
     }
@@ -46,17 +46,4 @@ impl Tls {
         let Ok(connector) = <MakeRustlsConnect as MakeTlsConnect<Lent>>::make_tls_connect(&mut make, &self.host);
         connector
     }
-}
-
-fn roots(config: &ServerConfig) -> Result<RootCertStore, String> {
-    let Some(file) = &config.ca_file else {
-        let mut roots = RootCertStore::empty();
-        let (taken, _unusable) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-        return if taken > 0 {
-            Ok(roots)
-        } else {
-            Err("this machine has no root certificates; install ca-certificates, or name a ca_file".to_owned())
-        };
-    };
-    roots_read(file).map_err(|problem| format!("ca_file {problem}"))
 }

@@ -28,6 +28,9 @@ pub enum Error {
     )]
     UploadGone { what: String },
 
+    #[error("the roots to check the object store with cannot be used: {0}; correct store.ca_file")]
+    Roots(String),
+
     #[error("the bucket {bucket:?} does not exist at {endpoint}; create it, or correct store.bucket")]
     NoBucket { bucket: String, endpoint: String },
 
@@ -55,7 +58,8 @@ impl Error {
         match self {
             Self::Unreachable { .. } | Self::Interrupted { .. } => true,
             Self::Other { retryable, .. } => *retryable,
-            Self::Denied { .. }
+            Self::Roots(_)
+            | Self::Denied { .. }
             | Self::NotFound { .. }
             | Self::UploadGone { .. }
             | Self::NoBucket { .. }

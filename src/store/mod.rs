@@ -9,12 +9,15 @@ mod objects;
 mod parts;
 mod uploads;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use aws_sdk_s3::config::retry::RetryConfig;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
-use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region, StalledStreamProtectionConfig};
+use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region, SharedHttpClient, StalledStreamProtectionConfig};
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use secrecy::ExposeSecret as _;
 
 pub use error::Error;
@@ -22,7 +25,7 @@ pub use objects::ByteReader;
 pub use parts::PartSizes;
 pub use uploads::{UploadId, UploadedPart};
 
-use crate::config::StoreConfig;
+use crate::config::{StoreConfig, roots};
 
 /// A request is sent at most so often; the pauses between grow, with jitter.
 const ATTEMPTS_MAX: u32 = 4;
@@ -51,7 +54,10 @@ struct Inner {
 
 impl Store {
     /// Opens no connection; see [`Store::check`].
-    pub fn new(config: &StoreConfig) -> Self {
+    ///
+    /// # Errors
+    /// Only [`Error::Roots`].
+    pub fn new(config: &StoreConfig) -> Result<Self, Error> {
         let credentials = Credentials::new(
             config.access_key_id.clone(),
             config.secret_access_key.expose_secret().to_owned(),
@@ -74,14 +80,17 @@ impl Store {
         if let Some(endpoint) = &config.endpoint {
             sdk = sdk.endpoint_url(endpoint);
         }
-        Self {
+        if let Some(file) = &config.ca_file {
+            sdk = sdk.http_client(client_with_roots(file).map_err(Error::Roots)?);
+        }
+        Ok(Self {
             inner: Arc::new(Inner {
                 client: aws_sdk_s3::Client::from_conf(sdk.build()),
                 bucket: config.bucket.clone(),
                 endpoint: config.endpoint.clone().unwrap_or_else(|| format!("S3 in {}", config.region)),
                 request_timeout: config.request_timeout,
             }),
-        }
+        })
     }
 
     /// Asks whether the bucket is there and takes these credentials. Reads at most one key.
@@ -117,4 +126,14 @@ impl Store {
             TimeoutConfig::builder().connect_timeout(connect).operation_attempt_timeout(attempt).build(),
         )
     }
+}
+
+/// As the SDK's own, but with the roots of one file. They are read first, because the SDK panics at what it cannot read.
+fn client_with_roots(ca_file: &Path) -> Result<SharedHttpClient, String> {
+    let _readable = roots(Some(ca_file))?;
+    let text = std::fs::read(ca_file).map_err(|error| format!("ca_file {}: {error}", ca_file.display()))?;
+    let context = TlsContext::builder().with_trust_store(TrustStore::empty().with_pem_certificate(text)).build();
+    let context = context.map_err(|error| error.to_string())?;
+    let builder = aws_smithy_http_client::Builder::new().tls_provider(Provider::Rustls(CryptoMode::AwsLc));
+    Ok(builder.tls_context(context).build_https())
 }

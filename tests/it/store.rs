@@ -14,6 +14,8 @@ use tenantd::shutdown::Tasks;
 use tenantd::store::{Error, PartSizes, Store, UploadedPart};
 use tokio::io::AsyncReadExt as _;
 
+use crate::harness::Authority;
+
 const PART_BYTES: usize = 5 << 20;
 
 struct Bucket {
@@ -40,11 +42,12 @@ impl Bucket {
             access_key_id: "test".to_owned(),
             secret_access_key: secret,
             path_style: true,
+            ca_file: None,
             part_bytes_min: PART_BYTES as u64,
             parts_max: 10_000,
             request_timeout: Duration::from_secs(20),
         };
-        Self { store: Store::new(&config), config, tasks, dir }
+        Self { store: Store::new(&config).unwrap(), config, tasks, dir }
     }
 
     async fn restart(self) -> Self {
@@ -221,7 +224,7 @@ async fn refusals_say_what_to_do() {
     let with = |change: &dyn Fn(&mut StoreConfig)| {
         let mut config = bucket.config.clone();
         change(&mut config);
-        Store::new(&config)
+        Store::new(&config).unwrap()
     };
 
     let wrong_secret = with(&|config| config.secret_access_key = SecretString::from("another secret"));
@@ -251,6 +254,29 @@ async fn refusals_say_what_to_do() {
     let error = nobody_there.check().await.unwrap_err();
     assert!(matches!(error, Error::Unreachable { .. }) && error.is_retryable(), "{error}");
     assert!(error.to_string().contains("refused"), "{error}");
+}
+
+#[tokio::test]
+async fn a_store_with_a_private_authority_is_known_by_its_roots() {
+    let bucket = Bucket::new().await;
+    let (company, stranger) = (Authority::new(), Authority::new());
+    let plain = bucket.config.endpoint.clone().unwrap();
+    let front = company.front(plain.trim_start_matches("http://").parse().unwrap()).await;
+    let with = |roots: &str| {
+        let file = bucket.dir.path().join("roots.pem");
+        std::fs::write(&file, roots).unwrap();
+        let endpoint = Some(format!("https://localhost:{front}"));
+        Store::new(&StoreConfig { endpoint, ca_file: Some(file), ..bucket.config.clone() })
+    };
+    let store = with(&company.pem).unwrap();
+    store.put("k", noise(10, 8)).await.unwrap();
+    assert_eq!(bucket.store.get("k", 10).await.unwrap(), noise(10, 8));
+    let error = with(&stranger.pem).unwrap().check().await.unwrap_err();
+    assert!(matches!(error, Error::Unreachable { .. }) && error.to_string().contains("certificate"), "{error}");
+    for bad in ["", "no certificate", &company.pem[..company.pem.len() / 2]] {
+        let error = with(bad).unwrap_err().to_string();
+        assert!(error.contains("store.ca_file") && error.contains("roots.pem"), "{error}");
+    }
 }
 
 #[tokio::test]

@@ -3,9 +3,7 @@
 use std::path::Path;
 use std::process::Output;
 
-use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
-};
+use rcgen::ExtendedKeyUsagePurpose;
 use tenantd::config::write_private;
 use tenantd::proto::v1::resolve_tenant_request::Selector;
 use tenantd::proto::v1::{AddTenantHostRequest, ResolveTenantRequest, WhoAmIRequest, WhoAmIResponse};
@@ -14,52 +12,7 @@ use tonic::{Code, Request, Status};
 use tonic_reflection::pb::v1::ServerReflectionRequest;
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 
-use crate::harness::{Client, Daemon, Fleet, Spec, reason, tenantd, until};
-
-struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
-}
-
-/// A certificate with its key, in PEM.
-struct Leaf {
-    certificate: String,
-    key: String,
-}
-
-impl Authority {
-    fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        Self { issuer: Issuer::new(params, key), pem }
-    }
-
-    fn leaf(&self, name: &str, usage: ExtendedKeyUsagePurpose) -> Leaf {
-        self.leaf_of(&[name], usage)
-    }
-
-    fn leaf_of(&self, names: &[&str], usage: ExtendedKeyUsagePurpose) -> Leaf {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.subject_alt_names.extend(names.iter().map(|&name| {
-            if name.contains("://") {
-                SanType::URI(name.try_into().unwrap())
-            } else {
-                SanType::DnsName(name.try_into().unwrap())
-            }
-        }));
-        params.extended_key_usages = vec![usage];
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap().pem();
-        Leaf { certificate, key: key.serialize_pem() }
-    }
-
-    fn client(&self, name: &str) -> Leaf {
-        self.leaf(name, ExtendedKeyUsagePurpose::ClientAuth)
-    }
-}
+use crate::harness::{Authority, Client, Daemon, Fleet, Leaf, Spec, reason, tenantd, until};
 
 /// A fleet whose listener has a certificate of `servers`, and takes those of `clients`.
 async fn fleet(servers: &Authority, clients: &Authority, client_certificate: &str) -> Fleet {

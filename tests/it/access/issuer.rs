@@ -1,5 +1,6 @@
 //! An issuer of tokens: real keys, real signatures, and a real HTTP server that publishes the keys.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -101,7 +102,8 @@ pub fn spec(setting: (&'static str, &str), subject: &str) -> Spec {
 /// Serves a key set until it is dropped.
 #[derive(Debug)]
 pub struct Issuer {
-    url: String,
+    /// Where it publishes them.
+    pub address: SocketAddr,
     keys: Arc<Mutex<Value>>,
     silent: Arc<AtomicBool>,
     pub fetches: Arc<AtomicUsize>,
@@ -111,11 +113,11 @@ pub struct Issuer {
 impl Issuer {
     pub async fn start(keys: &[&SigningKey]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/keys", listener.local_addr().unwrap());
+        let address = listener.local_addr().unwrap();
         let (published, fetches) = (Arc::new(Mutex::new(Value::Null)), Arc::new(AtomicUsize::new(0)));
         let silent = Arc::new(AtomicBool::new(false));
         let serving = tokio::spawn(serve(listener, Arc::clone(&published), Arc::clone(&silent), Arc::clone(&fetches)));
-        let issuer = Self { url, keys: published, silent, fetches, serving };
+        let issuer = Self { address, keys: published, silent, fetches, serving };
         issuer.publish(keys);
         issuer
     }
@@ -132,7 +134,7 @@ impl Issuer {
 
     /// The fleet takes this issuer's tokens.
     pub fn spec(&self, subject: &str) -> Spec {
-        spec(("jwks_url", &self.url), subject)
+        spec(("jwks_url", &format!("http://{}/keys", self.address)), subject)
     }
 }
 

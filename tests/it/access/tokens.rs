@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 use uuid::Uuid;
 
 use super::issuer::{Issuer, SigningKey, claims, key_set, now, spec};
-use crate::harness::{Client, Daemon, Fleet, reason, until};
+use crate::harness::{Authority, Client, Daemon, Fleet, reason, until};
 
 pub async fn whoami(daemon: &Daemon, token: &str) -> Result<WhoAmIResponse, Status> {
     let answer = Client::new(daemon.address, Some(token)).access().who_am_i(WhoAmIRequest {}).await?;
@@ -271,5 +271,29 @@ async fn a_file_of_keys_is_read_again() {
     })
     .await;
     publish(&new);
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn an_issuer_with_a_private_authority_is_known_by_its_roots() {
+    let key = SigningKey::new("key", Algorithm::ES256);
+    let issuer = Issuer::start(&[&key]).await;
+    let (company, stranger) = (Authority::new(), Authority::new());
+    let url = format!("https://localhost:{}/keys", company.front(issuer.address).await);
+    let spec = spec(("jwks_url", &url), "program").setting("[[access.jwt]]", "jwks_ca_file", "\"company.pem\"");
+    let fleet = Fleet::new(spec).await;
+    let roots = fleet.dir.join("company.pem");
+    let problem = tenantd::config::load(&fleet.config_file()).unwrap_err().to_string();
+    assert!(problem.contains("access.jwt.login.jwks_ca_file") && problem.contains("company.pem"), "{problem}");
+    std::fs::write(&roots, &stranger.pem).unwrap();
+    fleet.expect_log("the issuer's keys cannot be read");
+    let token = key.sign(&claims(json!({})));
+    let daemon = fleet.start().await;
+    assert_eq!(refused(&daemon, &token).await.0, Code::Unavailable);
+    assert_eq!(issuer.fetches.load(Ordering::SeqCst), 0, "a stranger was asked");
+    daemon.stop().await;
+    std::fs::write(&roots, &company.pem).unwrap();
+    let daemon = fleet.start().await;
+    whoami(&daemon, &token).await.unwrap();
     fleet.stop(daemon).await;
 }

@@ -52,7 +52,7 @@ impl Place {
         let roles = TenantRoles::new(&fleet.naming, &code).unwrap();
         let place = Self {
             server: fleet.server(&tasks),
-            store: Store::new(&config.store),
+            store: Store::new(&config.store).unwrap(),
             config: config.backup,
             signer: ManifestSigner::new(&config.keys.manifest_signing_key).unwrap(),
             identity: BackupIdentity::generate(),

@@ -180,7 +180,7 @@ impl Fleet {
         let mut config = self.config().store;
         config.endpoint = Some(format!("http://{}", self.machine.s3));
         config.secret_access_key = self.machine.s3_secret.clone();
-        Store::new(&config)
+        Store::new(&config).unwrap()
     }
 
     /// Tasks that log as this fleet's daemon, for tests of a room without one.

@@ -9,6 +9,7 @@
 //! fleet.stop(daemon).await;
 //! ```
 
+mod authority;
 mod client;
 mod daemon;
 mod faults;
@@ -22,6 +23,7 @@ mod streams;
 
 use std::time::Duration;
 
+pub use authority::{Authority, Leaf};
 pub use client::{Client, reason, result_text};
 pub use daemon::{Daemon, Process, signal, tenantd};
 pub use faults::{Fault, Faults};
