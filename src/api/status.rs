@@ -5,9 +5,9 @@
 mod bounds;
 pub(super) mod denials;
 pub(super) mod queries;
+mod refusal;
 pub(super) mod undecodable;
 
-use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::fmt::Display;
 use std::time::Duration;
@@ -15,8 +15,9 @@ use std::time::Duration;
 use http::Response;
 use tonic::body::Body;
 use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, FieldViolation, QuotaViolation, StatusExt as _};
-use uuid::Uuid;
+use tonic_types::QuotaViolation;
+
+use self::refusal::Refusal;
 
 use super::called::method;
 use crate::domain::host::HostError;
@@ -25,8 +26,6 @@ use crate::domain::route::SelectError;
 use crate::proto::v1::ErrorReason as Reason;
 use crate::{access, accounts, backup, catalog, migrator, operations, postgres, router, store};
 
-/// `ErrorInfo.domain`.
-const DOMAIN: &str = "tenantd";
 /// When to try again what a daemon or a server that restarts could not do.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -90,93 +89,6 @@ pub(super) fn answer(status: Status) -> Response<Body> {
 
 fn not_found(reason: Reason, kind: &str, name: impl Display, message: impl Display) -> Status {
     Refusal::new(Code::NotFound, reason, message).resource(kind, name)
-}
-
-/// A status in the making.
-struct Refusal {
-    code: Code,
-    reason: Reason,
-    message: String,
-    metadata: HashMap<String, String>,
-    details: ErrorDetails,
-}
-
-impl Refusal {
-    fn new(code: Code, reason: Reason, message: impl Display) -> Self {
-        let message = message.to_string();
-        Self { code, reason, message, metadata: HashMap::new(), details: ErrorDetails::new() }
-    }
-
-    fn invalid(fields: Vec<(impl Into<String>, String)>) -> Status {
-        let message = match fields.as_slice() {
-            [(_, problem)] => problem.clone(),
-            several => format!("{} fields of the request are not usable", several.len()),
-        };
-        let violations: Vec<_> =
-            fields.into_iter().map(|(field, problem)| FieldViolation::new(field, problem)).collect();
-        Self::new(Code::InvalidArgument, Reason::InvalidArgument, message).with(|details| {
-            details.set_bad_request(violations);
-        })
-    }
-
-    fn internal(error: &(dyn StdError + 'static)) -> Status {
-        let error_id = Uuid::new_v4();
-        let mut causes = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            let text = cause.to_string();
-            if !causes.ends_with(&text) {
-                causes = format!("{causes}: {text}");
-            }
-            source = cause.source();
-        }
-        tracing::error!(method = method(), %error_id, error = causes, "a call failed for a reason that nobody expected");
-        Self::new(
-            Code::Internal,
-            Reason::Internal,
-            format!("an unexpected fault; the daemon's log has it as {error_id}"),
-        )
-        .meta("error_id", error_id)
-        .status()
-    }
-
-    fn meta(mut self, name: &str, value: impl Display) -> Self {
-        self.metadata.insert(name.to_owned(), value.to_string());
-        self
-    }
-
-    fn meta_if(self, name: &str, value: Option<impl Display>) -> Self {
-        match value {
-            Some(value) => self.meta(name, value),
-            None => self,
-        }
-    }
-
-    fn retry_after(mut self, delay: impl Into<Option<Duration>>) -> Self {
-        if let Some(delay) = delay.into() {
-            self.details.set_retry_info(Some(delay));
-        }
-        self
-    }
-
-    fn with(mut self, set: impl FnOnce(&mut ErrorDetails)) -> Status {
-        set(&mut self.details);
-        self.status()
-    }
-
-    fn resource(self, kind: &str, name: impl Display) -> Status {
-        let description = self.message.clone();
-        self.with(|details| {
-            details.set_resource_info(kind, name.to_string(), "", description);
-        })
-    }
-
-    fn status(mut self) -> Status {
-        let reason = self.reason.as_str_name();
-        let reason = reason.strip_prefix("ERROR_REASON_").unwrap_or(reason);
-        self.details.set_error_info(reason, DOMAIN, self.metadata);
-        bounds::bounded(Status::with_error_details(self.code, self.message, self.details))
-    }
 }
 
 impl From<access::Error> for Status {
@@ -489,6 +401,9 @@ impl From<store::Error> for Status {
 
 #[cfg(test)]
 mod tests {
+    use tonic_types::StatusExt as _;
+    use uuid::Uuid;
+
     use super::*;
     use crate::domain::lifecycle::Transition;
 
