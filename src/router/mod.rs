@@ -126,7 +126,7 @@ impl Router {
                 tasks.keep(name, move || run(Arc::clone(&place), own.clone()));
             };
             keep("router spare", |place, tasks| Box::pin(reaper::spare(place, tasks)));
-            keep("router surplus", |place, tasks| Box::pin(reaper::shrink(place, tasks)));
+            keep("router budget", |place, tasks| Box::pin(reaper::resize(place, tasks)));
             for _ in 0..place.server.config().connects_parallel_max.max(1) {
                 keep("router connector", |place, tasks| Box::pin(connector::run(place, tasks)));
             }

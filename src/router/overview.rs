@@ -68,6 +68,11 @@ impl Router {
         self.0.slots.evict(tenant)
     }
 
+    /// To be called when limits have changed: whoever comes hears of them anyway, and whoever waits only by this.
+    pub fn limits_follow(&self) {
+        self.0.slots.limits_follow(&self.0.shared.limits());
+    }
+
     /// As [`Router::pool_evict`], of every tenant: sessions begin with settings that have changed.
     pub fn pools_renew(&self) {
         self.0.slots.evict_all();

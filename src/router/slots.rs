@@ -55,6 +55,16 @@ struct Used {
     limits: Arc<Limits>,
 }
 
+impl Used {
+    /// Takes the slot's share from these limits, if it was taken from others.
+    fn follow(&mut self, limits: &Arc<Limits>) {
+        if !Arc::ptr_eq(&self.limits, limits) {
+            self.slot.share_set(Share::of(limits, &self.slot.route.tier));
+            self.limits = Arc::clone(limits);
+        }
+    }
+}
+
 impl Default for Slots {
     fn default() -> Self {
         let table = Table { slots: LruCache::unbounded(), orphans: HashMap::new(), draining: HashMap::new() };
@@ -119,6 +129,13 @@ impl Slots {
         true
     }
 
+    /// What has changed in the limits counts for those who wait, too.
+    pub(super) fn limits_follow(&self, limits: &Arc<Limits>) {
+        for (_, used) in &mut self.table().slots {
+            used.follow(limits);
+        }
+    }
+
     /// Closes every pool, as [`Slots::evict`] does.
     pub(super) fn evict_all(&self) {
         let tenants: Vec<TenantId> = self.table().slots.iter().map(|(tenant, _)| *tenant).collect();
@@ -181,11 +198,7 @@ impl Table {
         if let Some(used) = self.slots.get_mut(&route.tenant) {
             if used.slot.fits(route) {
                 used.at = Instant::now();
-                let limits = shared.limits();
-                if !Arc::ptr_eq(&used.limits, &limits) {
-                    used.slot.share_set(Share::of(&limits, &route.tier));
-                    used.limits = limits;
-                }
+                used.follow(&shared.limits());
                 return Ok(Ticket::new(Arc::clone(&used.slot)));
             }
             if used.slot.route.epoch > route.epoch {
