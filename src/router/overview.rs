@@ -43,6 +43,7 @@ impl Router {
                     });
                     if route.epoch > pool.epoch {
                         pool.epoch = route.epoch;
+                        pool.connections_max = party.share.connections_max;
                         pool.server.clone_from(&route.server);
                     }
                     let leased = party.connections.iter().filter(|found| matches!(found.state, State::Leased { .. }));

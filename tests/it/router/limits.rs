@@ -120,3 +120,21 @@ async fn who_waits_for_a_long_lease_hears_of_a_larger_pool_and_a_larger_budget()
     }
     rooms.finish().await;
 }
+
+#[tokio::test]
+async fn a_pool_is_shown_with_the_size_of_its_newest_epoch() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let acme = rooms.tenant("acme").await;
+    let held = rooms.lease(&acme).await.unwrap();
+    let txn = rooms.catalog.begin().await.unwrap();
+    rooms.catalog.tenant_epoch_bump_in_txn(&txn, acme.id).await.unwrap();
+    txn.commit().await.unwrap();
+    rooms.router.route_forget(acme.id);
+    rooms.call(&acme).await.unwrap();
+    // The former pool, which is closed, keeps its own.
+    pool_size(&rooms, 3);
+    let pool = rooms.router.pool(acme.id).unwrap();
+    assert_eq!((pool.connections_max, pool.leased, pool.idle), (3, 1, 1));
+    held.release(Residue::Nothing);
+    rooms.finish().await;
+}
