@@ -122,6 +122,28 @@ async fn who_waits_for_a_long_lease_hears_of_a_larger_pool_and_a_larger_budget()
 }
 
 #[tokio::test]
+async fn a_pool_that_is_closed_again_and_again_makes_nobody_wait_for_longer() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let (acme, beta) = (rooms.tenant("acme").await, rooms.tenant("beta").await);
+    // One place for tenants, and it is taken.
+    rooms.server.budget().resize(21, 20);
+    let held = rooms.lease(&beta).await.unwrap();
+    rooms.limits(|limits| limits.router.acquire_timeout = Duration::from_secs(1));
+    let (router, tenant) = (rooms.router.clone(), acme.id);
+    let soon = Instant::now() + Duration::from_mins(10);
+    let waiting = tokio::spawn(async move { router.acquire(tenant, soon).await });
+    until("the time is up", async || {
+        rooms.router.pool_evict(acme.id);
+        waiting.is_finished().then_some(())
+    })
+    .await;
+    let refusal = waiting.await.unwrap().unwrap_err();
+    assert!(matches!(refusal, Error::Timeout { .. }), "{refusal}");
+    held.release(Residue::Nothing);
+    rooms.finish().await;
+}
+
+#[tokio::test]
 async fn a_pool_is_shown_with_the_size_of_its_newest_epoch() {
     let rooms = Rooms::new(Spec::default()).await;
     let acme = rooms.tenant("acme").await;
