@@ -69,6 +69,7 @@ impl Reload {
         }
         let is_for_sessions = former.router.statement_timeout != config.limits.router.statement_timeout;
         self.live.replace(config.limits);
+        self.router.limits_follow();
         if is_for_sessions {
             self.router.pools_renew();
         }

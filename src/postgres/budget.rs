@@ -29,8 +29,8 @@ pub struct Budget {
     is_fenced: Arc<AtomicBool>,
     /// Whether a smaller number has taken places away that are still in use: looked at whenever a connection comes back.
     is_owed: Arc<AtomicBool>,
-    /// Rung when less counts than is in use.
-    shrunk: Arc<Notify>,
+    /// Rung when other numbers count.
+    resized: Arc<Notify>,
 }
 
 /// What a budget's numbers follow from.
@@ -74,7 +74,7 @@ impl Budget {
             terms: Arc::new(Mutex::new(terms)),
             is_fenced: Arc::default(),
             is_owed: Arc::default(),
-            shrunk: Arc::default(),
+            resized: Arc::default(),
         }
     }
 
@@ -97,9 +97,7 @@ impl Budget {
         }
         self.look_for_owed(&terms);
         drop(terms);
-        if self.surplus() > 0 {
-            self.shrunk.notify_one();
-        }
+        self.resized.notify_one();
     }
 
     /// Under the lock of the terms, which alone can take more places away.
@@ -150,9 +148,9 @@ impl Budget {
         is_any
     }
 
-    /// Resolves when a smaller number has left a surplus.
-    pub fn shrunk(&self) -> Notified<'_> {
-        self.shrunk.notified()
+    /// Resolves when other numbers count: a smaller one may have left a surplus, and a greater one have room for who waits.
+    pub fn resized(&self) -> Notified<'_> {
+        self.resized.notified()
     }
 
     /// Waits for a free connection, first come first served among those who wait for the same.
@@ -410,7 +408,7 @@ mod tests {
         let budget = Budget::new("main", 10, 4);
         let mut held = all(&budget, Lane::Tenant);
         budget.share(7);
-        budget.shrunk().await;
+        budget.resized().await;
         assert_eq!((budget.surplus(), budget.held()), (3, 6));
         assert!(budget.condemn());
         assert_eq!((budget.surplus(), budget.held()), (2, 6), "one is on its way");

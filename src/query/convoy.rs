@@ -313,8 +313,7 @@ impl Convoy {
                     *served += 1;
                     match result {
                         Ok(rows) => self.answer(flight.job, Some(Ok(flight.ready.output(rows)))),
-                        // Prepared anew on the ordinary way, as after a connection that broke.
-                        Err(error) if error.is_stale_statement() || matches!(error, Error::Connection(_)) => {
+                        Err(error) if is_mended_elsewhere(&error) => {
                             self.answer(flight.job, None);
                             return Poll::Ready(Landing::Broken);
                         }
@@ -358,6 +357,12 @@ impl Convoy {
     }
 }
 
+/// Whether the ordinary way does better: there a stale statement is prepared anew, as after a connection that broke, and
+/// one that was cancelled for an operation meets the tenant's gate.
+fn is_mended_elsewhere(error: &Error) -> bool {
+    error.is_stale_statement() || error.is_cancelled() || matches!(error, Error::Connection(_))
+}
+
 impl<'a> Flight<'a> {
     /// Sends it.
     fn begin(context: &mut Context<'_>, client: &'a Client, ready: &'a Ready, job: Job) -> Result<Self, (Job, Error)> {
@@ -386,8 +391,10 @@ struct Driving<'a> {
 impl Drop for Driving<'_> {
     fn drop(&mut self) {
         if !self.is_over {
-            self.convoy.dismiss();
-            self.convoys.leave(self.convoy);
+            // Somebody may join in between.
+            while !self.convoys.leave(self.convoy) {
+                self.convoy.dismiss();
+            }
         }
     }
 }

@@ -175,12 +175,13 @@ impl Statements {
     /// # Errors
     /// When it is refused.
     pub(super) fn known(&self, sql: &str) -> Result<Arc<Known>, Error> {
-        if let Some(known) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(sql) {
+        let is_kept = sql.len() <= STATEMENT_BYTES_MAX;
+        if is_kept && let Some(known) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(sql) {
             return Ok(Arc::clone(known));
         }
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let known = Arc::new(Known { number, sql: sql.into(), analysis: analysis(sql)? });
-        if sql.len() <= STATEMENT_BYTES_MAX {
+        if is_kept {
             self.known.lock().unwrap_or_else(PoisonError::into_inner).put(sql.into(), Arc::clone(&known));
         }
         Ok(known)

@@ -98,19 +98,21 @@ impl Slot {
     }
 
     /// What every connection goes through on its way into a caller's hands.
-    async fn taken(self: &Arc<Self>, mut object: PooledObject, seat: Seat) -> Result<(PooledObject, Seat), Error> {
-        object.is_clean = false;
-        if object.residue_perhaps {
+    async fn taken(self: &Arc<Self>, object: PooledObject, seat: Seat) -> Result<(PooledObject, Seat), Error> {
+        // Dropped in this order, as a lease is.
+        let mut taken = (object, seat);
+        taken.0.is_clean = false;
+        if taken.0.residue_perhaps {
             // Rare, and large: not part of each call's future.
-            if !Box::pin(clean(&object.client)).await {
-                self.end(object, seat);
+            if !Box::pin(clean(&taken.0.client)).await {
+                self.end(taken.0, taken.1);
                 return Err(Error::PoolClosed);
             }
-            object.residue_perhaps = false;
+            taken.0.residue_perhaps = false;
         }
         self.account.acquired();
-        object.uses_left = object.uses_left.saturating_sub(1);
-        Ok((object, seat))
+        taken.0.uses_left = taken.0.uses_left.saturating_sub(1);
+        Ok(taken)
     }
 
     /// Takes an idle connection. Without one, the caller joins the queue if it may.

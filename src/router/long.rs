@@ -122,8 +122,16 @@ impl LongGate {
         }
     }
 
-    /// Lets in whose turn it is, as long as there is room.
-    fn serve(self: &Arc<Self>) {
+    /// From now on the tenant may have so many, and so may its callers that wait.
+    pub(super) fn share_set(self: &Arc<Self>, tenant: TenantId, share: Long) {
+        if let Some(own) = self.state().tenants.get_mut(&tenant) {
+            own.share = share;
+        }
+        self.serve();
+    }
+
+    /// Lets in whose turn it is, as long as there is room: to be called when there is more.
+    pub fn serve(self: &Arc<Self>) {
         loop {
             let next = self.state().next((self.bounds)());
             let Some((tenant, caller)) = next else { return };
@@ -234,6 +242,7 @@ impl Drop for Waiting<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
     use futures_util::FutureExt as _;
@@ -300,6 +309,22 @@ mod tests {
         assert!(at_once(&gate, beta).is_some());
         drop(held);
         assert_eq!([1, 2, 10].map(|connections_max| of_pool(connections_max).own_max), [1, 1, 9]);
+    }
+
+    #[tokio::test]
+    async fn who_waits_hears_of_more_room() {
+        let places = Arc::new(AtomicUsize::new(2));
+        let measured = Arc::clone(&places);
+        let gate = LongGate::new(move || LongBounds::of(measured.load(Ordering::Relaxed)));
+        let (alpha, narrow) = (tenant(1), of_pool(2));
+        let _first = gate.pass(alpha, PLENTY, soon()).await.unwrap();
+        let mut waiting = Box::pin(gate.pass(alpha, narrow, soon()));
+        assert!((&mut waiting).now_or_never().is_none());
+        places.store(8, Ordering::Relaxed);
+        gate.serve();
+        assert!((&mut waiting).now_or_never().is_none(), "its pool is as narrow as before");
+        gate.share_set(alpha, of_pool(3));
+        drop(waiting.now_or_never().expect("it is woken").unwrap());
     }
 
     #[tokio::test]

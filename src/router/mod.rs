@@ -126,7 +126,7 @@ impl Router {
                 tasks.keep(name, move || run(Arc::clone(&place), own.clone()));
             };
             keep("router spare", |place, tasks| Box::pin(reaper::spare(place, tasks)));
-            keep("router surplus", |place, tasks| Box::pin(reaper::shrink(place, tasks)));
+            keep("router budget", |place, tasks| Box::pin(reaper::resize(place, tasks)));
             for _ in 0..place.server.config().connects_parallel_max.max(1) {
                 keep("router connector", |place, tasks| Box::pin(connector::run(place, tasks)));
             }
@@ -196,30 +196,40 @@ impl Router {
         is_long: bool,
     ) -> Result<Lease, Error> {
         let inner = &self.0;
-        let mut was_mismatched = false;
+        let (mut was_mismatched, mut was_stale) = (false, false);
+        // One for all pools that are closed on the way, from when the gate was open.
+        let mut until = None;
         let mut located = located.filter(|fresh| matches!(gate::check(&fresh.route), Ok(Gate::Open)));
         loop {
             let fresh = match located.take() {
                 Some(fresh) => fresh.clone(),
                 // Rare, and large: not part of each call's future.
-                None => Box::pin(self.pass_gate(tenant, deadline)).await?,
+                None => Box::pin(self.pass_gate(tenant, deadline, &mut until)).await?,
             };
             let told = inner.gates.notified();
             let ticket = match inner.slots.ticket(&inner.shared, &inner.routes, &fresh) {
                 Ok(ticket) => ticket,
                 // Somebody forgot the route since it was read, or closes the pool: look again.
                 Err(Refused::Stale) => {
+                    // Read anew it is as old: the catalog is one from before the pool was made.
+                    if was_stale {
+                        inner.slots.evict(tenant);
+                    }
+                    was_stale = true;
                     inner.routes.forget(tenant);
                     continue;
                 }
                 Err(Refused::Forgotten) => continue,
                 Err(Refused::Draining) => {
                     Box::pin(self.wait_at_gate(&fresh.route, deadline, told)).await?;
+                    until = None;
                     continue;
                 }
                 Err(Refused::Server(error)) => return Err(error),
             };
-            match self.connection(ticket, holder, deadline, is_long).await {
+            let limits = inner.shared.limits();
+            let until = *until.get_or_insert_with(|| deadline.min(Instant::now() + limits.router.acquire_timeout));
+            match self.connection(ticket, holder, until, &limits, is_long).await {
                 Err(Error::PoolClosed) => {}
                 // The database was replaced since the route was read, or it is not the tenant's.
                 Err(Error::IdentityMismatch { .. }) if !was_mismatched => {
@@ -237,18 +247,22 @@ impl Router {
         ticket: Ticket,
         holder: &Holder,
         deadline: Instant,
+        limits: &Limits,
         is_long: bool,
     ) -> Result<Lease, Error> {
-        let limits = self.0.shared.limits();
-        let deadline = deadline.min(Instant::now() + limits.router.acquire_timeout);
         // Rare, and large: not part of each call's future.
-        let pass = if is_long { Some(Box::pin(ticket.slot().pass_long(&limits, deadline)).await?) } else { None };
+        let pass = if is_long { Some(Box::pin(ticket.slot().pass_long(limits, deadline)).await?) } else { None };
         let taken = ticket.slot().checkout(holder, deadline).await?;
         Ok(Lease::new(taken, ticket, pass))
     }
 
-    /// The tenant's route once it may be passed. Waits at a paused gate.
-    async fn pass_gate(&self, tenant: TenantId, deadline: Instant) -> Result<Fresh, Error> {
+    /// The tenant's route once it may be passed. Waits at a paused gate, and then the time for a connection begins anew.
+    async fn pass_gate(
+        &self,
+        tenant: TenantId,
+        deadline: Instant,
+        connect_until: &mut Option<Instant>,
+    ) -> Result<Fresh, Error> {
         let begun = Instant::now();
         let until = deadline.min(begun + self.0.shared.limits().router.pause_wait_max);
         loop {
@@ -259,6 +273,7 @@ impl Router {
                 Gate::Open => return Ok(fresh),
                 Gate::Paused { .. } | Gate::Closed { .. } => self.wait_at_gate(&fresh.route, until, told).await?,
             }
+            *connect_until = None;
         }
     }
 

@@ -43,6 +43,7 @@ impl Router {
                     });
                     if route.epoch > pool.epoch {
                         pool.epoch = route.epoch;
+                        pool.connections_max = party.share.connections_max;
                         pool.server.clone_from(&route.server);
                     }
                     let leased = party.connections.iter().filter(|found| matches!(found.state, State::Leased { .. }));
@@ -66,6 +67,11 @@ impl Router {
     /// whoever comes later, gets a new one. Answers whether there was one.
     pub fn pool_evict(&self, tenant: TenantId) -> bool {
         self.0.slots.evict(tenant)
+    }
+
+    /// To be called when limits have changed: whoever comes hears of them anyway, and whoever waits only by this.
+    pub fn limits_follow(&self) {
+        self.0.slots.limits_follow(&self.0.shared.limits());
     }
 
     /// As [`Router::pool_evict`], of every tenant: sessions begin with settings that have changed.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use deadpool::managed::{Manager, Metrics, Object, Pool, PoolConfig, QueueMode, RecycleError, RecycleResult, Timeouts};
 use deadpool_postgres::ClientWrapper;
 use rand::RngExt as _;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::Shared;
 use super::error::{Error, Failure};
@@ -145,9 +145,18 @@ impl TenantConnections {
         self.given.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Refuses a database that is not this tenant's.
-    async fn identity_check(&self, client: &tokio_postgres::Client, wanted: &Identity) -> Result<(), Failure> {
-        let found = match identity_read(client).await {
+    /// Refuses a database that is not this tenant's, or does not say in time whose it is.
+    async fn identity_check(
+        &self,
+        client: &tokio_postgres::Client,
+        wanted: &Identity,
+        deadline: Instant,
+    ) -> Result<(), Failure> {
+        let too_slow = |_elapsed| {
+            let (server, database) = (self.server.name().to_owned(), self.route.database.to_string());
+            Err(postgres::Error::ConnectTimeout { server, database })
+        };
+        let found = match timeout_at(deadline, identity_read(client)).await.unwrap_or_else(too_slow) {
             Ok(found) if found == *wanted => return Ok(()),
             Ok(found) if found.tenant == wanted.tenant && found.catalog == wanted.catalog => {
                 format!("its generation is {}, and the catalog's is {}", found.generation, wanted.generation)
@@ -194,7 +203,7 @@ impl Manager for TenantConnections {
         };
         let (client, sign, encoding) = self.server.connect_raw(Some((pass, permit)), &request).await?;
         let client = ClientWrapper::new(client, sign);
-        self.identity_check(&client, &access.identity).await?;
+        self.identity_check(&client, &access.identity, request.deadline).await?;
         let lifetime = lifetime(config.connection_lifetime_max, rand::rng().random());
         Ok(Pooled {
             id: connection,

@@ -42,13 +42,16 @@ pub(super) async fn run(inner: Arc<Inner>) {
     inner.slots.close_all();
 }
 
-/// Closes what idles on one server whenever its budget becomes smaller than what is in use. Runs until the daemon goes
-/// down.
-pub(super) async fn shrink(place: Arc<Place>, tasks: Tasks) {
+/// Closes what idles on one server whenever its budget becomes smaller than what is in use, and lets in who waits for a
+/// long lease when it becomes larger. Runs until the daemon goes down.
+pub(super) async fn resize(place: Arc<Place>, tasks: Tasks) {
     loop {
         tokio::select! {
             () = tasks.token().cancelled() => return,
-            () = place.server.budget().shrunk() => place.evict_surplus(),
+            () = place.server.budget().resized() => {
+                place.evict_surplus();
+                place.long.serve();
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ use tokio::time::{Instant, timeout};
 use super::clean::clean;
 use super::error::Failure;
 use super::holder::Holder;
+use super::long::Long;
 use super::party::{ConnectionId, LEASE_LONG, Share};
 use super::place::{Caller, Floor, Offer, Seat, Slot};
 use super::pool::{Pooled, PooledObject};
@@ -40,6 +41,7 @@ impl Slot {
             self.pool.resize(share.connections_max);
         }
         self.place.change(|floor| floor.share_set(self.id, share));
+        self.place.long.share_set(self.route.tenant, Long::of_pool(share));
     }
 
     /// Ends what idles and what is being made; leased connections end when they come back.

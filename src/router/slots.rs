@@ -1,7 +1,7 @@
 //! The tenants that have a pool. A slot is one tenant's pool for one epoch of its route; whoever uses it holds a ticket,
 //! and a slot is closed only by whoever has taken it out of the table under the lock.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use lru::LruCache;
@@ -43,7 +43,8 @@ struct Table {
     slots: LruCache<TenantId, Used>,
     /// Leases of tenants whose slot was replaced or drained while they were held.
     orphans: HashMap<TenantId, Arc<Leases>>,
-    draining: HashSet<TenantId>,
+    /// By how many at the same moment.
+    draining: HashMap<TenantId, usize>,
 }
 
 #[derive(Debug)]
@@ -54,9 +55,19 @@ struct Used {
     limits: Arc<Limits>,
 }
 
+impl Used {
+    /// Takes the slot's share from these limits, if it was taken from others.
+    fn follow(&mut self, limits: &Arc<Limits>) {
+        if !Arc::ptr_eq(&self.limits, limits) {
+            self.slot.share_set(Share::of(limits, &self.slot.route.tier));
+            self.limits = Arc::clone(limits);
+        }
+    }
+}
+
 impl Default for Slots {
     fn default() -> Self {
-        let table = Table { slots: LruCache::unbounded(), orphans: HashMap::new(), draining: HashSet::new() };
+        let table = Table { slots: LruCache::unbounded(), orphans: HashMap::new(), draining: HashMap::new() };
         Self { table: Mutex::new(table) }
     }
 }
@@ -87,19 +98,19 @@ impl Slots {
 
     /// From now on nobody gets a ticket, until the guard is dropped. The pool is closed, and its leases are returned.
     pub(super) fn drain(&self, tenant: TenantId) -> Draining<'_> {
-        let (slot, leases, is_first) = {
+        let (slot, leases) = {
             let mut table = self.table();
-            let is_first = table.draining.insert(tenant);
+            *table.draining.entry(tenant).or_default() += 1;
             let slot = table.slots.pop(&tenant);
             let leases = slot.as_ref().map(|used| Arc::clone(&used.slot.leases));
             let leases = leases.or_else(|| table.orphans.get(&tenant).cloned()).unwrap_or_default();
             table.orphans.insert(tenant, Arc::clone(&leases));
-            (slot, leases, is_first)
+            (slot, leases)
         };
         if let Some(used) = slot {
             used.slot.close();
         }
-        Draining { slots: self, tenant, leases, is_first }
+        Draining { slots: self, tenant, leases }
     }
 
     /// Closes the tenant's pool. Answers whether there was one.
@@ -116,6 +127,13 @@ impl Slots {
         let Some(used) = evicted else { return false };
         used.slot.close();
         true
+    }
+
+    /// What has changed in the limits counts for those who wait, too.
+    pub(super) fn limits_follow(&self, limits: &Arc<Limits>) {
+        for (_, used) in &mut self.table().slots {
+            used.follow(limits);
+        }
     }
 
     /// Closes every pool, as [`Slots::evict`] does.
@@ -174,17 +192,13 @@ impl Table {
         route: &Arc<Route>,
         closing: &mut Vec<Arc<Slot>>,
     ) -> Result<Ticket, Refused> {
-        if self.draining.contains(&route.tenant) {
+        if self.draining.contains_key(&route.tenant) {
             return Err(Refused::Draining);
         }
         if let Some(used) = self.slots.get_mut(&route.tenant) {
             if used.slot.fits(route) {
                 used.at = Instant::now();
-                let limits = shared.limits();
-                if !Arc::ptr_eq(&used.limits, &limits) {
-                    used.slot.share_set(Share::of(&limits, &route.tier));
-                    used.limits = limits;
-                }
+                used.follow(&shared.limits());
                 return Ok(Ticket::new(Arc::clone(&used.slot)));
             }
             if used.slot.route.epoch > route.epoch {
@@ -238,7 +252,6 @@ pub(super) struct Draining<'a> {
     slots: &'a Slots,
     tenant: TenantId,
     leases: Arc<Leases>,
-    is_first: bool,
 }
 
 impl Draining<'_> {
@@ -249,8 +262,27 @@ impl Draining<'_> {
 
 impl Drop for Draining<'_> {
     fn drop(&mut self) {
-        if self.is_first {
-            self.slots.table().draining.remove(&self.tenant);
+        let draining = &mut self.slots.table().draining;
+        if let Some(count) = draining.get_mut(&self.tenant) {
+            *count -= 1;
+            if *count == 0 {
+                draining.remove(&self.tenant);
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenant_has_no_pool_until_the_last_drain_is_over() {
+        let (slots, tenant) = (Slots::default(), TenantId(uuid::Uuid::nil()));
+        let (first, second) = (slots.drain(tenant), slots.drain(tenant));
+        drop(first);
+        assert!(slots.table().draining.contains_key(&tenant));
+        drop(second);
+        assert!(slots.table().draining.is_empty());
     }
 }

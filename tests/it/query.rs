@@ -2,7 +2,8 @@
 
 mod altered;
 mod changed;
-mod convoy;
+pub mod convoy;
+mod drained;
 mod harmless;
 mod holders;
 mod long;

@@ -202,6 +202,33 @@ async fn an_older_catalog_is_noticed_and_read_anew() {
 }
 
 #[tokio::test]
+async fn a_pool_that_is_newer_than_an_older_catalog_makes_room() {
+    let rooms = Rooms::new(nothing_by_time()).await;
+    rooms.fleet.expect_log("the shared database is an older one than before");
+    rooms.fleet.allow_log("the shared database cannot be followed");
+    let acme = rooms.tenant("acme").await;
+    let before = locate(&rooms.router, "acme").await.unwrap().route.epoch;
+    let txn = rooms.catalog.begin().await.unwrap();
+    rooms.catalog.tenant_epoch_bump_in_txn(&txn, acme.id).await.unwrap();
+    txn.commit().await.unwrap();
+    rooms.router.route_forget(acme.id);
+    rooms.call(&acme).await.unwrap();
+    let shared = Shared::take_away(&rooms).await;
+    // As after a restore from before the tenant was migrated.
+    shared.change("UPDATE catalog_meta SET revision = 1; UPDATE tenants SET epoch = epoch - 1, revision = 1").await;
+    shared.give_back().await;
+    until("the older catalog counts", async || {
+        let route = locate(&rooms.router, "acme").await.ok()?.route;
+        (route.epoch == before).then_some(())
+    })
+    .await;
+    let soon = || Instant::now() + Duration::from_secs(10);
+    let lease = until("its pool is the catalog's", async || rooms.router.acquire(acme.id, soon()).await.ok()).await;
+    lease.release(Residue::Nothing);
+    rooms.finish().await;
+}
+
+#[tokio::test]
 async fn a_password_is_asked_for_again_in_a_new_epoch() {
     let rooms = Rooms::new(Spec::default()).await;
     let acme = rooms.tenant("acme").await;

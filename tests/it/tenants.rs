@@ -74,6 +74,7 @@ impl Rooms {
         let mut limits = (*self.live.current()).clone();
         change(&mut limits);
         self.live.replace(limits);
+        self.router.limits_follow();
     }
 
     /// So many tenants, some at the same time.

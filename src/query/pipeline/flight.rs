@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use tokio::time::Instant;
 use tokio_postgres::{Client, Statement};
 
 use super::job::{BYTES_MAX, Job};
@@ -28,6 +29,7 @@ pub(super) type Flying<'a> = Pin<Box<dyn Future<Output = Result<Fetched, Error>>
 pub(super) struct Flight<'a> {
     pub(super) job: Job,
     pub(super) plain: Arc<Plain>,
+    pub(super) sent_at: Instant,
     pub(super) result: Flying<'a>,
 }
 
@@ -39,7 +41,7 @@ impl<'a> Flight<'a> {
             Poll::Ready(result) => Box::pin(std::future::ready(result)),
             Poll::Pending => result,
         };
-        Self { job, plain, result }
+        Self { job, plain, sent_at: Instant::now(), result }
     }
 
     /// Whether what it changes is refused.

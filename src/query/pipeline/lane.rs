@@ -52,7 +52,6 @@ enum Ready {
 }
 
 /// What ended the sending.
-#[derive(Default)]
 struct Landing {
     /// To be looked at before anything else: it is not ready, or its time was up.
     next: VecDeque<Job>,
@@ -65,6 +64,21 @@ struct Landing {
     condemned: bool,
     /// The reader is slow: nothing more is sent.
     full: bool,
+    /// Since when the first of those on their way has had the connection to itself.
+    first_since: Instant,
+}
+
+impl Landing {
+    fn new() -> Self {
+        Self {
+            next: VecDeque::new(),
+            sent: 0,
+            stale: false,
+            condemned: false,
+            full: false,
+            first_since: Instant::now(),
+        }
+    }
 }
 
 pub(super) struct Lane<C, E> {
@@ -194,6 +208,7 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
                 match self.prepare(&mut session, &job).await {
                     Ok(known) => ready.insert(number, known),
                     Err(error) => {
+                        let error = session.told(error);
                         let is_broken = error.ends_session();
                         self.refuse(&job, error);
                         if is_broken {
@@ -205,7 +220,7 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
             }
             self.backlog.push_front(job);
             self.hand_on().await?;
-            let landing = self.fly(session.client(), &ready, until).await?;
+            let landing = self.fly(&session, &ready, until).await?;
             for job in landing.next.into_iter().rev() {
                 if job.changes {
                     ready.insert(job.known.number, Ready::Beside);
@@ -284,13 +299,13 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
 
     /// Sends plain reads as they come until one is something else, until the time is up, or until there are none; and
     /// answers all that were sent.
-    async fn fly(&mut self, client: &Client, ready: &HashMap<u64, Ready>, until: Instant) -> Result<Landing, Error> {
+    async fn fly(&mut self, session: &Session, ready: &HashMap<u64, Ready>, until: Instant) -> Result<Landing, Error> {
         let mut flights: VecDeque<Flight<'_>> = VecDeque::new();
-        let mut landing = Landing::default();
+        let mut landing = Landing::new();
         loop {
             let answers = poll_fn(|cx| {
-                self.send(cx, client, ready, until, &mut flights, &mut landing);
-                let answers = self.collect(cx, &mut flights, &mut landing);
+                self.send(cx, session.client(), ready, until, &mut flights, &mut landing);
+                let answers = self.collect(cx, session, &mut flights, &mut landing);
                 if answers.is_empty() && !flights.is_empty() && !landing.condemned {
                     return Poll::Pending;
                 }
@@ -361,6 +376,7 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
     fn collect(
         &mut self,
         cx: &mut Context<'_>,
+        session: &Session,
         flights: &mut VecDeque<Flight<'_>>,
         landing: &mut Landing,
     ) -> Vec<PipelineAnswer> {
@@ -370,6 +386,10 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
             let Poll::Ready(result) = flight.result.as_mut().poll(cx) else { break };
             let Some(mut flight) = flights.pop_front() else { break };
             let id = flight.job.statement.id;
+            let now = Instant::now();
+            let elapsed = now - landing.first_since.max(flight.sent_at);
+            landing.first_since = now;
+            self.shared.queries.tell_if_slow(session, &flight.job.known.sql, elapsed);
             match result {
                 Ok(rows) => {
                     bytes += rows.bytes;
@@ -387,6 +407,7 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
                     landing.next.push_back(flight.job);
                 }
                 Err(error) => {
+                    let error = session.told(error);
                     // Rows may still be on their way, and would keep those behind waiting.
                     landing.condemned = error.leaves_rows();
                     answers.push(answer(id, Outcome::Error(self.shared.caller.explain(error))));

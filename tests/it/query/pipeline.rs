@@ -325,3 +325,22 @@ async fn statements_that_take_longer_to_prepare_than_a_lease_lasts_are_answered(
     assert!(caller.rest().await.is_empty());
     fleet.stop(daemon).await;
 }
+
+#[tokio::test]
+async fn a_slow_read_of_a_stream_is_logged_with_its_tenant_and_without_values() {
+    let fleet = Fleet::new(Spec::default().setting("[router]", "slow_statement_threshold", "\"100ms\"")).await;
+    let daemon = fleet.start().await;
+    daemon.client.tenant("acme").await;
+    let mut caller = Caller::open(&daemon.client).await;
+    // The first on a new connection has it to itself.
+    caller.send(vec![statement(1, "acme", "SELECT 1")]).await;
+    caller.take(1).await;
+    let slow = "SELECT count(*), 'confidential' FROM generate_series(1, 3000) a, generate_series(1, 3000) b";
+    caller.send(vec![statement(2, "acme", slow)]).await;
+    assert_eq!(value(&caller.take(1).await[&2]), &number(9_000_000));
+    let said = fleet.latest();
+    let line = said.lines().find(|line| line.contains("slow statement")).unwrap_or_else(|| panic!("{said}"));
+    assert!(line.contains("acme") && line.contains("generate_series") && !line.contains("confidential"), "{line}");
+    assert!(caller.rest().await.is_empty());
+    fleet.stop(daemon).await;
+}

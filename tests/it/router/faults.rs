@@ -10,7 +10,7 @@ use tenantd::router::{Error, Residue};
 use tokio::task::JoinSet;
 
 use super::breakers::names_nobody_else;
-use super::{Watch, small_budget};
+use super::{Watch, small_budget, soon};
 use crate::harness::{Machine, Spec, signal, until};
 use crate::tenants::{Made, Rooms};
 
@@ -273,4 +273,26 @@ async fn a_server_that_freezes_and_thaws_never_sees_too_many() {
     assert!(watch.end().await <= 6);
     nothing_is_left_open(&rooms).await;
     Arc::into_inner(rooms).unwrap().finish().await;
+}
+
+#[tokio::test]
+async fn a_database_that_does_not_say_whose_it_is_keeps_no_other_tenant_waiting() {
+    let spec = Spec::default()
+        .setting("[[servers]]", "connects_parallel_max", "1")
+        .setting("[router]", "connect_timeout", "\"1s\"")
+        .setting("[router]", "statement_timeout", "\"10m\"");
+    let rooms = Rooms::new(spec).await;
+    let (acme, beta) = (rooms.tenant("acme").await, rooms.tenant("beta").await);
+    let mut judge = rooms.fleet.judge(&acme.database).await;
+    let lock = judge.transaction().await.unwrap();
+    lock.batch_execute("LOCK TABLE tenantd.identity IN ACCESS EXCLUSIVE MODE").await.unwrap();
+    let (router, tenant) = (rooms.router.clone(), acme.id);
+    let stuck = tokio::spawn(async move { router.acquire(tenant, soon()).await });
+    rooms.sessions_become(1).await;
+    until("the other tenant is served", async || rooms.call(&beta).await.ok()).await;
+    let refusal = stuck.await.unwrap().unwrap_err();
+    assert!(matches!(&refusal, Error::Connect { .. }) && refusal.is_transient(), "{refusal}");
+    lock.rollback().await.unwrap();
+    until("it says it again", async || rooms.call(&acme).await.ok()).await;
+    rooms.finish().await;
 }

@@ -174,3 +174,16 @@ async fn who_holds_a_lease_for_long_is_named() {
     lease.release(Residue::Nothing);
     rooms.finish().await;
 }
+
+#[tokio::test]
+async fn a_caller_that_goes_while_its_connection_is_cleaned_leaves_none() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let acme = rooms.tenant("acme").await;
+    rooms.lease(&acme).await.unwrap().release(Residue::Perhaps);
+    let mut hasty = Box::pin(rooms.lease(&acme));
+    assert!(futures_util::poll!(&mut hasty).is_pending(), "it is cleaned first");
+    drop(hasty);
+    assert_eq!(rooms.router.pool_count(), (1, 0), "nobody would get it, and it would keep its place");
+    rooms.sessions_become(0).await;
+    rooms.finish().await;
+}

@@ -1,11 +1,12 @@
-//! Limits that change while the router runs: they count for whoever comes next, and nothing else is disturbed.
+//! Limits that change while the router runs: they count for whoever waits or comes next, and nothing else is disturbed.
 
 use std::time::Duration;
 
-use tenantd::router::{Error, Lease, Residue};
+use tenantd::router::{Error, Holder, Lease, Residue};
 use tokio::time::Instant;
 
 use crate::harness::{Spec, until};
+use crate::query::convoy::located;
 use crate::tenants::Rooms;
 
 async fn backend(lease: &Lease) -> i32 {
@@ -36,7 +37,6 @@ async fn a_pool_follows_its_tiers_size() {
     assert_eq!(rooms.sessions().await, 12);
 
     pool_size(&rooms, 1);
-    // The pool hears of it when somebody comes.
     assert!(rooms.router.acquire(acme.id, at_once()).await.is_err());
     for lease in more {
         lease.release(Residue::Nothing);
@@ -78,5 +78,85 @@ async fn a_shorter_time_out_counts_for_the_next_caller() {
     assert!(matches!(refusal, Error::Timeout { .. }), "{refusal}");
     held.release(Residue::Nothing);
     until("it is free again", async || rooms.call(&acme).await.ok()).await;
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn who_waits_hears_of_a_larger_pool() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let acme = rooms.tenant("acme").await;
+    pool_size(&rooms, 1);
+    rooms.limits(|limits| limits.router.acquire_timeout = Duration::from_mins(2));
+    let held = rooms.lease(&acme).await.unwrap();
+    let mut waiting = Box::pin(rooms.lease(&acme));
+    assert!(futures_util::poll!(&mut waiting).is_pending());
+    pool_size(&rooms, 2);
+    waiting.await.unwrap().release(Residue::Nothing);
+    held.release(Residue::Nothing);
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn who_waits_for_a_long_lease_hears_of_a_larger_pool_and_a_larger_budget() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let acme = rooms.tenant("acme").await;
+    pool_size(&rooms, 2);
+    rooms.limits(|limits| limits.router.acquire_timeout = Duration::from_mins(2));
+    let (holder, located) = (Holder::default(), located(&rooms, &acme).await);
+    let long = || Box::pin(rooms.router.acquire_long_at(&holder, &located, Instant::now() + Duration::from_secs(30)));
+    let first = long().await.unwrap();
+    let mut waiting = long();
+    assert!(futures_util::poll!(&mut waiting).is_pending());
+    pool_size(&rooms, 20);
+    let second = waiting.await.unwrap();
+    // Four places for tenants.
+    rooms.server.budget().resize(24, 20);
+    let mut waiting = long();
+    assert!(futures_util::poll!(&mut waiting).is_pending());
+    rooms.server.budget().resize(40, 20);
+    let third = waiting.await.unwrap();
+    for lease in [first, second, third] {
+        lease.release(Residue::Nothing);
+    }
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn a_pool_that_is_closed_again_and_again_makes_nobody_wait_for_longer() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let (acme, beta) = (rooms.tenant("acme").await, rooms.tenant("beta").await);
+    // One place for tenants, and it is taken.
+    rooms.server.budget().resize(21, 20);
+    let held = rooms.lease(&beta).await.unwrap();
+    rooms.limits(|limits| limits.router.acquire_timeout = Duration::from_secs(1));
+    let (router, tenant) = (rooms.router.clone(), acme.id);
+    let soon = Instant::now() + Duration::from_mins(10);
+    let waiting = tokio::spawn(async move { router.acquire(tenant, soon).await });
+    until("the time is up", async || {
+        rooms.router.pool_evict(acme.id);
+        waiting.is_finished().then_some(())
+    })
+    .await;
+    let refusal = waiting.await.unwrap().unwrap_err();
+    assert!(matches!(refusal, Error::Timeout { .. }), "{refusal}");
+    held.release(Residue::Nothing);
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn a_pool_is_shown_with_the_size_of_its_newest_epoch() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let acme = rooms.tenant("acme").await;
+    let held = rooms.lease(&acme).await.unwrap();
+    let txn = rooms.catalog.begin().await.unwrap();
+    rooms.catalog.tenant_epoch_bump_in_txn(&txn, acme.id).await.unwrap();
+    txn.commit().await.unwrap();
+    rooms.router.route_forget(acme.id);
+    rooms.call(&acme).await.unwrap();
+    // The former pool, which is closed, keeps its own.
+    pool_size(&rooms, 3);
+    let pool = rooms.router.pool(acme.id).unwrap();
+    assert_eq!((pool.connections_max, pool.leased, pool.idle), (3, 1, 1));
+    held.release(Residue::Nothing);
     rooms.finish().await;
 }
