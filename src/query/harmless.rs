@@ -22,11 +22,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::try_join;
 use lru::LruCache;
 use tokio::time::Instant;
 
 use super::error::Error;
-use super::session::Session;
+use super::session::{Session, refused_or};
 use super::statement::{Analysis, analysis};
 use crate::domain::tenant::TenantId;
 use crate::router::Residue;
@@ -40,6 +41,8 @@ const CHECKS_MAX: NonZeroUsize = NonZeroUsize::new(1 << 15).unwrap();
 const DEFINED_MAX: NonZeroUsize = NonZeroUsize::new(1 << 14).unwrap();
 /// Uses before a database is asked: the question costs as much as some hundred guards.
 const USES_BEFORE_CHECK: u32 = 100;
+/// What it is asked in: a database that has too much to look at for so long keeps its guards.
+const CHECK_BEGIN: &str = "BEGIN READ ONLY; SET LOCAL statement_timeout = '1s'";
 /// A read that takes no longer is quick.
 pub(super) const QUICK_MAX: Duration = Duration::from_millis(10);
 /// How long an answer counts.
@@ -204,9 +207,7 @@ impl Statements {
 
     /// It tried to.
     pub(super) fn changed(&self, tenant: TenantId, known: &Known) {
-        let mut checks = self.checks();
-        let check = checks.of.get_or_insert_mut((tenant, known.number), Check::default);
-        (check.answer, check.uses) = (Some((Reading::Changes, Instant::now())), 0);
+        self.answered((tenant, known.number), Reading::Changes, Instant::now());
     }
 
     /// A session of the tenant's has run what may define something, and gives back so much of that.
@@ -251,12 +252,35 @@ impl Statements {
         known: &Known,
     ) -> Result<Reading, Error> {
         let asked = Instant::now();
-        let question = session.prepare(CHECK).await?;
-        let is_harmful: bool = session.client().query_one(&question, &[&known.analysis.names]).await?.try_get(0)?;
-        let reading = if is_harmful { Reading::Guarded } else { Reading::AsIs };
+        // Whatever becomes of the question and of who asks it, nobody else asks it meanwhile.
+        self.answered(key, Reading::Guarded, asked);
+        match refused_or(is_harmful(session, known).await)? {
+            Ok(true) => Ok(Reading::Guarded),
+            Ok(false) => {
+                self.answered(key, Reading::AsIs, asked);
+                Ok(Reading::AsIs)
+            }
+            Err(error) => {
+                tracing::debug!(%error, "whether a read needs its guard is not known");
+                Ok(Reading::Guarded)
+            }
+        }
+    }
+
+    fn answered(&self, key: (TenantId, u64), reading: Reading, asked: Instant) {
         let mut checks = self.checks();
         let check = checks.of.get_or_insert_mut(key, Check::default);
         (check.answer, check.uses) = (Some((reading, asked)), 0);
-        Ok(reading)
     }
+}
+
+/// Whether something with a tenant's code behind it may run in the statement. Leaves the session as it was.
+async fn is_harmful(session: &mut Session, known: &Known) -> Result<bool, Error> {
+    let question = session.prepare(CHECK).await?;
+    let client = session.client();
+    let begin = async { Ok(client.batch_execute(CHECK_BEGIN).await?) };
+    let ask = async { refused_or(Ok(client.query_one(&question, &[&known.analysis.names]).await?)) };
+    let end = async { Ok(client.batch_execute("ROLLBACK").await?) };
+    let ((), row, ()) = try_join!(begin, ask, end)?;
+    Ok(row?.try_get(0)?)
 }

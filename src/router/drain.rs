@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::time::{Instant, timeout};
 
 use super::Router;
@@ -34,13 +35,10 @@ impl Router {
                 Gate::Closed { operation } => operation,
                 Gate::Open => None,
             });
-            for token in place.cancel_tokens(tenant) {
-                if let Err(error) = server.cancel_query(&token).await {
-                    tracing::debug!(tenant = %route.code, %error, "a statement could not be cancelled; its session is ended next");
-                }
-            }
-            // Whoever holds a lease longer loses its session below.
-            let _in_time = timeout(CANCEL_WAIT_MAX, leases.none()).await;
+            let tokens = place.cancel_tokens(tenant);
+            let cancels = join_all(tokens.iter().map(|token| server.cancel_query(token)));
+            // What is not cancelled by then, and whoever holds a lease longer, loses its session below.
+            let _in_time = timeout(CANCEL_WAIT_MAX, async { tokio::join!(cancels, leases.none()) }).await;
         }
         let ended = async {
             let client = server.connect_admin(server.maintenance_database()).await?;
