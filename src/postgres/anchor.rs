@@ -23,12 +23,9 @@ use crate::domain::share::InstanceName;
 use crate::domain::tenant::{DatabaseName, Naming, TenantRole};
 
 /// How often the server is asked, and how long it may take to answer before the session counts as lost: together less
-/// than the server takes, by [`KEEPALIVE`], to find that the daemon is lost.
+/// than the server takes, by [`super::connect::KEEPALIVE`], to find that the daemon is lost.
 const ASK_INTERVAL: Duration = Duration::from_secs(3);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// The server's side: a daemon's machine that has vanished is noticed after 10 + 3 × 5 seconds.
-pub(super) const KEEPALIVE: [(&str, &str); 3] =
-    [("tcp_keepalives_idle", "10"), ("tcp_keepalives_interval", "5"), ("tcp_keepalives_count", "3")];
 /// What these sessions are for, in their names.
 const PURPOSE: &str = "share";
 const LOCK_PURPOSE: &str = "tenantd share";
@@ -66,8 +63,8 @@ impl AnchorLoss {
 impl Anchor {
     /// Opens the session, under a lock that nobody has had before.
     pub async fn cast(server: &Server) -> Result<(Self, AnchorLoss), Error> {
-        let others = [("search_path", "pg_catalog,pg_temp"), ("idle_session_timeout", "0")];
-        let settings = others.into_iter().chain(KEEPALIVE).map(|(name, value)| (name, value.to_owned())).collect();
+        let settings = [("search_path", "pg_catalog,pg_temp"), ("idle_session_timeout", "0")];
+        let settings = settings.map(|(name, value)| (name, value.to_owned())).to_vec();
         let request = ConnectRequest {
             lane: Lane::Share,
             login: server.daemon(),

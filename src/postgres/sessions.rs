@@ -12,7 +12,6 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_postgres::{Client, Notification};
 
-use super::anchor::KEEPALIVE;
 use super::connect::{ConnectRequest, Connection, SessionOptions};
 use super::errors;
 use super::lane::Lane;
@@ -85,9 +84,7 @@ struct Opener {
 impl Opener {
     async fn open(&self) -> Result<Connection, errors::Error> {
         // A backend whose daemon was killed notices within this time, even while it waits for a lock.
-        let client_check = ("client_connection_check_interval", "1000");
-        // And one whose daemon's machine is gone does so soon, too.
-        let settings = [client_check].into_iter().chain(KEEPALIVE).map(|(name, value)| (name, value.to_owned()));
+        let client_check = ("client_connection_check_interval", "1000".to_owned());
         let request = ConnectRequest {
             lane: self.lane,
             login: self.server.daemon(),
@@ -100,7 +97,7 @@ impl Opener {
                     Lane::Share => SHARE_IDLE_MAX,
                     _ => TRANSACTION_IDLE_MAX,
                 }),
-                settings: settings.collect(),
+                settings: vec![client_check],
                 ..SessionOptions::default()
             },
             deadline: Instant::now() + WAIT_MAX,

@@ -353,3 +353,23 @@ async fn what_listeners_hear_arrives() {
     assert!(heard.recv().await.is_none());
     fleet.finish().await;
 }
+
+#[tokio::test]
+async fn the_server_notices_soon_that_it_does_not_hear_a_session_whatever_it_is_for() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let tasks = fleet.tasks();
+    let server = fleet.server(&tasks);
+    let tenant = Tenant::create(&fleet, &server, "acme").await;
+    let seconds = async |session: &Connection| {
+        let sql = "SELECT sum(setting::int * CASE name WHEN 'tcp_keepalives_count' THEN 5 ELSE 1 END) FROM pg_settings
+            WHERE name IN ('tcp_keepalives_idle', 'tcp_keepalives_count')";
+        session.query_one(sql, &[]).await.unwrap().get::<_, i64>(0)
+    };
+    let admin = server.connect_admin(server.maintenance_database()).await.unwrap();
+    assert_eq!(seconds(&admin).await, 25);
+    let session = tenant.enter(&server, TenantRole::Router).await.unwrap();
+    // Before the daemon gives its place out again.
+    assert_eq!(seconds(&session).await, 25);
+    drop((admin, session));
+    fleet.finish().await;
+}
