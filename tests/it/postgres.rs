@@ -15,7 +15,7 @@ use tenantd::secrets::password_new;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
-use crate::harness::{Fleet, Spec, machine, until};
+use crate::harness::{Fleet, PATIENCE, Proxy, Spec, machine, until};
 
 /// More than the budget's part for tenants, so that nothing but the budget holds them back.
 const ROLE_CONNECTIONS_MAX: u32 = 100;
@@ -371,5 +371,23 @@ async fn the_server_notices_soon_that_it_does_not_hear_a_session_whatever_it_is_
     // Before the daemon gives its place out again.
     assert_eq!(seconds(&session).await, 25);
     drop((admin, session));
+    fleet.finish().await;
+}
+
+#[tokio::test]
+async fn a_server_that_falls_silent_while_it_ends_sessions_is_not_waited_for_for_ever() {
+    let upstream = format!("{}:{}", machine().host, machine().port).parse().unwrap();
+    let proxy = Proxy::start(upstream).await;
+    let fleet = Fleet::new(Spec::default().setting("[[servers]]", "port", &proxy.address.port().to_string())).await;
+    fleet.allow_log("a backend is still there");
+    let tasks = fleet.tasks();
+    let server = fleet.server(&tasks);
+    let admin = server.connect_admin(server.maintenance_database()).await.unwrap();
+    // The connection stays, and leads nowhere: nothing but a clock can tell.
+    proxy.part();
+    let ended = timeout(PATIENCE, admin::instance_sessions_end(&admin, Uuid::new_v4())).await.expect("it is given up");
+    assert_eq!(ended.unwrap_err().kind(), Kind::Unreachable);
+    proxy.join();
+    drop(admin);
     fleet.finish().await;
 }
