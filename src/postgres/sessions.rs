@@ -1,7 +1,8 @@
 //! A small pool of sessions on one of the daemon's own databases, and transactions on them. Must not know any table.
 //!
 //! A session that was dropped in the middle of a statement (its future was cancelled) is closed instead of being given
-//! to the next caller; a transaction that was not committed is rolled back, however it ended.
+//! to the next caller; a transaction that was not committed is rolled back, however it ended. A session that comes back
+//! while somebody waits for its place is closed as well: pools are kept warm by all callers, and never idle for long.
 
 use std::time::Duration;
 
@@ -225,9 +226,10 @@ impl Run for Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if self.flags.is_busy()
-            && let Some(object) = self.object.take()
-        {
+        let is_wanted = |object: &Object<Opener>| {
+            Object::pool(object).is_some_and(|pool| pool.manager().server.budget().is_pressed())
+        };
+        if let Some(object) = self.object.take_if(|object| self.flags.is_busy() || is_wanted(object)) {
             drop(Object::take(object));
         }
     }

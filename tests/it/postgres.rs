@@ -355,6 +355,38 @@ async fn what_listeners_hear_arrives() {
 }
 
 #[tokio::test]
+async fn administration_gets_its_place_although_the_catalog_is_in_use_all_the_time() {
+    let spec = Spec::default().setting("[[servers]]", "connections_max", "10");
+    let fleet = Fleet::new(spec.setting("[[servers]]", "connections_reserved", "4")).await;
+    let tasks = fleet.tasks();
+    let server = fleet.server(&tasks);
+    let catalog = fleet.catalog(&server).await;
+    let tenants: Vec<_> = std::iter::from_fn(|| server.budget().try_acquire(Lane::Tenant)).collect();
+    assert_eq!(tenants.len(), 6);
+    let mut transactions = Vec::new();
+    while server.budget().in_use() < 10 {
+        transactions.push(catalog.begin().await.unwrap());
+    }
+    drop(transactions);
+    let busy = async {
+        loop {
+            catalog.position().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let admin = tokio::select! {
+        admin = server.connect_admin(server.maintenance_database()) => admin.unwrap(),
+        () = busy => unreachable!("it is busy for ever"),
+    };
+    assert_eq!(admin.query_one("SELECT 1", &[]).await.unwrap().get::<_, i32>(0), 1);
+    // The reserve has a place for both.
+    catalog.position().await.unwrap();
+    assert_eq!(server.budget().in_use(), 10);
+    drop((admin, tenants));
+    fleet.finish().await;
+}
+
+#[tokio::test]
 async fn the_server_notices_soon_that_it_does_not_hear_a_session_whatever_it_is_for() {
     let fleet = Fleet::new(Spec::default()).await;
     let tasks = fleet.tasks();
