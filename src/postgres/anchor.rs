@@ -29,6 +29,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// What these sessions are for, in their names.
 const PURPOSE: &str = "share";
 const LOCK_PURPOSE: &str = "tenantd share";
+const DOOR_PURPOSE: &str = "tenantd door";
 
 /// The session. Dropped, it ends.
 #[derive(Debug)]
@@ -109,6 +110,15 @@ impl Anchor {
         self.answer(advisory_unlock(&self.connection, advisory_key(LOCK_PURPOSE, key))).await.map(drop)
     }
 
+    /// Takes the fleet's one place for a daemon that comes, if it is free. It is given back with the session, too.
+    pub async fn door_enter(&self, naming: &Naming) -> Result<bool, Error> {
+        self.answer(advisory_lock_poll(&self.connection, door(naming), Duration::ZERO)).await
+    }
+
+    pub async fn door_leave(&self, naming: &Naming) -> Result<(), Error> {
+        self.answer(advisory_unlock(&self.connection, door(naming))).await.map(drop)
+    }
+
     /// Ends every session of a daemon that is gone, and waits until the server has none. The names of the daemon's own
     /// sessions tell whose they are; tenants can give theirs any name, so of those every one ends that is not plainly
     /// another daemon's.
@@ -183,6 +193,10 @@ impl Anchor {
         let silent = || Error::Silent { server: self.server.name().to_owned(), waited: ANSWER_TIMEOUT };
         timeout(ANSWER_TIMEOUT, asked).await.unwrap_or_else(|_elapsed| Err(silent()))
     }
+}
+
+fn door(naming: &Naming) -> i64 {
+    advisory_key(&format!("{DOOR_PURPOSE} {}", naming.prefix()), Uuid::nil())
 }
 
 /// As [`Anchor::strangers`], for a daemon without such a session.

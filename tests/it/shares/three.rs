@@ -2,6 +2,7 @@
 //! pool or a gate is everybody's.
 
 use tenantd::proto::v1::EvictPoolRequest;
+use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use super::{BUDGET, Load, TENANTS, WHOLE, Watch, sessions, sessions_exceed, shares, shares_become, spawn, spec};
@@ -68,5 +69,33 @@ async fn three_daemons_keep_the_budget_when_one_stands_still_and_one_is_killed_a
     for daemon in [a, b, c] {
         daemon.terminate().await;
     }
+    fleet.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn daemons_that_come_at_the_same_moment_go_through_the_door_one_after_the_other() {
+    let fleet = Fleet::new(spec()).await;
+    let a = spawn(&fleet, "a");
+    shares_become(&fleet, &[("a", WHOLE)]).await;
+    for tenant in TENANTS {
+        a.client.tenant(tenant).await;
+    }
+    // Nobody can make room before they have ended.
+    let mut held = JoinSet::new();
+    for number in 0..60 {
+        let client = a.client.clone();
+        held.spawn(async move { drop(client.execute(TENANTS[number % TENANTS.len()], "SELECT pg_sleep(4)").await) });
+    }
+    sessions_exceed(&fleet, "a", 27).await;
+    let watch = Watch::start(&fleet).await;
+    let coming = ["b", "c", "d"].map(|name| fleet.spawn_apart(name).0);
+    shares_become(&fleet, &[("a", WHOLE / 4), ("b", WHOLE / 4), ("c", WHOLE / 4), ("d", WHOLE / 4)]).await;
+    held.shutdown().await;
+    let most = watch.end().await;
+    assert!(most <= BUDGET, "the server saw {most} sessions, and the budget is {BUDGET}");
+    for daemon in coming {
+        daemon.terminate().await;
+    }
+    a.terminate().await;
     fleet.finish().await;
 }
