@@ -234,7 +234,8 @@ async fn end(tasks: &Tasks, shares: Option<Shares>) {
     }
 }
 
-/// Reaches every server once and learns its version. From then on a daemon with a name can be seen there.
+/// Reaches every server once and learns its version, the catalog's first. From then on a daemon with a name can be seen
+/// there.
 async fn servers(
     config: &Config,
     tasks: &Tasks,
@@ -242,7 +243,9 @@ async fn servers(
     mut anchors: Option<&mut Anchors>,
 ) -> Result<BTreeMap<String, Server>, Error> {
     let mut servers = BTreeMap::new();
-    for server in &config.servers {
+    let (home, others): (Vec<_>, Vec<_>) =
+        config.servers.iter().partition(|server| server.name == config.catalog_server);
+    for server in home.into_iter().chain(others) {
         let failed = |source: postgres::Error| Error::Server {
             name: server.name.clone(),
             host: server.host.clone(),

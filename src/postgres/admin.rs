@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::Client;
 use tokio_postgres::types::{Oid, ToSql, Type};
 use uuid::Uuid;
@@ -16,6 +16,9 @@ use crate::domain::tenant::{DatabaseName, RoleName};
 
 /// How long sessions may take to go away after they were told to.
 pub(super) const SESSIONS_END_MAX: Duration = Duration::from_secs(30);
+/// How long the server may take to say how many there are. Whatever stands between may keep a connection open that leads
+/// nowhere, and nobody would go on with what waits for this.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// How often a server is asked whether they have gone.
 pub(super) const SESSIONS_POLL_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -255,7 +258,9 @@ pub(super) type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
 async fn ended(client: &Client, sql: &str, parameters: &[Parameter<'_>]) -> Result<i64, Error> {
     let deadline = Instant::now() + SESSIONS_END_MAX;
     loop {
-        let remaining = count(client.query_typed(sql, parameters).await)?;
+        let unanswered = |_elapsed| Error::Unanswered { waited: ANSWER_MAX };
+        let answer = timeout(ANSWER_MAX, client.query_typed(sql, parameters)).await.map_err(unanswered)?;
+        let remaining = count(answer)?;
         if remaining == 0 || Instant::now() >= deadline {
             return Ok(remaining);
         }

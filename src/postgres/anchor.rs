@@ -23,15 +23,13 @@ use crate::domain::share::InstanceName;
 use crate::domain::tenant::{DatabaseName, Naming, TenantRole};
 
 /// How often the server is asked, and how long it may take to answer before the session counts as lost: together less
-/// than the server takes, by [`KEEPALIVE`], to find that the daemon is lost.
+/// than the server takes, by [`super::connect::KEEPALIVE`], to find that the daemon is lost.
 const ASK_INTERVAL: Duration = Duration::from_secs(3);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// The server's side: a daemon's machine that has vanished is noticed after 10 + 3 × 5 seconds.
-pub(super) const KEEPALIVE: [(&str, &str); 3] =
-    [("tcp_keepalives_idle", "10"), ("tcp_keepalives_interval", "5"), ("tcp_keepalives_count", "3")];
 /// What these sessions are for, in their names.
 const PURPOSE: &str = "share";
 const LOCK_PURPOSE: &str = "tenantd share";
+const DOOR_PURPOSE: &str = "tenantd door";
 
 /// The session. Dropped, it ends.
 #[derive(Debug)]
@@ -66,8 +64,8 @@ impl AnchorLoss {
 impl Anchor {
     /// Opens the session, under a lock that nobody has had before.
     pub async fn cast(server: &Server) -> Result<(Self, AnchorLoss), Error> {
-        let others = [("search_path", "pg_catalog,pg_temp"), ("idle_session_timeout", "0")];
-        let settings = others.into_iter().chain(KEEPALIVE).map(|(name, value)| (name, value.to_owned())).collect();
+        let settings = [("search_path", "pg_catalog,pg_temp"), ("idle_session_timeout", "0")];
+        let settings = settings.map(|(name, value)| (name, value.to_owned())).to_vec();
         let request = ConnectRequest {
             lane: Lane::Share,
             login: server.daemon(),
@@ -110,6 +108,15 @@ impl Anchor {
 
     pub async fn release(&self, key: Uuid) -> Result<(), Error> {
         self.answer(advisory_unlock(&self.connection, advisory_key(LOCK_PURPOSE, key))).await.map(drop)
+    }
+
+    /// Takes the fleet's one place for a daemon that comes, if it is free. It is given back with the session, too.
+    pub async fn door_enter(&self, naming: &Naming) -> Result<bool, Error> {
+        self.answer(advisory_lock_poll(&self.connection, door(naming), Duration::ZERO)).await
+    }
+
+    pub async fn door_leave(&self, naming: &Naming) -> Result<(), Error> {
+        self.answer(advisory_unlock(&self.connection, door(naming))).await.map(drop)
     }
 
     /// Ends every session of a daemon that is gone, and waits until the server has none. The names of the daemon's own
@@ -186,6 +193,10 @@ impl Anchor {
         let silent = || Error::Silent { server: self.server.name().to_owned(), waited: ANSWER_TIMEOUT };
         timeout(ANSWER_TIMEOUT, asked).await.unwrap_or_else(|_elapsed| Err(silent()))
     }
+}
+
+fn door(naming: &Naming) -> i64 {
+    advisory_key(&format!("{DOOR_PURPOSE} {}", naming.prefix()), Uuid::nil())
 }
 
 /// As [`Anchor::strangers`], for a daemon without such a session.

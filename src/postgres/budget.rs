@@ -31,6 +31,8 @@ pub struct Budget {
     is_owed: Arc<AtomicBool>,
     /// Rung when other numbers count.
     resized: Arc<Notify>,
+    /// Who waits for a place within the reserve, while all of it is in use.
+    pressing: Arc<AtomicUsize>,
 }
 
 /// What a budget's numbers follow from.
@@ -75,6 +77,7 @@ impl Budget {
             is_fenced: Arc::default(),
             is_owed: Arc::default(),
             resized: Arc::default(),
+            pressing: Arc::default(),
         }
     }
 
@@ -160,6 +163,8 @@ impl Budget {
     pub async fn acquire(&self, lane: Lane, deadline: Instant) -> Result<Permit, Error> {
         let mut held = Vec::with_capacity(self.levels.len());
         for level in &self.levels[lane.level()..] {
+            let is_whole = Arc::ptr_eq(level, &self.levels[3]);
+            let _pressing = (is_whole && lane.is_reserved()).then(|| Pressing::new(&self.pressing));
             match timeout_at(deadline, level.acquire()).await {
                 Ok(Some(place)) => held.push(place),
                 Ok(None) | Err(_) => return Err(self.exhausted(lane)),
@@ -167,6 +172,11 @@ impl Budget {
         }
         // Only now, so that whoever asks again and again waits in between.
         if self.is_fenced() { Err(self.uncertain()) } else { Ok(Permit { lane, _held: held }) }
+    }
+
+    /// Whether administration, a migration or a backup waits for what others may keep without need.
+    pub fn is_pressed(&self) -> bool {
+        self.pressing.load(Ordering::Relaxed) > 0
     }
 
     /// A free connection, if there is one at this moment.
@@ -209,6 +219,22 @@ impl Budget {
 
     fn exhausted(&self, lane: Lane) -> Error {
         Error::BudgetExhausted { server: self.server.to_string(), lane, connections_max: self.connections_max() }
+    }
+}
+
+/// Somebody who waits within the reserve.
+struct Pressing(Arc<AtomicUsize>);
+
+impl Pressing {
+    fn new(pressing: &Arc<AtomicUsize>) -> Self {
+        pressing.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(pressing))
+    }
+}
+
+impl Drop for Pressing {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -24,6 +24,12 @@ use crate::domain::tenant::DatabaseName;
 /// How long administration waits for a session.
 pub const ADMIN_CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// The server's side: a daemon that it does not hear any more is noticed after 10 + 3 × 5 seconds, and its sessions end.
+/// Every session has this, because the daemon gives the place of one that it does not hear any more out again, and the
+/// server's own default takes hours.
+pub(super) const KEEPALIVE: [(&str, &str); 3] =
+    [("tcp_keepalives_idle", "10"), ("tcp_keepalives_interval", "5"), ("tcp_keepalives_count", "3")];
+
 /// What session is wanted.
 #[derive(Debug, Clone)]
 pub struct ConnectRequest<'a> {
@@ -48,8 +54,8 @@ pub struct SessionOptions {
 }
 
 impl SessionOptions {
-    /// As the startup message takes them: `-c name=value`, blanks and backslashes escaped.
-    fn text(&self) -> String {
+    /// As the startup message takes them, with [`KEEPALIVE`]: `-c name=value`, blanks and backslashes escaped.
+    pub(super) fn text(&self) -> String {
         let milliseconds = |time: Duration| time.as_millis().clamp(1, i32::MAX as u128).to_string();
         let timeouts = [
             ("statement_timeout", self.statement_timeout),
@@ -60,7 +66,8 @@ impl SessionOptions {
         let others = self.settings.iter().map(|(name, value)| (*name, value.clone()));
         let option =
             |(name, value): (&str, String)| format!("-c {name}={}", value.replace('\\', "\\\\").replace(' ', "\\ "));
-        timeouts.chain(others).map(option).collect::<Vec<_>>().join(" ")
+        let keepalive = KEEPALIVE.map(|(name, value)| (name, value.to_owned()));
+        keepalive.into_iter().chain(timeouts).chain(others).map(option).collect::<Vec<_>>().join(" ")
     }
 }
 
@@ -209,11 +216,8 @@ impl ConnectRequest<'_> {
             .password(self.login.password.expose_secret())
             .dbname(self.database.as_str())
             .application_name(self.application_name)
+            .options(self.options.text())
             .ssl_mode(if server.tls().is_some() { SslMode::Require } else { SslMode::Disable });
-        let options = self.options.text();
-        if !options.is_empty() {
-            config.options(options);
-        }
         Order {
             server: server.clone(),
             config,
@@ -237,7 +241,9 @@ mod tests {
             settings: vec![("search_path", "pg_catalog, a\\b".to_owned())],
             ..SessionOptions::default()
         };
-        assert_eq!(options.text(), r"-c statement_timeout=1500 -c lock_timeout=1 -c search_path=pg_catalog,\ a\\b");
-        assert_eq!(SessionOptions::default().text(), "");
+        let keepalive = "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3";
+        assert_eq!(SessionOptions::default().text(), keepalive);
+        let own = r" -c statement_timeout=1500 -c lock_timeout=1 -c search_path=pg_catalog,\ a\\b";
+        assert_eq!(options.text(), format!("{keepalive}{own}"));
     }
 }

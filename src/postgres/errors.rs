@@ -79,6 +79,8 @@ pub enum Error {
     SessionsRemain { database: String, count: i64, waited: Duration },
     #[error("the server {server} gave no answer within {waited:?}")]
     Silent { server: String, waited: Duration },
+    #[error("a statement was not answered within {waited:?}")]
+    Unanswered { waited: Duration },
     #[error("{count} sessions of the ended daemon {instance} are still there after {waited:?}; see pg_stat_activity")]
     InstanceRemains { instance: String, count: i64, waited: Duration },
     #[error(
@@ -131,7 +133,10 @@ impl Error {
             Self::Connect { cause, .. } | Self::Sql(cause) => kind(cause),
             Self::ServerRefused { cause, .. } => cause.kind(),
             Self::BudgetExhausted { .. } => Kind::ServerFull,
-            Self::ConnectTimeout { .. } | Self::Unreachable { .. } | Self::ShareUncertain { .. } => Kind::Unreachable,
+            Self::ConnectTimeout { .. }
+            | Self::Unreachable { .. }
+            | Self::Unanswered { .. }
+            | Self::ShareUncertain { .. } => Kind::Unreachable,
             Self::DatabaseMissing { .. } => Kind::DatabaseMissing,
             Self::SessionsRemain { .. } | Self::InstanceRemains { .. } => Kind::InUse,
             Self::ForeignRole { .. } | Self::ForeignDatabase { .. } => Kind::Duplicate,

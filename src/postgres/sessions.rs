@@ -1,7 +1,8 @@
 //! A small pool of sessions on one of the daemon's own databases, and transactions on them. Must not know any table.
 //!
 //! A session that was dropped in the middle of a statement (its future was cancelled) is closed instead of being given
-//! to the next caller; a transaction that was not committed is rolled back, however it ended.
+//! to the next caller; a transaction that was not committed is rolled back, however it ended. A session that comes back
+//! while somebody waits for its place is closed as well: pools are kept warm by all callers, and never idle for long.
 
 use std::time::Duration;
 
@@ -12,7 +13,6 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_postgres::{Client, Notification};
 
-use super::anchor::KEEPALIVE;
 use super::connect::{ConnectRequest, Connection, SessionOptions};
 use super::errors;
 use super::lane::Lane;
@@ -85,9 +85,7 @@ struct Opener {
 impl Opener {
     async fn open(&self) -> Result<Connection, errors::Error> {
         // A backend whose daemon was killed notices within this time, even while it waits for a lock.
-        let client_check = ("client_connection_check_interval", "1000");
-        // And one whose daemon's machine is gone does so soon, too.
-        let settings = [client_check].into_iter().chain(KEEPALIVE).map(|(name, value)| (name, value.to_owned()));
+        let client_check = ("client_connection_check_interval", "1000".to_owned());
         let request = ConnectRequest {
             lane: self.lane,
             login: self.server.daemon(),
@@ -100,7 +98,7 @@ impl Opener {
                     Lane::Share => SHARE_IDLE_MAX,
                     _ => TRANSACTION_IDLE_MAX,
                 }),
-                settings: settings.collect(),
+                settings: vec![client_check],
                 ..SessionOptions::default()
             },
             deadline: Instant::now() + WAIT_MAX,
@@ -228,9 +226,10 @@ impl Run for Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if self.flags.is_busy()
-            && let Some(object) = self.object.take()
-        {
+        let is_wanted = |object: &Object<Opener>| {
+            Object::pool(object).is_some_and(|pool| pool.manager().server.budget().is_pressed())
+        };
+        if let Some(object) = self.object.take_if(|object| self.flags.is_busy() || is_wanted(object)) {
             drop(Object::take(object));
         }
     }

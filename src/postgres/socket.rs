@@ -12,10 +12,15 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-/// A peer that vanished without a word is noticed after about 30 + 3 × 10 seconds.
+/// A peer that vanished without a word is noticed after about 30 + 3 × 10 seconds: later than the server notices by
+/// [`super::connect::KEEPALIVE`] that it does not hear us, so that the backend is gone by then.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_RETRIES: u32 = 3;
+/// The same where something was sent, which the system would else send again and again for a quarter of an hour: so long
+/// a network that has come back would find us waiting for an answer that nobody gives.
+#[cfg(target_os = "linux")]
+const UNHEARD_MAX: Duration = Duration::from_mins(1);
 
 pub(super) enum Socket {
     Tcp(TcpStream),
@@ -38,7 +43,10 @@ pub(super) async fn open(host: &str, port: u16) -> io::Result<Socket> {
         .with_time(KEEPALIVE_IDLE)
         .with_interval(KEEPALIVE_INTERVAL)
         .with_retries(KEEPALIVE_RETRIES);
-    socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+    let socket = socket2::SockRef::from(&stream);
+    socket.set_tcp_keepalive(&keepalive)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(UNHEARD_MAX))?;
     Ok(Socket::Tcp(stream))
 }
 
@@ -136,5 +144,18 @@ impl AsyncWrite for Lent {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.socket().map_or_else(gone, |socket| socket.poll_shutdown(cx))
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_nobody_acknowledges_is_given_up_in_time() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let Socket::Tcp(stream) = open("127.0.0.1", address.port()).await.unwrap() else { panic!("it is TCP") };
+        assert_eq!(socket2::SockRef::from(&stream).tcp_user_timeout().unwrap(), Some(UNHEARD_MAX));
     }
 }

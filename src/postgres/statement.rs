@@ -6,13 +6,19 @@
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use sea_query::{Expr, InsertStatement, PostgresQueryBuilder, Query, Value};
 use sea_query_postgres::{PostgresBinder, PostgresValues};
+use tokio::time::timeout;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
 use super::errors::Error;
+
+/// How long a statement's answer is waited for: longer than the server lets any of them run. Whatever stands between
+/// may keep a connection open that leads nowhere.
+const ANSWER_MAX: Duration = Duration::from_secs(40);
 
 /// A session that statements run on.
 pub trait Run: Sync {
@@ -41,8 +47,20 @@ impl Flags {
 
     /// Keeps the flags around one statement.
     async fn around<T>(&self, statement: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, Error> {
+        self.within(ANSWER_MAX, statement).await
+    }
+
+    async fn within<T>(
+        &self,
+        answer_max: Duration,
+        statement: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, Error> {
         self.busy.store(true, Ordering::Relaxed);
-        let answer = statement.await;
+        let Ok(answer) = timeout(answer_max, statement).await else {
+            // It stays busy, and nobody else gets the session.
+            self.failed.store(true, Ordering::Relaxed);
+            return Err(Error::Unanswered { waited: answer_max });
+        };
         self.busy.store(false, Ordering::Relaxed);
         if answer.is_err() {
             self.failed.store(true, Ordering::Relaxed);
@@ -116,6 +134,14 @@ pub async fn batch(on: &impl Run, sql: &str) -> Result<(), Error> {
 mod tests {
     use super::*;
     use sea_query::ExprTrait as _;
+
+    #[tokio::test]
+    async fn a_statement_that_is_never_answered_is_given_up_and_nobody_else_gets_its_session() {
+        let flags = Flags::default();
+        let error = flags.within(Duration::from_millis(5), std::future::pending::<Result<(), _>>()).await.unwrap_err();
+        assert!(error.is_transient(), "{error}");
+        assert!(flags.is_busy() && flags.has_failed());
+    }
 
     #[test]
     fn a_limit_is_a_bigint_and_every_value_has_its_own_type() {

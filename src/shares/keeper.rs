@@ -49,6 +49,10 @@ impl Keeper {
         Self { member, server, catalog, beside, free_since: HashMap::new(), told: (0, 0), is_warned: false }
     }
 
+    pub(super) fn is_of(&self, server: &Server) -> bool {
+        self.server.name() == server.name()
+    }
+
     /// Waits until the share has room for more than the reserve.
     pub(super) async fn join(&mut self, anchor: &Anchor) -> Result<(), Error> {
         let needed = self.server.config().connections_reserved + BESIDE_RESERVE;

@@ -19,7 +19,9 @@
 //!   share, and then writes what it still has; another takes only what is free by the rows of all.
 //!
 //! A daemon that comes needs a connection before it has a share. For this [`crate::domain::share::KEPT`] connections of
-//! each server are in nobody's share. A daemon without a name is taken to be the only one: it needs no anchor and has
+//! each server are in nobody's share. However many come at the same moment, one after the other goes through the door, a
+//! lock on the catalog's server, and keeps it until its share has what it needs; the others look in from time to time,
+//! with one connection, and have none in between. A daemon without a name is taken to be the only one: it needs no anchor and has
 //! the whole budget, and is refused beside any other daemon, as those with names are beside it.
 
 mod keeper;
@@ -29,6 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use rand::RngExt as _;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
@@ -44,6 +47,10 @@ use keeper::Keeper;
 /// How long it waits for sessions to go that nobody stands for any more.
 const STRANGERS_WAIT_MAX: Duration = Duration::from_secs(5);
 const STRANGERS_INTERVAL: Duration = Duration::from_millis(250);
+/// How long it waits at the door. Whoever is in it for longer hangs, and keeps nobody out.
+const DOOR_WAIT_MAX: Duration = Duration::from_mins(1);
+/// At least, and then up to twice as long.
+const DOOR_INTERVAL: Duration = Duration::from_millis(150);
 /// How long the sessions may take to end in which a share is given back.
 const LEAVE_MAX: Duration = Duration::from_secs(5);
 
@@ -123,12 +130,26 @@ pub struct Anchors {
 }
 
 impl Anchors {
-    /// Opens the session that stands for the daemon on a server, and says what the server is.
+    /// Opens the session that stands for the daemon on a server, and says what the server is. On the catalog's server
+    /// first: there it waits at the door.
     pub async fn cast(&mut self, server: &Server) -> Result<ServerVersion, postgres::Error> {
-        let (anchor, loss) = Anchor::cast(server).await?;
+        let is_home = server.name() == self.shares.home.name;
+        let (anchor, loss) = if is_home { self.come_in(server).await? } else { Anchor::cast(server).await? };
         let version = anchor.server_version().await?;
         self.cast.push((server.clone(), anchor, loss));
         Ok(version)
+    }
+
+    async fn come_in(&self, home: &Server) -> Result<(Anchor, AnchorLoss), postgres::Error> {
+        let begun = Instant::now();
+        loop {
+            let cast = Anchor::cast(home).await?;
+            if cast.0.door_enter(&self.shares.member.naming).await? || begun.elapsed() >= DOOR_WAIT_MAX {
+                return Ok(cast);
+            }
+            drop(cast);
+            sleep(DOOR_INTERVAL.mul_f64(rand::rng().random_range(1.0..2.0))).await;
+        }
     }
 
     /// Gets a share of each server that leaves room for more than the reserve, and keeps it until the daemon goes down.
@@ -147,6 +168,9 @@ impl Anchors {
             keepers.push((keeper, anchor, loss));
         }
         for (keeper, anchor, loss) in keepers {
+            if keeper.is_of(home) {
+                anchor.door_leave(&member.naming).await.map_err(|source| Error::on(home, source))?;
+            }
             tasks.spawn("share of a budget", keeper.run(anchor, loss, tasks.clone()));
         }
         Ok(())

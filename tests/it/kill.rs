@@ -75,3 +75,18 @@ async fn a_rollout_bears_that_its_daemon_stands_still_at_each_step_and_wakes_too
 async fn undoing_a_creation_bears_that_its_daemon_stands_still_at_each_step_and_wakes_too_late() {
     matrix::run_hung(Kind::CreateRefused).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_suspension_survives_kill_9_at_each_step() {
+    matrix::run(Kind::Suspend).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_suspension_bears_that_its_daemon_stands_still_at_each_step_and_wakes_too_late() {
+    matrix::run_hung(Kind::Suspend).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resumption_bears_that_its_daemon_stands_still_at_each_step_and_wakes_too_late() {
+    matrix::run_hung(Kind::Resume).await;
+}

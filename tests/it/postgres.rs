@@ -15,7 +15,7 @@ use tenantd::secrets::password_new;
 use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
-use crate::harness::{Fleet, Spec, machine, until};
+use crate::harness::{Fleet, PATIENCE, Proxy, Spec, machine, until};
 
 /// More than the budget's part for tenants, so that nothing but the budget holds them back.
 const ROLE_CONNECTIONS_MAX: u32 = 100;
@@ -351,5 +351,75 @@ async fn what_listeners_hear_arrives() {
     assert_eq!(heard.recv().await.unwrap().payload(), "news");
     drop(listener);
     assert!(heard.recv().await.is_none());
+    fleet.finish().await;
+}
+
+#[tokio::test]
+async fn administration_gets_its_place_although_the_catalog_is_in_use_all_the_time() {
+    let spec = Spec::default().setting("[[servers]]", "connections_max", "10");
+    let fleet = Fleet::new(spec.setting("[[servers]]", "connections_reserved", "4")).await;
+    let tasks = fleet.tasks();
+    let server = fleet.server(&tasks);
+    let catalog = fleet.catalog(&server).await;
+    let tenants: Vec<_> = std::iter::from_fn(|| server.budget().try_acquire(Lane::Tenant)).collect();
+    assert_eq!(tenants.len(), 6);
+    let mut transactions = Vec::new();
+    while server.budget().in_use() < 10 {
+        transactions.push(catalog.begin().await.unwrap());
+    }
+    drop(transactions);
+    let busy = async {
+        loop {
+            catalog.position().await.unwrap();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let admin = tokio::select! {
+        admin = server.connect_admin(server.maintenance_database()) => admin.unwrap(),
+        () = busy => unreachable!("it is busy for ever"),
+    };
+    assert_eq!(admin.query_one("SELECT 1", &[]).await.unwrap().get::<_, i32>(0), 1);
+    // The reserve has a place for both.
+    catalog.position().await.unwrap();
+    assert_eq!(server.budget().in_use(), 10);
+    drop((admin, tenants));
+    fleet.finish().await;
+}
+
+#[tokio::test]
+async fn the_server_notices_soon_that_it_does_not_hear_a_session_whatever_it_is_for() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let tasks = fleet.tasks();
+    let server = fleet.server(&tasks);
+    let tenant = Tenant::create(&fleet, &server, "acme").await;
+    let seconds = async |session: &Connection| {
+        let sql = "SELECT sum(setting::int * CASE name WHEN 'tcp_keepalives_count' THEN 5 ELSE 1 END) FROM pg_settings
+            WHERE name IN ('tcp_keepalives_idle', 'tcp_keepalives_count')";
+        session.query_one(sql, &[]).await.unwrap().get::<_, i64>(0)
+    };
+    let admin = server.connect_admin(server.maintenance_database()).await.unwrap();
+    assert_eq!(seconds(&admin).await, 25);
+    let session = tenant.enter(&server, TenantRole::Router).await.unwrap();
+    // Before the daemon gives its place out again.
+    assert_eq!(seconds(&session).await, 25);
+    drop((admin, session));
+    fleet.finish().await;
+}
+
+#[tokio::test]
+async fn a_server_that_falls_silent_while_it_ends_sessions_is_not_waited_for_for_ever() {
+    let upstream = format!("{}:{}", machine().host, machine().port).parse().unwrap();
+    let proxy = Proxy::start(upstream).await;
+    let fleet = Fleet::new(Spec::default().setting("[[servers]]", "port", &proxy.address.port().to_string())).await;
+    fleet.allow_log("a backend is still there");
+    let tasks = fleet.tasks();
+    let server = fleet.server(&tasks);
+    let admin = server.connect_admin(server.maintenance_database()).await.unwrap();
+    // The connection stays, and leads nowhere: nothing but a clock can tell.
+    proxy.part();
+    let ended = timeout(PATIENCE, admin::instance_sessions_end(&admin, Uuid::new_v4())).await.expect("it is given up");
+    assert_eq!(ended.unwrap_err().kind(), Kind::Unreachable);
+    proxy.join();
+    drop(admin);
     fleet.finish().await;
 }

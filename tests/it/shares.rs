@@ -3,6 +3,8 @@
 
 mod beside;
 mod faults;
+mod parted;
+mod three;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};

@@ -13,6 +13,7 @@ use super::run::{Running, password_input};
 use super::{Error, Programs};
 use crate::config::{RoleLogin, ServerConfig, ServerTls};
 use crate::domain::tenant::DatabaseName;
+use crate::postgres::connect::SessionOptions;
 use crate::postgres::identity;
 use crate::postgres::server::Server;
 use crate::shutdown::Tasks;
@@ -20,6 +21,8 @@ use crate::shutdown::Tasks;
 /// The bundles of the system's root certificates: Debian's, Red Hat's, openSUSE's.
 const ROOTS: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"];
+/// A server that vanished without a word is noticed as by the daemon's own sessions; libpq's default takes hours.
+const KEEPALIVE: &str = "keepalives_idle=30 keepalives_interval=10 keepalives_count=3";
 /// A table of contents has about 100 bytes per entry.
 const LIST_BYTES_MAX: usize = 64 << 20;
 const VERSION_BYTES_MAX: usize = 1024;
@@ -142,6 +145,7 @@ fn connect(command: &mut Command, session: &ProgramSession<'_>) -> Result<(), Er
         .env("PGAPPNAME", session.server.session_name(session.purpose))
         .env("PGPASSFILE", "/dev/stdin")
         .env("PGCONNECT_TIMEOUT", "15")
+        .env("PGOPTIONS", SessionOptions::default().text())
         .env("PGGSSENCMODE", "disable")
         .stdin(password_input(session.private_dir, &session.login.password)?);
     match config.tls {
@@ -153,7 +157,8 @@ fn connect(command: &mut Command, session: &ProgramSession<'_>) -> Result<(), Er
 
 /// A database's name by itself may be read as a whole connection string; this cannot.
 fn connection_string(database: &DatabaseName) -> String {
-    format!("dbname='{}'", database.as_str().replace('\\', "\\\\").replace('\'', "\\'"))
+    let name = database.as_str().replace('\\', "\\\\").replace('\'', "\\'");
+    format!("dbname='{name}' {KEEPALIVE}")
 }
 
 fn roots(config: &ServerConfig) -> Result<PathBuf, Error> {
@@ -168,6 +173,6 @@ mod tests {
     #[test]
     fn a_name_is_never_read_as_a_connection_string() {
         let name = DatabaseName::new("a'b\\ host=elsewhere").unwrap();
-        assert_eq!(connection_string(&name), r"dbname='a\'b\\ host=elsewhere'");
+        assert_eq!(connection_string(&name), format!(r"dbname='a\'b\\ host=elsewhere' {KEEPALIVE}"));
     }
 }

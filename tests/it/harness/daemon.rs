@@ -80,10 +80,22 @@ impl Fleet {
 
     /// Starts `tenantd serve` as a process, which tells its address once it listens.
     pub fn spawn_only(&self) -> (Served, mpsc::Receiver<SocketAddr>) {
+        self.spawn_from(&self.config_file())
+    }
+
+    /// As [`Fleet::spawn_only`], by the name and with a file of its own, which the next one does not write over.
+    pub fn spawn_apart(&self, instance: &str) -> (Served, mpsc::Receiver<SocketAddr>) {
+        self.configure(&[("", "instance", format!("{instance:?}"))]);
+        let own = self.dir.join(format!("tenantd-{instance}.toml"));
+        std::fs::copy(self.config_file(), &own).unwrap();
+        self.spawn_from(&own)
+    }
+
+    fn spawn_from(&self, config_file: &Path) -> (Served, mpsc::Receiver<SocketAddr>) {
         let mut child = self
             .command()
             .args(["serve", "--config"])
-            .arg(self.config_file())
+            .arg(config_file)
             .arg("--init-admin-key-file")
             .arg(self.admin_key_file())
             .stdin(Stdio::null())

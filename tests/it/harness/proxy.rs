@@ -1,5 +1,6 @@
-//! A TCP proxy in front of the S3 server that can stop reading: whatever a daemon sends then stays in its socket, as
-//! with a store that has stalled. It can also lead new connections elsewhere.
+//! A TCP proxy in front of a server that can stop reading: whatever a daemon sends then stays in its socket, as with a
+//! store that has stalled. It can also lead new connections elsewhere, and be a network that is parted: then nothing
+//! comes through in either direction, not even that an end has gone.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ pub struct Proxy {
     /// Bytes that may still go upstream.
     allowance: watch::Sender<u64>,
     upstream: watch::Sender<SocketAddr>,
+    is_parted: watch::Sender<bool>,
     forwarded: Arc<AtomicU64>,
 }
 
@@ -26,7 +28,8 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let (allowance, _) = watch::channel(u64::MAX);
         let (upstream, _) = watch::channel(upstream);
-        let proxy = Self { address, allowance, upstream, forwarded: Arc::default() };
+        let (is_parted, _) = watch::channel(false);
+        let proxy = Self { address, allowance, upstream, is_parted, forwarded: Arc::default() };
         let this = proxy.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -47,6 +50,16 @@ impl Proxy {
         self.allowance.send_replace(u64::MAX);
     }
 
+    /// Nothing comes through any more, until [`Proxy::join`]; what is sent meanwhile comes through then.
+    pub fn part(&self) {
+        self.is_parted.send_replace(true);
+    }
+
+    /// The network is whole again.
+    pub fn join(&self) {
+        self.is_parted.send_replace(false);
+    }
+
     /// Cuts every connection; new ones go to `upstream`.
     pub fn redirect(&self, upstream: SocketAddr) {
         self.upstream.send_replace(upstream);
@@ -64,24 +77,37 @@ impl Proxy {
     async fn connection(self, mut client: TcpStream) {
         let mut redirected = self.upstream.subscribe();
         let upstream = *redirected.borrow_and_update();
+        let mut is_parted = self.is_parted.subscribe();
+        drop(is_parted.wait_for(|is_parted| !is_parted).await);
         let Ok(mut server) = TcpStream::connect(upstream).await else { return };
         let (mut from_client, mut to_client) = client.split();
         let (mut from_server, mut to_server) = server.split();
-        let answers = tokio::io::copy(&mut from_server, &mut to_client);
         // Whichever side ends first ends both: HTTP/1.1 has no half-open connections worth keeping.
         tokio::select! {
             _ = self.requests(&mut from_client, &mut to_server) => {}
-            _ = answers => {}
+            _ = self.answers(&mut from_server, &mut to_client) => {}
             _ = redirected.changed() => {}
+        }
+        drop(is_parted.wait_for(|is_parted| !is_parted).await);
+    }
+
+    async fn answers(&self, from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> Option<()> {
+        let mut is_parted = self.is_parted.subscribe();
+        let mut buffer = vec![0; 16 << 10];
+        loop {
+            let read = from.read(&mut buffer).await.ok().filter(|read| *read > 0)?;
+            is_parted.wait_for(|is_parted| !is_parted).await.ok()?;
+            to.write_all(&buffer[..read]).await.ok()?;
         }
     }
 
     async fn requests(&self, from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> Option<()> {
-        let mut allowance = self.allowance.subscribe();
+        let (mut allowance, mut is_parted) = (self.allowance.subscribe(), self.is_parted.subscribe());
         let mut buffer = vec![0; 16 << 10];
         loop {
             allowance.wait_for(|allowed| self.forwarded.load(Ordering::SeqCst) < *allowed).await.ok()?;
             let read = from.read(&mut buffer).await.ok().filter(|read| *read > 0)?;
+            is_parted.wait_for(|is_parted| !is_parted).await.ok()?;
             self.forwarded.fetch_add(read as u64, Ordering::SeqCst);
             to.write_all(&buffer[..read]).await.ok()?;
         }

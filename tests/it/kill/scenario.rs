@@ -9,7 +9,7 @@ use tenantd::proto::v1::{
 };
 use uuid::Uuid;
 
-use crate::harness::{Client, Fleet, Process, Spec, reason, result_text};
+use crate::harness::{Client, Fleet, Process, Spec, reason, result_text, until};
 
 /// What is done. The refused ones fail late, and undo everything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub enum Kind {
     RestoreInPlaceRefused,
     RestoreAsNew,
     RestoreAsNewRefused,
+    Suspend,
+    Resume,
 }
 
 const SECOND_MIGRATION: (&str, &str) = (
@@ -96,6 +98,10 @@ impl Scenario {
         let spec = Spec::default().setting("[operations]", "lease", "\"3s\"");
         let fleet = Fleet::new(spec.setting("[[servers]]", "connections_max", "100")).await;
         super::hung::woken_logs(&fleet);
+        if kind == Kind::Suspend {
+            // Its login is locked before it hears why.
+            fleet.allow_log("the tenant cannot be reached");
+        }
         let mut named = ["a", "b"].map(|name| {
             fleet.configure(&[("", "instance", format!("{name:?}"))]);
             Some(fleet.spawn())
@@ -186,6 +192,11 @@ impl Scenario {
                 format!("new{number}")
             }
             Kind::Migrate => self.tenants[number].clone(),
+            Kind::Suspend | Kind::Resume => {
+                let code = self.tenants[number % self.tenants.len()].clone();
+                self.turn(&code).await;
+                code
+            }
             kind => {
                 let code = self.tenants[number % self.tenants.len()].clone();
                 if kind.is_in_place() {
@@ -211,6 +222,8 @@ impl Scenario {
                 client.migrations().create_rollout(message).await.unwrap().into_inner().rollout.unwrap().rollout_id
             }
             Kind::Backup | Kind::BackupRefused => client.backup_create(request, subject).await.unwrap().operation_id,
+            Kind::Suspend => client.tenant_suspend(request, subject, "unpaid").await.unwrap().operation_id,
+            Kind::Resume => client.tenant_resume(request, subject).await.unwrap().operation_id,
             kind => {
                 let source = if kind.is_in_place() { subject } else { &self.tenants[0] };
                 let new = (!kind.is_in_place()).then_some(subject);
@@ -235,6 +248,36 @@ impl Scenario {
         self.client().tenants().create_tenant(message).await.unwrap().into_inner().operation.unwrap().operation_id
     }
 
+    /// Opens or closes a tenant for the next operation on it.
+    async fn turn(&self, code: &str) {
+        let (client, is_active) = (self.client(), self.is_active(code).await);
+        let turned = match self.kind {
+            Kind::Suspend if !is_active => client.tenant_resume(Uuid::new_v4(), code).await,
+            Kind::Resume if is_active => client.tenant_suspend(Uuid::new_v4(), code, "unpaid").await,
+            _ => return,
+        };
+        client.succeeded(&turned.unwrap()).await;
+    }
+
+    async fn is_active(&self, code: &str) -> bool {
+        self.client().tenant_get(code).await.unwrap().state() == TenantState::Active
+    }
+
+    /// Open with its logins, or closed without, and then without a session, as the server has it.
+    async fn verify_gate(&self, subject: &str, is_open: bool) {
+        assert_eq!(self.is_active(subject).await, is_open);
+        let read = self.client().execute(subject, DIGEST).await;
+        assert_eq!(read.is_ok(), is_open, "{read:?}");
+        let database = self.fleet.naming.tenant_database(&subject.parse().unwrap()).unwrap();
+        let judge = self.fleet.judge("postgres").await;
+        let sql =
+            "SELECT (SELECT bool_and(rolcanlogin) FROM pg_roles WHERE rolname = ANY (ARRAY[$1 || '__r', $1 || '__a'])),
+            (SELECT count(*) FROM pg_stat_activity WHERE datname = $1)";
+        let row = judge.query_one(sql, &[&database.as_str()]).await.unwrap();
+        let (logins, sessions): (bool, i64) = (row.get(0), row.get(1));
+        assert_eq!((logins, sessions > 0), (is_open, is_open), "{sessions} sessions in {database}");
+    }
+
     /// Succeeded with the right data, or failed as if it had never begun.
     pub async fn verify(&self, subject: &str, operation: &Operation) {
         let (client, succeeded) = (self.client(), operation.state() == OperationState::Succeeded);
@@ -248,12 +291,16 @@ impl Scenario {
                 assert_eq!(client.sql(subject, "SELECT count(*) FROM things").await, "20");
             }
             Kind::RestoreAsNew | Kind::RestoreAsNewRefused => {
+                // Who has just woken may not have heard yet that it is in service.
+                until("the tenant is served", async || client.execute(subject, DIGEST).await.ok()).await;
                 assert_eq!(client.sql(subject, DIGEST).await, self.digests[&self.tenants[0]]);
             }
             Kind::RestoreInPlace | Kind::RestoreInPlaceRefused => {
                 let restored = client.sql(subject, DIGEST).await == self.digests[subject];
                 assert_eq!(restored, succeeded, "{operation:#?}");
             }
+            Kind::Suspend => self.verify_gate(subject, !succeeded).await,
+            Kind::Resume => self.verify_gate(subject, succeeded).await,
             Kind::Backup | Kind::BackupRefused if succeeded => {
                 let backup_id = result_text(operation, "backup_id");
                 client.backups().verify_backup(VerifyBackupRequest { backup_id }).await.unwrap();

@@ -237,3 +237,16 @@ async fn a_table_that_becomes_a_view_is_looked_at_at_once() {
     }
     rooms.finish().await;
 }
+
+#[tokio::test]
+async fn a_database_that_does_not_say_what_its_names_stand_for_keeps_its_guards() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let acme = made(&rooms, "acme", &[VIEW]).await;
+    let judge = rooms.fleet.judge(&acme.database).await;
+    judge.batch_execute("REVOKE SELECT ON pg_catalog.pg_constraint FROM PUBLIC").await.unwrap();
+    for _ in 0..105 {
+        ask(&rooms, &acme, "SELECT * FROM left_by_view").await.unwrap();
+    }
+    assert_eq!(only(&ask(&rooms, &acme, STATE).await.unwrap()), text(CLEAN));
+    rooms.finish().await;
+}
