@@ -257,8 +257,9 @@ impl Engine {
                 continue;
             }
             let ordinal = ordinal_of(ordinal);
-            self.parts.catalog.step_begin(run.id(), run.fence(), ordinal).await?;
+            // Said first: who is stopped before he hears that it is begun gives it back as well.
             *driver.begun() = Some(ordinal);
+            self.parts.catalog.step_begin(run.id(), run.fence(), ordinal).await?;
             run.is_repeated = row.is_some_and(|row| row.state != StepState::Pending);
             self.announce(run.id());
             if row.is_some_and(|row| row.attempts >= STEP_ATTEMPTS_MAX) {

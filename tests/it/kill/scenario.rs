@@ -277,10 +277,11 @@ impl Scenario {
         let judge = self.fleet.judge("postgres").await;
         let sql =
             "SELECT (SELECT bool_and(rolcanlogin) FROM pg_roles WHERE rolname = ANY (ARRAY[$1 || '__r', $1 || '__a'])),
-            (SELECT count(*) FROM pg_stat_activity WHERE datname = $1)";
+            ARRAY(SELECT concat_ws(' ', usename, application_name, state, query) FROM pg_stat_activity
+                WHERE datname = $1 AND backend_type = 'client backend')";
         let row = judge.query_one(sql, &[&database.as_str()]).await.unwrap();
-        let (logins, sessions): (bool, i64) = (row.get(0), row.get(1));
-        assert_eq!((logins, sessions > 0), (is_open, is_open), "{sessions} sessions in {database}");
+        let (logins, sessions): (bool, Vec<String>) = (row.get(0), row.get(1));
+        assert_eq!((logins, !sessions.is_empty()), (is_open, is_open), "in {database}: {sessions:?}");
     }
 
     /// Succeeded with the right data, or failed as if it had never begun.
