@@ -36,7 +36,11 @@ impl Router {
                 Gate::Open => None,
             });
             let tokens = place.cancel_tokens(tenant);
-            let cancels = join_all(tokens.iter().map(|token| server.cancel_query(token)));
+            let cancels = join_all(tokens.iter().map(|token| async move {
+                if let Err(error) = server.cancel_query(token).await {
+                    tracing::debug!(%error, "a statement could not be cancelled; its session is ended next");
+                }
+            }));
             // What is not cancelled by then, and whoever holds a lease longer, loses its session below.
             let _in_time = timeout(CANCEL_WAIT_MAX, async { tokio::join!(cancels, leases.none()) }).await;
         }

@@ -21,8 +21,8 @@
 //! A daemon that comes needs a connection before it has a share. For this [`crate::domain::share::KEPT`] connections of
 //! each server are in nobody's share. However many come at the same moment, one after the other goes through the door, a
 //! lock on the catalog's server, and keeps it until its share has what it needs; the others look in from time to time,
-//! with one connection, and have none in between. A daemon without a name is taken to be the only one: it needs no anchor and has
-//! the whole budget, and is refused beside any other daemon, as those with names are beside it.
+//! with one connection, and have none in between. A daemon without a name is taken to be the only one: it needs no anchor
+//! and has the whole budget, and is refused beside any other daemon, as those with names are beside it.
 
 mod keeper;
 
