@@ -1,6 +1,7 @@
 //! Whether the auth database answers: told once when it stops and once when it begins again. While it is away one
 //! caller a second tries it; the others do not wait for it.
 
+use std::fmt::Display;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -33,18 +34,23 @@ impl Outage {
         if !self.state().may_ask(Instant::now()) {
             return Err(Error::Away);
         }
-        let answer = match timeout(time_max, question).await {
-            Ok(answer) => answer.map_err(Into::into),
-            Err(_elapsed) => Err(Error::Away),
-        };
-        match &answer {
-            Err(error) if error.is_away() => self.away(error),
-            _ => self.back(),
+        match timeout(time_max, question).await.map(|answer| answer.map_err(Into::into)) {
+            Ok(Err(error)) if error.is_away() => {
+                self.away(&error);
+                Err(error)
+            }
+            Ok(answer) => {
+                self.back();
+                answer
+            }
+            Err(_elapsed) => {
+                self.away(&format_args!("no answer within {} s", time_max.as_secs()));
+                Err(Error::Away)
+            }
         }
-        answer
     }
 
-    fn away(&self, error: &Error) {
+    fn away(&self, error: &dyn Display) {
         if self.state().away(Instant::now()) {
             tracing::warn!(%error, "the auth database does not answer: callers that are known go on, others are sent away");
         }

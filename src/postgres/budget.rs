@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::futures::Notified;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 
 use super::errors::Error;
@@ -31,8 +31,8 @@ pub struct Budget {
     is_owed: Arc<AtomicBool>,
     /// Rung when other numbers count.
     resized: Arc<Notify>,
-    /// Who waits for a place within the reserve, while all of it is in use.
-    pressing: Arc<AtomicUsize>,
+    /// Who waits for a place that is not the tenants', while all are in use.
+    pressing: Arc<Pressure>,
 }
 
 /// What a budget's numbers follow from.
@@ -163,8 +163,12 @@ impl Budget {
     pub async fn acquire(&self, lane: Lane, deadline: Instant) -> Result<Permit, Error> {
         let mut held = Vec::with_capacity(self.levels.len());
         for level in &self.levels[lane.level()..] {
+            if let Some(place) = level.try_acquire() {
+                held.push(place);
+                continue;
+            }
             let is_whole = Arc::ptr_eq(level, &self.levels[3]);
-            let _pressing = (is_whole && lane.is_reserved()).then(|| Pressing::new(&self.pressing));
+            let _pressing = (is_whole && lane != Lane::Tenant).then(|| Pressing::new(&self.pressing));
             match timeout_at(deadline, level.acquire()).await {
                 Ok(Some(place)) => held.push(place),
                 Ok(None) | Err(_) => return Err(self.exhausted(lane)),
@@ -174,9 +178,14 @@ impl Budget {
         if self.is_fenced() { Err(self.uncertain()) } else { Ok(Permit { lane, _held: held }) }
     }
 
-    /// Whether administration, a migration or a backup waits for what others may keep without need.
+    /// Whether somebody waits for what others may keep without need: the catalog, administration, a migration, a backup.
     pub fn is_pressed(&self) -> bool {
-        self.pressing.load(Ordering::Relaxed) > 0
+        self.pressing.waiting.load(Ordering::SeqCst) > 0
+    }
+
+    /// Changes whenever somebody begins to press.
+    pub fn pressure(&self) -> watch::Receiver<()> {
+        self.pressing.begun.subscribe()
     }
 
     /// A free connection, if there is one at this moment.
@@ -222,19 +231,26 @@ impl Budget {
     }
 }
 
-/// Somebody who waits within the reserve.
-struct Pressing(Arc<AtomicUsize>);
+#[derive(Debug, Default)]
+struct Pressure {
+    waiting: AtomicUsize,
+    begun: watch::Sender<()>,
+}
+
+/// Somebody who waits.
+struct Pressing(Arc<Pressure>);
 
 impl Pressing {
-    fn new(pressing: &Arc<AtomicUsize>) -> Self {
-        pressing.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(pressing))
+    fn new(pressure: &Arc<Pressure>) -> Self {
+        pressure.waiting.fetch_add(1, Ordering::SeqCst);
+        pressure.begun.send_replace(());
+        Self(Arc::clone(pressure))
     }
 }
 
 impl Drop for Pressing {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

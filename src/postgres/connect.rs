@@ -179,7 +179,11 @@ impl Server {
             Some(permit) => permit,
             None => self.budget_of(request.lane).acquire(request.lane, request.deadline).await?,
         };
-        let opening = self.pass(self.opening(), request).await?;
+        let opening = match request.lane {
+            // Whatever others connect to may hang, and nobody is let in without these.
+            Lane::Catalog | Lane::Share => None,
+            _ => Some(self.pass(self.opening(), request).await?),
+        };
         self.fence_pass(request)?;
         let (answer, answered) = oneshot::channel();
         // The gates go with the task: a caller that gives up does not let another connect begin before its own ended.

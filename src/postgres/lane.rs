@@ -21,11 +21,6 @@ impl Lane {
     pub const ALL: [Self; 6] =
         [Self::Tenant, Self::Catalog, Self::Administration, Self::Migration, Self::Backup, Self::Share];
 
-    /// Whether the reserve is for it, beside the catalog.
-    pub(super) fn is_reserved(self) -> bool {
-        matches!(self, Self::Administration | Self::Migration | Self::Backup)
-    }
-
     /// The narrowest of the nested limits that the lane is under.
     pub(super) fn level(self) -> usize {
         match self {

@@ -39,7 +39,7 @@ struct Inner {
     /// Per lane, taken before the permit: a storm of callers does not queue for permits all at once. One per lane, so
     /// that tenants who wait for a permit do not stand in the catalog's way.
     gates: [Arc<Semaphore>; Lane::ALL.len()],
-    /// Over all lanes, held while a session is being opened.
+    /// Over all lanes but the catalog's and the share's, held while a session is being opened.
     opening: Arc<Semaphore>,
     maintenance_database: DatabaseName,
 }
@@ -164,7 +164,7 @@ impl Server {
         &self.0.gates[lane as usize]
     }
 
-    /// How many sessions may be opened at the same moment, over all lanes.
+    /// How many sessions may be opened at the same moment, over all lanes but the catalog's and the share's.
     pub(super) fn opening(&self) -> &Arc<Semaphore> {
         &self.0.opening
     }

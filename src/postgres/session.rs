@@ -27,9 +27,10 @@ use crate::shutdown::Tasks;
 
 /// How long a backend may take to go away after its session has ended, before its permit is given out regardless.
 const BACKEND_END_MAX: Duration = Duration::from_secs(30);
-/// A statement that is still running so long after its caller went away is cancelled, and then again and again.
+/// A statement that is still running so long after its caller went away is cancelled, and then again and again, as a
+/// backend that has not read the statement yet ignores that: each time after three times as long.
 const CANCEL_DELAY: Duration = Duration::from_millis(20);
-const CANCEL_INTERVAL: Duration = Duration::from_secs(5);
+const CANCEL_INTERVAL_MAX: Duration = Duration::from_secs(5);
 /// How long sessions may outlive the daemon's last word.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
 /// Notifications that a slow listener may be behind; at more, its session ends, and it has to read everything anew.
@@ -154,12 +155,11 @@ impl Order {
         };
         let abandoned = async {
             gone.cancelled().await;
-            sleep(CANCEL_DELAY).await;
-            loop {
+            for pause in cancel_pauses() {
+                sleep(pause).await;
                 if let Err(error) = self.server.cancel_query(cancel).await {
                     tracing::debug!(server = self.server.name(), %error, "an abandoned statement could not be cancelled");
                 }
-                sleep(CANCEL_INTERVAL).await;
             }
         };
         tokio::select! {
@@ -189,6 +189,11 @@ impl Order {
     }
 }
 
+/// What is waited before each cancel request, without end.
+fn cancel_pauses() -> impl Iterator<Item = Duration> {
+    std::iter::successors(Some(CANCEL_DELAY), |pause| Some((*pause * 3).min(CANCEL_INTERVAL_MAX)))
+}
+
 /// Resolves when the daemon has gone down and nobody should need a session any more.
 pub(super) async fn down_for_good(tasks: &Tasks) {
     tasks.token().cancelled().await;
@@ -198,4 +203,15 @@ pub(super) async fn down_for_good(tasks: &Tasks) {
 /// A caller that has gone drops the client, and with it the session.
 fn reply(answer: Answer, result: Result<Opened, Error>) {
     drop(answer.send(result));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_statement_is_cancelled_soon_and_often_at_first_and_never_given_up() {
+        let milliseconds: Vec<u128> = cancel_pauses().map(|pause| pause.as_millis()).take(8).collect();
+        assert_eq!(milliseconds, [20, 60, 180, 540, 1620, 4860, 5000, 5000]);
+    }
 }

@@ -1,16 +1,17 @@
 //! A small pool of sessions on one of the daemon's own databases, and transactions on them. Must not know any table.
 //!
 //! A session that was dropped in the middle of a statement (its future was cancelled) is closed instead of being given
-//! to the next caller; a transaction that was not committed is rolled back, however it ended. A session that comes back
-//! while somebody waits for its place is closed as well: pools are kept warm by all callers, and never idle for long.
+//! to the next caller; a transaction that was not committed is rolled back, however it ended. While somebody waits for a
+//! place, sessions that nobody uses are closed, and so are those that come back: several pools share what the tenants
+//! leave, and one that was busy for a moment keeps none of the others waiting.
 
 use std::time::Duration;
 
 use deadpool::Runtime;
-use deadpool::managed::{self, Metrics, Object, Pool, PoolError, QueueMode, RecycleError, RecycleResult};
+use deadpool::managed::{self, Metrics, Object, Pool, PoolError, QueueMode, RecycleError, RecycleResult, WeakPool};
 use futures_util::FutureExt as _;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tokio_postgres::{Client, Notification};
 
 use super::connect::{ConnectRequest, Connection, SessionOptions};
@@ -33,6 +34,8 @@ const SHARE_IDLE_MAX: Duration = Duration::from_secs(5);
 
 /// A session that nobody has used for so long is closed: the budget's reserved part belongs to others as well.
 const IDLE_MAX: Duration = Duration::from_secs(30);
+/// One that came back in the moment in which somebody began to wait is idle without having heard of it.
+const PRESSED_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A cheap handle on the pool.
 #[derive(Debug, Clone)]
@@ -121,6 +124,23 @@ impl managed::Manager for Opener {
     }
 }
 
+/// Closes what is idle whenever somebody waits for a place.
+async fn give_way(server: Server, pool: WeakPool<Opener>) {
+    let (budget, mut pressure) = (server.budget(), server.budget().pressure());
+    loop {
+        tokio::select! {
+            () = server.tasks().token().cancelled() => return,
+            changed = pressure.changed() => if changed.is_err() { return },
+        }
+        while budget.is_pressed() {
+            // Nothing more is known of it when nobody has the pool any more.
+            let Some(pool) = pool.upgrade() else { return };
+            drop(pool.retain(|_session, _metrics| false));
+            sleep(PRESSED_INTERVAL).await;
+        }
+    }
+}
+
 impl Sessions {
     /// At most `sessions_max` sessions, opened when they are needed; `purpose` is part of their name.
     pub fn new(server: &Server, database: &DatabaseName, purpose: &str, sessions_max: usize) -> Result<Self, Error> {
@@ -145,6 +165,7 @@ impl Sessions {
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|error| Error::Pool(error.to_string()))?;
+        server.tasks().spawn("idle sessions", give_way(server.clone(), pool.weak()));
         Ok(Self { pool })
     }
 

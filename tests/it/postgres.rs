@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use tenantd::accounts::Accounts;
 use tenantd::config::RoleLogin;
 use tenantd::domain::tenant::{
     DatabaseName, RoleName, TenantCode, TenantId, TenantRole, database_replaced, database_under_construction,
@@ -382,6 +383,71 @@ async fn administration_gets_its_place_although_the_catalog_is_in_use_all_the_ti
     // The reserve has a place for both.
     catalog.position().await.unwrap();
     drop((admin, tenants));
+    fleet.finish().await;
+}
+
+#[tokio::test]
+async fn the_auth_database_gets_its_place_although_idle_sessions_on_the_shared_one_fill_the_reserve() {
+    let spec = Spec::default().setting("[[servers]]", "connections_max", "10");
+    let fleet = Fleet::new(spec.setting("[[servers]]", "connections_reserved", "4")).await;
+    let tasks = fleet.tasks();
+    let server = fleet.server(&tasks);
+    let catalog = fleet.catalog(&server).await;
+    let accounts = Accounts::new(&server, &fleet.naming.auth_database()).unwrap();
+    let tenants: Vec<_> = std::iter::from_fn(|| server.budget().try_acquire(Lane::Tenant)).collect();
+    assert_eq!(tenants.len(), 6);
+    let mut transactions = Vec::new();
+    while server.budget().in_use() < 10 {
+        transactions.push(catalog.begin().await.unwrap());
+    }
+    let kept = transactions.pop();
+    drop(transactions);
+    assert_eq!(server.budget().in_use(), 10, "three of the sessions are idle");
+    // Nobody uses the others, so that none of them comes back.
+    accounts.migrate().await.unwrap();
+    assert_eq!(server.budget().in_use(), 8);
+    drop((kept, tenants));
+    fleet.finish().await;
+}
+
+#[tokio::test]
+async fn databases_that_let_nobody_in_keep_nobody_from_the_catalog() {
+    let spec = Spec::default().setting("[[servers]]", "connects_parallel_max", "2");
+    let fleet = Fleet::new(spec).await;
+    let tasks = fleet.tasks();
+    let server = fleet.server(&tasks);
+    let acme = Tenant::create(&fleet, &server, "acme").await;
+    let judge = fleet.judge("postgres").await;
+    // Whoever logs in waits for the end of this transaction.
+    let rename = format!("BEGIN; ALTER DATABASE \"{}\" RENAME TO \"{}_never\"", acme.database, acme.database);
+    until("nobody is in the database", async || match judge.batch_execute(&rename).await {
+        Ok(()) => Some(()),
+        Err(_still_there) => {
+            judge.batch_execute("ROLLBACK").await.unwrap();
+            None
+        }
+    })
+    .await;
+    let login = acme.login(TenantRole::LOGINS[0]);
+    let (first, second) = (request(&login, &acme.database), request(&login, &acme.database));
+    let logging_in = async {
+        let answers = tokio::join!(server.connect(&first), server.connect(&second));
+        panic!("they do not wait any more: {answers:?}");
+    };
+    let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND classid = 'pg_database'::regclass
+        AND objid = (SELECT oid FROM pg_database WHERE datname = $1)";
+    let both_wait = until("both wait", async || {
+        (judge.query_one(waiting, &[&format!("{}_never", acme.database)]).await.unwrap().get::<_, i64>(0) == 2)
+            .then_some(())
+    });
+    tokio::select! {
+        () = logging_in => {}
+        () = async {
+            both_wait.await;
+            fleet.catalog(&server).await.position().await.unwrap();
+        } => {}
+    }
+    judge.batch_execute("ROLLBACK").await.unwrap();
     fleet.finish().await;
 }
 

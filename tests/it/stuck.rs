@@ -307,7 +307,12 @@ async fn a_suspension_that_is_given_up_is_repaired_by_resuming() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn daemons_that_stop_in_a_step_say_nothing_against_it() {
     let fleet = Fleet::new(Spec::default()).await;
-    fleet.migration("V2__slow.sql", "SELECT pg_sleep(3);\n");
+    // It ends when the test says so.
+    let role = format!("{}_go", fleet.naming.prefix());
+    let body = format!(
+        "BEGIN WHILE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}') LOOP PERFORM pg_sleep(0.05); END LOOP; END"
+    );
+    fleet.migration("V2__slow.sql", &format!("DO $$ {body} $$;\n"));
     let mut daemon = fleet.spawn();
     let operation = daemon.client.tenant_create(Uuid::new_v4(), "acme").await.unwrap();
     for _ in 0..6 {
@@ -320,7 +325,10 @@ async fn daemons_that_stop_in_a_step_say_nothing_against_it() {
         daemon.terminate().await;
         daemon = fleet.spawn();
     }
+    let judge = fleet.judge("postgres").await;
+    judge.batch_execute(&format!("CREATE ROLE {role}")).await.unwrap();
     let ended = daemon.client.succeeded(&operation).await;
+    judge.batch_execute(&format!("DROP ROLE {role}")).await.unwrap();
     assert!(ended.steps.iter().all(|step| step.attempts == 1), "{ended:#?}");
     daemon.terminate().await;
     fleet.finish().await;
