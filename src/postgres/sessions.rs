@@ -125,8 +125,9 @@ impl managed::Manager for Opener {
 }
 
 /// Closes what is idle whenever somebody waits for a place.
-async fn give_way(server: Server, pool: WeakPool<Opener>) {
-    let (budget, mut pressure) = (server.budget(), server.budget().pressure());
+async fn give_way(server: Server, lane: Lane, pool: WeakPool<Opener>) {
+    let budget = server.budget_of(lane);
+    let mut pressure = budget.pressure();
     loop {
         tokio::select! {
             () = server.tasks().token().cancelled() => return,
@@ -165,7 +166,7 @@ impl Sessions {
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|error| Error::Pool(error.to_string()))?;
-        server.tasks().spawn("idle sessions", give_way(server.clone(), pool.weak()));
+        server.tasks().spawn("idle sessions", give_way(server.clone(), lane, pool.weak()));
         Ok(Self { pool })
     }
 
@@ -248,7 +249,10 @@ impl Run for Session {
 impl Drop for Session {
     fn drop(&mut self) {
         let is_wanted = |object: &Object<Opener>| {
-            Object::pool(object).is_some_and(|pool| pool.manager().server.budget().is_pressed())
+            Object::pool(object).is_some_and(|pool| {
+                let Opener { server, lane, .. } = pool.manager();
+                server.budget_of(*lane).is_pressed()
+            })
         };
         if let Some(object) = self.object.take_if(|object| self.flags.is_busy() || is_wanted(object)) {
             drop(Object::take(object));
