@@ -23,9 +23,10 @@ use crate::domain::share::InstanceName;
 use crate::domain::tenant::{DatabaseName, Naming, TenantRole};
 
 /// How often the server is asked, and how long it may take to answer before the session counts as lost: together less
-/// than the server takes, by [`super::connect::KEEPALIVE`], to find that the daemon is lost.
-const ASK_INTERVAL: Duration = Duration::from_secs(3);
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// than the server takes, by [`super::connect::KEEPALIVE`], to find that the daemon is lost, and less than others wait
+/// before they take over, as the server may have been restarted meanwhile.
+const ASK_INTERVAL: Duration = Duration::from_secs(2);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(7);
 /// What these sessions are for, in their names.
 const PURPOSE: &str = "share";
 const LOCK_PURPOSE: &str = "tenantd share";

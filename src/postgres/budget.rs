@@ -26,7 +26,7 @@ pub struct Budget {
     /// takes them in this order, so nobody waits in a circle.
     levels: Arc<[Arc<Level>; 4]>,
     terms: Arc<Mutex<Terms>>,
-    is_fenced: Arc<AtomicBool>,
+    is_fenced: watch::Sender<bool>,
     /// Whether a smaller number has taken places away that are still in use: looked at whenever a connection comes back.
     is_owed: Arc<AtomicBool>,
     /// Rung when other numbers count.
@@ -74,7 +74,7 @@ impl Budget {
             server: server.into(),
             levels: Arc::new(terms.sizes().map(|size| Arc::new(Level::new(size)))),
             terms: Arc::new(Mutex::new(terms)),
-            is_fenced: Arc::default(),
+            is_fenced: watch::Sender::default(),
             is_owed: Arc::default(),
             resized: Arc::default(),
             pressing: Arc::default(),
@@ -120,11 +120,18 @@ impl Budget {
 
     /// Whether nothing new may be opened.
     pub fn fence(&self, yes: bool) {
-        self.is_fenced.store(yes, Ordering::SeqCst);
+        self.is_fenced.send_replace(yes);
     }
 
     pub fn is_fenced(&self) -> bool {
-        self.is_fenced.load(Ordering::SeqCst)
+        *self.is_fenced.borrow()
+    }
+
+    /// Resolves when nothing new may be opened.
+    pub(super) async fn fenced(&self) {
+        let mut fence = self.is_fenced.subscribe();
+        // The sender is our own.
+        let _fenced = fence.wait_for(|is_fenced| *is_fenced).await;
     }
 
     /// How many connections are still to be closed, because less counts than is in use.

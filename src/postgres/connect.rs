@@ -228,7 +228,7 @@ impl ConnectRequest<'_> {
             role: self.login.role.to_string(),
             database: self.database.clone(),
             deadline: self.deadline,
-            is_utf8_only: self.lane == Lane::Tenant,
+            lane: self.lane,
         }
     }
 }

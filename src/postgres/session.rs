@@ -4,7 +4,7 @@
 //! A caller that goes away in the middle of a statement leaves nothing behind: the statement is cancelled on the
 //! server, and the permit is free when the backend is.
 
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +19,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::budget::Permit;
 use super::errors::Error;
+use super::lane::Lane;
 use super::server::Server;
 use super::socket::{self, Lent, lend};
 use super::tls::Tls;
@@ -63,8 +64,7 @@ pub(super) struct Order {
     pub(super) role: String,
     pub(super) database: DatabaseName,
     pub(super) deadline: Instant,
-    /// The session ends when texts travel in another encoding: its user reads and writes UTF-8 only.
-    pub(super) is_utf8_only: bool,
+    pub(super) lane: Lane,
 }
 
 impl Order {
@@ -84,13 +84,13 @@ impl Order {
         T::Stream: TlsStream,
     {
         let place = self.server.config();
-        let socket = match timeout_at(self.deadline, socket::open(&place.host, place.port)).await {
+        let socket = match self.in_time(socket::open(&place.host, place.port)).await {
             Ok(Ok(socket)) => socket,
             Ok(Err(cause)) => return reply(answer, Err(self.unreachable(cause))),
-            Err(_elapsed) => return reply(answer, Err(self.too_slow())),
+            Err(error) => return reply(answer, Err(error)),
         };
         let (lent, returned) = lend(socket);
-        let opened = timeout_at(self.deadline, self.config.connect_raw(lent, tls)).await;
+        let opened = self.in_time(self.config.connect_raw(lent, tls)).await;
         drop(gates);
         match opened {
             Ok(Ok((client, connection))) => {
@@ -102,7 +102,7 @@ impl Order {
                 self.drive(connection, &sender, &gone, &cancel, &encoding).await;
             }
             Ok(Err(cause)) => reply(answer, Err(self.refused(cause))),
-            Err(_elapsed) => reply(answer, Err(self.too_slow())),
+            Err(error) => reply(answer, Err(error)),
         }
         // The connection was dropped by now, whatever became of it, so the socket is back.
         if let Ok(socket) = returned.await
@@ -113,6 +113,22 @@ impl Order {
                 database = %self.database,
                 "a backend is still there {BACKEND_END_MAX:?} after its session ended; its place in the budget is given out again"
             );
+        }
+    }
+
+    /// Waits for a part of the opening, until the deadline or until nothing may be opened any more.
+    async fn in_time<T>(&self, part: impl Future<Output = T>) -> Result<T, Error> {
+        let fenced = async {
+            match self.lane {
+                // Without these the daemon is not let in again.
+                Lane::Share => pending().await,
+                _ => self.server.budget().fenced().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            done = timeout_at(self.deadline, part) => done.map_err(|_elapsed| self.too_slow()),
+            () = fenced => Err(self.server.budget().uncertain()),
         }
     }
 
@@ -128,12 +144,14 @@ impl Order {
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
         T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
     {
+        // Their users read and write UTF-8 only.
+        let is_utf8_only = self.lane == Lane::Tenant;
         let session = async {
             loop {
                 let message = poll_fn(|cx| {
                     let message = connection.poll_message(cx);
                     let is_foreign = || connection.parameter("client_encoding").is_some_and(|name| name != "UTF8");
-                    if self.is_utf8_only && is_foreign() {
+                    if is_utf8_only && is_foreign() {
                         // Before its user hears that it is over.
                         encoding.0.store(true, Ordering::Release);
                         return Poll::Ready(None);

@@ -8,10 +8,10 @@
 //!
 //! - *A share in force stays in force while its anchor lives*, whatever becomes of the catalog. While the catalog is
 //!   away nobody can give or take, and everybody works with what it has: tenants go on.
-//! - *A daemon without its anchor is fenced:* it begins no connect until it has a new anchor and has written that into
-//!   its row. What it has open, it may use: that counts against its share, and ends before the share is another's.
-//! - *Taking over* is: find a lock free for `take_over_after`, by when every connect that had begun before its daemon was
-//!   fenced is over; seize the lock, so that only one does the following; end the daemon's sessions on the server until
+//! - *A daemon without its anchor is fenced:* it begins no connect, and gives up those that it has begun, until it has a
+//!   new anchor and has written that into its row. What it has open, it may use: that counts against its share, and ends before the share is another's.
+//! - *Taking over* is: find a lock free for `take_over_after`, by when its daemon has found that the server does not
+//!   answer any more, and is fenced; seize the lock, so that only one does the following; end the daemon's sessions on the server until
 //!   it has none; and only then remove the row, provided that it still names the anchor that was seized. A daemon that
 //!   came back before that has written another anchor, and keeps its row; one that comes back later finds none, and
 //!   begins as a newcomer. There is no moment in which both may open connections.

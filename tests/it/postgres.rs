@@ -411,7 +411,7 @@ async fn the_auth_database_gets_its_place_although_idle_sessions_on_the_shared_o
 }
 
 #[tokio::test]
-async fn databases_that_let_nobody_in_keep_nobody_from_the_catalog() {
+async fn logins_that_hang_keep_nobody_from_the_catalog_and_end_when_nothing_may_be_opened() {
     let spec = Spec::default().setting("[[servers]]", "connects_parallel_max", "2");
     let fleet = Fleet::new(spec).await;
     let tasks = fleet.tasks();
@@ -430,22 +430,22 @@ async fn databases_that_let_nobody_in_keep_nobody_from_the_catalog() {
     .await;
     let login = acme.login(TenantRole::LOGINS[0]);
     let (first, second) = (request(&login, &acme.database), request(&login, &acme.database));
-    let logging_in = async {
-        let answers = tokio::join!(server.connect(&first), server.connect(&second));
-        panic!("they do not wait any more: {answers:?}");
-    };
+    let logging_in = async { tokio::join!(server.connect(&first), server.connect(&second)) };
     let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND classid = 'pg_database'::regclass
         AND objid = (SELECT oid FROM pg_database WHERE datname = $1)";
-    let both_wait = until("both wait", async || {
-        (judge.query_one(waiting, &[&format!("{}_never", acme.database)]).await.unwrap().get::<_, i64>(0) == 2)
-            .then_some(())
-    });
-    tokio::select! {
-        () = logging_in => {}
-        () = async {
-            both_wait.await;
-            fleet.catalog(&server).await.position().await.unwrap();
-        } => {}
+    let meanwhile = async {
+        until("both wait", async || {
+            (judge.query_one(waiting, &[&format!("{}_never", acme.database)]).await.unwrap().get::<_, i64>(0) == 2)
+                .then_some(())
+        })
+        .await;
+        fleet.catalog(&server).await.position().await.unwrap();
+        // Nor do they go on once the daemon may open nothing more.
+        server.budget().fence(true);
+    };
+    let ((one, other), ()) = tokio::join!(logging_in, meanwhile);
+    for answer in [one, other] {
+        assert!(matches!(answer, Err(Error::ShareUncertain { .. })), "{answer:?}");
     }
     judge.batch_execute("ROLLBACK").await.unwrap();
     fleet.finish().await;

@@ -29,7 +29,8 @@ async fn backends(fleet: &Fleet, named: &str) -> Vec<i32> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_daemon_that_no_longer_reaches_its_server_does_no_harm_when_it_does_again() {
-    let fleet = Fleet::new(spec()).await;
+    // Longer than the parted daemon takes to find that the server does not answer.
+    let fleet = Fleet::new(spec().setting("[shares]", "take_over_after", "\"15s\"")).await;
     for part in [
         "shared database",
         "auth database",
