@@ -39,11 +39,15 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
         if self.starving == 0 {
             return false;
         }
-        let other = self.turns.iter().filter(|other| *other != id).filter_map(|other| self.parties.get(&other));
-        let other = other
-            .filter(|other| other.ready_at(false).is_none_or(|at| at <= now))
-            .map(|other| (other.connections.len() + other.connecting, u64::from(other.share.weight)));
-        let other = other.take(1).next();
+        let others = || {
+            let others = self.turns.iter().filter(|other| *other != id).filter_map(|other| self.parties.get(&other));
+            others
+                .filter(|other| other.ready_at(false).is_none_or(|at| at <= now))
+                .map(|other| (other.connections.len() + other.connecting, u64::from(other.share.weight)))
+        };
+        // Whoever has none counts before those who want more, whose turn it may be: among themselves they may give
+        // nothing up for ever, and then nobody has another turn. No more of them than there are connections are passed.
+        let other = others().find(|(theirs, _)| *theirs == 0).or_else(|| others().next());
         let Some(party) = self.parties.get_mut(&id) else { return false };
         let Some((theirs, their_weight)) = other.filter(|_| !party.waiting.is_empty()) else {
             party.hands_on_since = None;

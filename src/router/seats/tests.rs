@@ -268,6 +268,39 @@ fn who_holds_more_than_its_share_gives_way() {
 }
 
 #[test]
+fn who_has_none_gets_its_turn_behind_tenants_that_hold_equally_many_and_want_more() {
+    let mut scene = Scene::new();
+    let (one, other) = (scene.tenant("one", SHARE), scene.tenant("other", SHARE));
+    let mut held = [one, one, other, other].map(|id| (id, scene.connected(id)));
+    for caller in 0..3 {
+        scene.waits(one, caller);
+        scene.waits(other, caller);
+    }
+    scene.floor.starves(true);
+    let quiet = scene.tenant("quiet", SHARE);
+    scene.waits(quiet, 9);
+    for round in 0.. {
+        // Nobody's callers have just come.
+        scene.pass(GROW_WAIT);
+        assert!(round < 10, "its turn never came");
+        let (id, connection) = held[round % held.len()];
+        let given = scene.floor.give(id, connection, scene.now);
+        if given != Give::Close {
+            scene.waits(id, 4);
+            continue;
+        }
+        let Next::Connect(next, _) = scene.floor.next(scene.now, false) else { panic!("the place is nobody's") };
+        if next == quiet {
+            break;
+        }
+        held[round % held.len()] = (next, scene.floor.new_id());
+        let made = (scene.begun + LONG, ());
+        scene.floor.made(next, held[round % held.len()].1, made, scene.now);
+        scene.waits(next, 4);
+    }
+}
+
+#[test]
 fn who_weighs_more_may_hold_more() {
     let mut scene = Scene::new();
     let heavy = scene.tenant("heavy", Share { weight: 8, ..SHARE });

@@ -104,6 +104,34 @@ async fn a_thousand_slow_callers_do_not_starve_a_quiet_tenant() {
     Arc::into_inner(rooms).unwrap().finish().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_busy_tenants_that_hold_equally_many_do_not_starve_a_third_one() {
+    let rooms = Arc::new(Rooms::new(small_budget()).await);
+    let busy = [rooms.tenant("one").await, rooms.tenant("other").await];
+    let quiet = rooms.tenant("quiet").await;
+    let mut callers = JoinSet::new();
+    for number in 0..40 {
+        let (rooms, tenant) = (Arc::clone(&rooms), busy[number % 2].clone());
+        callers.spawn(async move {
+            loop {
+                let Ok(lease) = rooms.lease(&tenant).await else { return };
+                if lease.batch_execute("SELECT pg_sleep(0.05)").await.is_ok() {
+                    lease.release(Residue::Nothing);
+                }
+            }
+        });
+    }
+    until("each has half of the places", async || {
+        busy.iter().all(|tenant| rooms.router.pool(tenant.id).is_some_and(|pool| pool.leased == 3)).then_some(())
+    })
+    .await;
+    for _ in 0..3 {
+        assert_eq!(rooms.call(&quiet).await.unwrap(), quiet.database);
+    }
+    callers.shutdown().await;
+    Arc::into_inner(rooms).unwrap().finish().await;
+}
+
 #[tokio::test]
 async fn the_queue_of_a_tenant_has_a_bound() {
     let rooms = Rooms::new(Spec::default()).await;
