@@ -45,9 +45,15 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
                 .filter(|other| other.ready_at(false).is_none_or(|at| at <= now))
                 .map(|other| (other.connections.len() + other.connecting, u64::from(other.share.weight)))
         };
-        // Whoever has none counts before those who want more, whose turn it may be: among themselves they may give
-        // nothing up for ever, and then nobody has another turn. No more of them than there are connections are passed.
-        let other = others().find(|(theirs, _)| *theirs == 0).or_else(|| others().next());
+        // Whoever has none, or least for its weight, whosever turn it is: those who want more and hold equally many
+        // might look at each other and give nothing up for ever, and then nobody has another turn. No more of them than
+        // there are connections are looked at.
+        let one_more = |&(theirs, weight): &(usize, u64)| (theirs as u64 + 1, weight);
+        let least = |a: &(usize, u64), b: &(usize, u64)| {
+            let ((a, a_weight), (b, b_weight)) = (one_more(a), one_more(b));
+            (a * b_weight).cmp(&(b * a_weight))
+        };
+        let other = others().find(|(theirs, _)| *theirs == 0).or_else(|| others().min_by(least));
         let Some(party) = self.parties.get_mut(&id) else { return false };
         let Some((theirs, their_weight)) = other.filter(|_| !party.waiting.is_empty()) else {
             party.hands_on_since = None;

@@ -267,37 +267,49 @@ fn who_holds_more_than_its_share_gives_way() {
     assert_eq!(scene.floor.party(busy).unwrap().waiting.len(), 1);
 }
 
+/// Gives connections back, one after the other, while everybody has callers that have waited for long: until it is this
+/// tenant's turn to have the place that somebody gave up.
+fn turn_comes(scene: &mut Scene, held: &mut [(PartyId, ConnectionId)], to: PartyId) -> bool {
+    for index in (0..held.len()).cycle().take(3 * held.len()) {
+        scene.pass(GROW_WAIT);
+        let holding = &mut held[index];
+        if scene.floor.give(holding.0, holding.1, scene.now) == Give::Close {
+            let Next::Connect(next, _) = scene.floor.next(scene.now, false) else { panic!("the place is nobody's") };
+            if next == to {
+                return true;
+            }
+            *holding = (next, scene.floor.new_id());
+            scene.floor.made(next, holding.1, (scene.begun + LONG, ()), scene.now);
+        }
+        scene.waits(holding.0, 4);
+    }
+    false
+}
+
 #[test]
 fn who_has_none_gets_its_turn_behind_tenants_that_hold_equally_many_and_want_more() {
     let mut scene = Scene::new();
     let (one, other) = (scene.tenant("one", SHARE), scene.tenant("other", SHARE));
     let mut held = [one, one, other, other].map(|id| (id, scene.connected(id)));
-    for caller in 0..3 {
-        scene.waits(one, caller);
-        scene.waits(other, caller);
+    for id in [one, other, one, other] {
+        scene.waits(id, 1);
     }
     scene.floor.starves(true);
     let quiet = scene.tenant("quiet", SHARE);
     scene.waits(quiet, 9);
-    for round in 0.. {
-        // Nobody's callers have just come.
-        scene.pass(GROW_WAIT);
-        assert!(round < 10, "its turn never came");
-        let (id, connection) = held[round % held.len()];
-        let given = scene.floor.give(id, connection, scene.now);
-        if given != Give::Close {
-            scene.waits(id, 4);
-            continue;
-        }
-        let Next::Connect(next, _) = scene.floor.next(scene.now, false) else { panic!("the place is nobody's") };
-        if next == quiet {
-            break;
-        }
-        held[round % held.len()] = (next, scene.floor.new_id());
-        let made = (scene.begun + LONG, ());
-        scene.floor.made(next, held[round % held.len()].1, made, scene.now);
-        scene.waits(next, 4);
+    assert!(turn_comes(&mut scene, &mut held, quiet));
+}
+
+#[test]
+fn who_has_least_gets_its_turn_behind_those_that_hold_more_and_want_more() {
+    let mut scene = Scene::new();
+    let [most, some, least] = ["most", "some", "least"].map(|name| scene.tenant(name, SHARE));
+    let mut held = [most, some, some, most, most, least].map(|id| (id, scene.connected(id)));
+    scene.floor.starves(true);
+    for id in [some, most, least, some, most, least] {
+        scene.waits(id, 1);
     }
+    assert!(turn_comes(&mut scene, &mut held, least));
 }
 
 #[test]
