@@ -21,9 +21,9 @@
 //!   for [`super::party::GROW_WAIT`], which the handing-on of its connections would have ended otherwise.
 //! - **Turns.** Tenants that want a place take turns by weight ([`super::queue`]), each turn one connection. Eviction
 //!   takes what idles, whatever it is worth, so nobody waits for ever for want of popularity.
-//! - **Giving way.** When nothing idles and somebody waits for a place, a tenant that holds more than its share by
-//!   weight gives up the next connection that comes back; one that holds its share hands it on to its own callers for
-//!   [`HAND_ON_MAX`] and then gives it up to who has none.
+//! - **Giving way.** When nothing idles and somebody waits for a place, a tenant that holds more by weight than the one
+//!   that has least gives up the next connection that comes back, whosever turn it is to have it; one that does not
+//!   hands it on to its own callers for [`HAND_ON_MAX`] and then gives it up if anybody has none.
 
 mod eviction;
 #[cfg(test)]
