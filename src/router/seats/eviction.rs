@@ -43,16 +43,13 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
             let others = self.turns.iter().filter(|other| *other != id).filter_map(|other| self.parties.get(&other));
             others
                 .filter(|other| other.ready_at(false).is_none_or(|at| at <= now))
-                .map(|other| (other.connections.len() + other.connecting, u64::from(other.share.weight)))
+                .map(|other| ((other.connections.len() + other.connecting) as u64, u64::from(other.share.weight)))
         };
         // Whoever has none, or least for its weight, whosever turn it is: those who want more and hold equally many
         // might look at each other and give nothing up for ever, and then nobody has another turn. No more of them than
         // there are connections are looked at.
-        let one_more = |&(theirs, weight): &(usize, u64)| (theirs as u64 + 1, weight);
-        let least = |a: &(usize, u64), b: &(usize, u64)| {
-            let ((a, a_weight), (b, b_weight)) = (one_more(a), one_more(b));
-            (a * b_weight).cmp(&(b * a_weight))
-        };
+        let least =
+            |(a, a_weight): &(u64, u64), (b, b_weight): &(u64, u64)| ((a + 1) * b_weight).cmp(&((b + 1) * a_weight));
         let other = others().find(|(theirs, _)| *theirs == 0).or_else(|| others().min_by(least));
         let Some(party) = self.parties.get_mut(&id) else { return false };
         let Some((theirs, their_weight)) = other.filter(|_| !party.waiting.is_empty()) else {
@@ -60,7 +57,7 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
             return false;
         };
         let (mine, weight) = (party.connections.len() as u64, u64::from(party.share.weight));
-        let over_share = mine * their_weight > (theirs as u64 + 1) * weight;
+        let over_share = mine * their_weight > (theirs + 1) * weight;
         let since = *party.hands_on_since.get_or_insert(now);
         let had_its_time = theirs == 0 && now.duration_since(since) >= HAND_ON_MAX;
         if over_share || had_its_time {
