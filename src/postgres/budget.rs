@@ -190,6 +190,12 @@ impl Budget {
         self.pressing.waiting.load(Ordering::SeqCst) > 0
     }
 
+    /// How many of those who press would get a place that comes back: none, while a smaller budget takes it.
+    pub fn pressing(&self) -> usize {
+        let is_owed = self.levels[3].sizing().owed > 0;
+        if is_owed { 0 } else { self.pressing.waiting.load(Ordering::SeqCst) }
+    }
+
     /// Changes whenever somebody begins to press.
     pub fn pressure(&self) -> watch::Receiver<()> {
         self.pressing.begun.subscribe()

@@ -124,7 +124,7 @@ impl managed::Manager for Opener {
     }
 }
 
-/// Closes what is idle whenever somebody waits for a place.
+/// Closes what is idle whenever somebody waits for a place that would come free by it.
 async fn give_way(server: Server, lane: Lane, pool: WeakPool<Opener>) {
     let budget = server.budget_of(lane);
     let mut pressure = budget.pressure();
@@ -136,7 +136,12 @@ async fn give_way(server: Server, lane: Lane, pool: WeakPool<Opener>) {
         while budget.is_pressed() {
             // Nothing more is known of it when nobody has the pool any more.
             let Some(pool) = pool.upgrade() else { return };
-            drop(pool.retain(|_session, _metrics| false));
+            let mut wanted = budget.pressing();
+            drop(pool.retain(|_session, _metrics| {
+                let is_kept = wanted == 0;
+                wanted = wanted.saturating_sub(1);
+                is_kept
+            }));
             sleep(PRESSED_INTERVAL).await;
         }
     }
@@ -251,7 +256,7 @@ impl Drop for Session {
         let is_wanted = |object: &Object<Opener>| {
             Object::pool(object).is_some_and(|pool| {
                 let Opener { server, lane, .. } = pool.manager();
-                server.budget_of(*lane).is_pressed()
+                server.budget_of(*lane).pressing() > 0
             })
         };
         if let Some(object) = self.object.take_if(|object| self.flags.is_busy() || is_wanted(object)) {

@@ -14,17 +14,20 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::error::Failure;
 use super::party::PartyId;
-use super::place::{Place, Slot};
+use super::place::{Floor, Place, Slot};
 use super::pool::{Given, PooledObject};
 use super::seats::Next;
 use super::slot::AT_ONCE;
 use crate::postgres::{self, Kind, Lane, Pass, Permit};
 use crate::shutdown::Tasks;
 
-/// When no place has come free for so long after an eviction, the backend is slow to go, and another goes as well.
+/// When no place has come free for so long after a connection was closed for it, the backend is slow to go, and another
+/// goes as well.
 const EVICT_AGAIN: Duration = Duration::from_millis(250);
 /// How long the budget's queue is waited in before looking again whether anybody still wants a connection.
 const BUDGET_WAIT_MAX: Duration = Duration::from_secs(5);
+/// After a connect that failed for a reason that is nobody's, its tenant's next begins so much later.
+const TRY_AGAIN: Duration = Duration::from_millis(100);
 /// Connects in a row that fail for a reason which may be theirs alone, until it is taken to be the server's.
 const DOUBTS_MAX: u32 = 3;
 
@@ -84,16 +87,22 @@ async fn wait_for_work(place: &Place) {
 async fn place_of_another(place: &Place) -> Option<Permit> {
     let _starving = Starving::new(place);
     let mut acquire = pin!(place.server.budget().acquire(Lane::Tenant, Instant::now() + BUDGET_WAIT_MAX));
-    let mut has_evicted = false;
     loop {
         let idled = place.idled.notified();
-        let is_due = matches!(place.is_due(false), Next::Connect(..));
-        has_evicted = has_evicted || (is_due && place.evict());
+        let due_at = match place.is_due(false) {
+            Next::Connect(..) => {
+                place.evict_for_starving();
+                None
+            }
+            Next::At(at) => Some(at),
+            Next::Nobody => None,
+        };
         tokio::select! {
             biased;
             permit = &mut acquire => return permit.ok(),
-            () = idled, if !has_evicted => {}
-            () = sleep(EVICT_AGAIN) => has_evicted = false,
+            () = idled => {}
+            () = async { sleep_until(due_at.unwrap_or_else(Instant::now)).await }, if due_at.is_some() => {}
+            () = sleep(EVICT_AGAIN) => place.change(Floor::starves_on),
         }
     }
 }
@@ -257,7 +266,9 @@ async fn failed(place: &Place, id: PartyId, slot: &Slot, mut failure: Failure) {
         }
         place.change(|floor| floor.failed(id, is_limit(&failure), Some(until)))
     } else {
-        place.change(|floor| floor.failed(id, false, None))
+        // Whoever waits for connections that come back need not hear of one more that could not be had.
+        let is_connect = matches!(failure, Failure::Connect(_));
+        place.change(|floor| floor.failed(id, is_connect, is_connect.then(|| now + TRY_AGAIN)))
     };
     for caller in told {
         let _gone = caller.send(Err(failure.clone()));

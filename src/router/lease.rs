@@ -119,7 +119,7 @@ impl Lease {
     pub fn came_with(&self, callers: u32) {
         let slot = self.ticket.slot();
         slot.account.served(callers);
-        slot.place.change(|floor| floor.came_together(slot.id, callers, Instant::now()));
+        slot.place.change(|floor| floor.came_with(slot.id, self.seat.connection, callers, Instant::now()));
     }
 
     /// Gives the connection back. Its session is outside a transaction and runs nothing.

@@ -58,6 +58,15 @@ pub(super) struct Connection<H, T> {
     pub(super) is_returning: bool,
 }
 
+impl<H, T> Connection<H, T> {
+    fn is_long(&self, now: Instant) -> bool {
+        match self.state {
+            State::Leased { since, .. } => now.duration_since(since) >= LEASE_LONG,
+            State::Idle { .. } => false,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) enum State<H> {
     Idle { since: Instant, key: (Rate, u64) },
@@ -108,11 +117,17 @@ impl<S, W, H, T> Party<S, W, H, T> {
 
     /// How many of its connections are taken for long.
     pub(super) fn rank(&self, now: Instant) -> usize {
-        let is_long = |found: &&Connection<H, T>| match found.state {
-            State::Leased { since, .. } => now.duration_since(since) >= LEASE_LONG,
-            State::Idle { .. } => false,
-        };
-        self.connections.iter().filter(is_long).count()
+        self.connections.iter().filter(|found| found.is_long(now)).count()
+    }
+
+    /// How many of the others are.
+    pub(super) fn rank_without(&self, connection: ConnectionId, now: Instant) -> usize {
+        self.connections.iter().filter(|found| found.id != connection && found.is_long(now)).count()
+    }
+
+    /// So many callers came while so many connections were taken for long.
+    pub(super) fn came(&mut self, rank: usize, callers: u32, at: Duration) {
+        self.rates[rank.min(RANKS - 1)].hit(at, callers);
     }
 
     /// What a connection is worth when so many others are taken before it.

@@ -151,9 +151,18 @@ impl Place {
 
     /// Closes the idle connection that is worth least, if one idles.
     pub(super) fn evict(&self) -> bool {
+        self.close_one(Floor::evict)
+    }
+
+    /// The same for a connector that has no place, unless enough is closed for all of them already.
+    pub(super) fn evict_for_starving(&self) {
+        self.close_one(Floor::evict_for_starving);
+    }
+
+    fn close_one(&self, which: impl FnOnce(&mut Floor) -> Option<(Arc<Slot>, ConnectionId)>) -> bool {
         let evicted = {
             let mut floor = self.floor();
-            floor.evict().map(|(slot, connection)| (slot.remove(&mut floor, connection), slot))
+            which(&mut floor).map(|(slot, connection)| (slot.remove(&mut floor, connection), slot))
         };
         // Sessions end without the lock.
         let Some((_ended, slot)) = evicted else { return false };

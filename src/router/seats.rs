@@ -23,7 +23,8 @@
 //!   takes what idles, whatever it is worth, so nobody waits for ever for want of popularity.
 //! - **Giving way.** When nothing idles and somebody waits for a place, a tenant that holds more by weight than the one
 //!   that has least gives up the next connection that comes back, whosever turn it is to have it; one that does not
-//!   hands it on to its own callers for [`HAND_ON_MAX`] and then gives it up if anybody has none.
+//!   hands it on to its own callers for [`HAND_ON_MAX`] and then gives it up if anybody has none. One connection is
+//!   closed for each place that is waited for, though it takes a while until its backend has gone.
 
 mod eviction;
 #[cfg(test)]
@@ -102,6 +103,8 @@ pub(super) struct Seats<S, W, H, T> {
     last_id: u64,
     /// Connectors that have somebody to connect for and no place.
     starving: usize,
+    /// Connections that were closed for them, whose places they have not got yet.
+    going: usize,
     /// Tenants of whose idle connections some are to be cleaned.
     unclean: BTreeSet<PartyId>,
     blocked_until: Option<Instant>,
@@ -119,6 +122,7 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
             rates: LruCache::unbounded(),
             last_id: 0,
             starving: 0,
+            going: 0,
             unclean: BTreeSet::new(),
             blocked_until: None,
             has_news: false,
@@ -138,15 +142,15 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
 
     /// A caller came, and needs a connection.
     pub(super) fn came(&mut self, id: PartyId, now: Instant) {
-        self.came_together(id, 1, now);
+        if let Some(party) = self.parties.get_mut(&id) {
+            party.came(party.rank(now), 1, now.duration_since(self.begun));
+        }
     }
 
-    /// So many callers came, for whom one connection is enough.
-    pub(super) fn came_together(&mut self, id: PartyId, count: u32, now: Instant) {
-        let at = now.duration_since(self.begun);
+    /// So many callers more were served by this connection, which does not count as taken before them.
+    pub(super) fn came_with(&mut self, id: PartyId, connection: ConnectionId, count: u32, now: Instant) {
         if let Some(party) = self.parties.get_mut(&id) {
-            let rank = party.rank(now);
-            party.rates[rank.min(RANKS - 1)].hit(at, count);
+            party.came(party.rank_without(connection, now), count, now.duration_since(self.begun));
         }
     }
 
@@ -242,6 +246,8 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
         {
             self.idle.remove(&key);
         }
+        // Who waited for its own connections to come back needs one now.
+        self.has_news |= !party.holds() && !party.waiting.is_empty();
         self.requeue(id);
     }
 
@@ -298,7 +304,24 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
 
     /// A connector waits for a place (`true`), or no longer.
     pub(super) fn starves(&mut self, yes: bool) {
-        self.starving = if yes { self.starving + 1 } else { self.starving.saturating_sub(1) };
+        if yes {
+            self.starving += 1;
+        } else {
+            self.starving = self.starving.saturating_sub(1);
+            self.going = self.going.saturating_sub(1);
+        }
+    }
+
+    /// Whether something is to be closed for connectors: one connection for each, however many could go meanwhile.
+    pub(super) fn is_starving(&self) -> bool {
+        self.starving > self.going
+    }
+
+    /// What was closed has left no place for long: its backend is slow to go, or somebody else had the place.
+    pub(super) fn starves_on(&mut self) {
+        if !self.is_starving() {
+            self.going = self.going.saturating_sub(1);
+        }
     }
 
     /// The connection is there, and goes to the caller that waits longest.
@@ -407,11 +430,6 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
     /// Connections that there are, and those being made.
     pub(super) fn connection_count(&self) -> usize {
         self.holding().map(|party| party.connections.len() + party.connecting).sum()
-    }
-
-    /// Whether connectors wait for a connection that idles.
-    pub(super) fn is_starving(&self) -> bool {
-        self.starving > 0
     }
 
     pub(super) fn share_set(&mut self, id: PartyId, share: Share) {

@@ -405,8 +405,30 @@ async fn the_auth_database_gets_its_place_although_idle_sessions_on_the_shared_o
     assert_eq!(server.budget().in_use(), 10, "three of the sessions are idle");
     // Nobody uses the others, so that none of them comes back.
     accounts.migrate().await.unwrap();
-    until("those that idled have ended", async || (server.budget().in_use() == 8).then_some(())).await;
     drop((kept, tenants));
+    fleet.finish().await;
+}
+
+#[tokio::test]
+async fn idle_sessions_stay_while_a_smaller_budget_takes_what_comes_free() {
+    let spec = Spec::default().setting("[[servers]]", "connections_max", "10");
+    let fleet = Fleet::new(spec.setting("[[servers]]", "connections_reserved", "4")).await;
+    let tasks = fleet.tasks();
+    let server = fleet.server(&tasks);
+    let catalog = fleet.catalog(&server).await;
+    let tenants: Vec<_> = std::iter::from_fn(|| server.budget().try_acquire(Lane::Tenant)).collect();
+    let transactions = futures_util::future::join_all((0..2).map(|_| catalog.begin())).await;
+    drop(transactions);
+    server.budget().resize(6, 4);
+    let sessions = server.budget().in_use();
+    assert!(sessions >= tenants.len() + 2, "two more than may be: {sessions}");
+    let soon = Instant::now() + Duration::from_millis(300);
+    server.budget().acquire(Lane::Catalog, soon).await.unwrap_err();
+    assert_eq!(server.budget().in_use(), sessions);
+    // They are still there for whoever asks.
+    catalog.position().await.unwrap();
+    drop(tenants);
+    server.budget().acquire(Lane::Catalog, Instant::now() + Duration::from_mins(1)).await.unwrap();
     fleet.finish().await;
 }
 

@@ -195,6 +195,7 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
     async fn hold(&mut self, mut session: Session) -> Result<(), Error> {
         let until = Instant::now() + HOLD_MAX;
         let mut ready = HashMap::new();
+        let mut sent = 0;
         while let Some(job) = self.next() {
             if Instant::now() >= until {
                 self.backlog.push_front(job);
@@ -221,6 +222,7 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
             self.backlog.push_front(job);
             self.hand_on().await?;
             let landing = self.fly(&session, &ready, until).await?;
+            sent += landing.sent;
             for job in landing.next.into_iter().rev() {
                 if job.changes {
                     ready.insert(job.known.number, Ready::Beside);
@@ -237,6 +239,9 @@ impl<C: Caller, E: Send + 'static> Lane<C, E> {
             if landing.full || !self.is_beside_done(&ready) {
                 break;
             }
+        }
+        if let Session::Tenant(lease) = &session {
+            lease.came_with(u32::try_from(sent).unwrap_or(u32::MAX));
         }
         session.release(Residue::Nothing);
         Ok(())

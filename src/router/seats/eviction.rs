@@ -36,7 +36,7 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
 
     /// Whether a connection that comes back makes room for another tenant's.
     pub(super) fn gives_way(&mut self, id: PartyId, now: Instant) -> bool {
-        if self.starving == 0 {
+        if !self.is_starving() || self.blocked_until.is_some_and(|until| until > now) {
             return false;
         }
         let others = || {
@@ -52,19 +52,36 @@ impl<S: Clone, W, H, T> Seats<S, W, H, T> {
             |(a, a_weight): &(u64, u64), (b, b_weight): &(u64, u64)| ((a + 1) * b_weight).cmp(&((b + 1) * a_weight));
         let other = others().find(|(theirs, _)| *theirs == 0).or_else(|| others().min_by(least));
         let Some(party) = self.parties.get_mut(&id) else { return false };
-        let Some((theirs, their_weight)) = other.filter(|_| !party.waiting.is_empty()) else {
+        let Some((theirs, their_weight)) = other else {
             party.hands_on_since = None;
             return false;
         };
         let (mine, weight) = (party.connections.len() as u64, u64::from(party.share.weight));
         let over_share = mine * their_weight > (theirs + 1) * weight;
-        let since = *party.hands_on_since.get_or_insert(now);
-        let had_its_time = theirs == 0 && now.duration_since(since) >= HAND_ON_MAX;
-        if over_share || had_its_time {
+        let gives_way = if party.waiting.is_empty() {
+            // It idles, and goes as the one that is worth least does. If it is the only one it goes at once: whoever
+            // had it may take it again before anybody sees that it idles.
             party.hands_on_since = None;
-            return true;
+            self.idle.is_empty() && (over_share || theirs == 0)
+        } else {
+            let since = *party.hands_on_since.get_or_insert(now);
+            over_share || (theirs == 0 && now.duration_since(since) >= HAND_ON_MAX)
+        };
+        if gives_way {
+            party.hands_on_since = None;
+            self.going += 1;
         }
-        false
+        gives_way
+    }
+
+    /// Takes away the idle connection that is worth least, for a connector that has no place.
+    pub(in crate::router) fn evict_for_starving(&mut self) -> Option<(S, ConnectionId)> {
+        if !self.is_starving() {
+            return None;
+        }
+        let evicted = self.evict()?;
+        self.going += 1;
+        Some(evicted)
     }
 
     /// Takes away the idle connection that is worth least.

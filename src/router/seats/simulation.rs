@@ -49,9 +49,8 @@ struct Simulation {
     pools: HashMap<PartyId, Vec<ConnectionId>>,
     free: usize,
     connectors: usize,
-    /// Connectors that wait for a place, and evictions under way for them.
+    /// Connectors that wait for a place.
     starving: usize,
-    going: usize,
     zipf: Vec<f64>,
     random: u64,
     called_at: Vec<Duration>,
@@ -91,7 +90,6 @@ impl Simulation {
             free,
             connectors: CONNECTORS,
             starving: 0,
-            going: 0,
             zipf,
             random: 0x9e37_79b9_7f4a_7c15,
             called_at: vec![Duration::ZERO; callers],
@@ -172,10 +170,7 @@ impl Simulation {
                 let given = self.floor.made(id, connection, (now + CONNECT * 1_000_000, ()), now);
                 self.settle(&given, id, connection);
             }
-            Event::Gone => {
-                self.free += 1;
-                self.going -= 1;
-            }
+            Event::Gone => self.free += 1,
             Event::LookAgain => {}
         }
     }
@@ -195,7 +190,6 @@ impl Simulation {
     }
 
     fn close(&mut self) {
-        self.going += 1;
         self.at(CLOSE, Event::Gone);
     }
 
@@ -225,9 +219,8 @@ impl Simulation {
                 Next::Nobody => break,
             }
         }
-        while self.going < self.starving
-            && matches!(self.floor.is_due(now, false), Next::Connect(..))
-            && let Some((tenant, connection)) = self.floor.evict()
+        while matches!(self.floor.is_due(now, false), Next::Connect(..))
+            && let Some((tenant, connection)) = self.floor.evict_for_starving()
         {
             let pool = self.pools.get_mut(&self.ids[tenant]).unwrap();
             pool.retain(|idle| *idle != connection);

@@ -74,6 +74,12 @@ impl Scene {
         }
     }
 
+    /// A connector got the place that came free, and another waits for one.
+    fn starves_again(&mut self) {
+        self.floor.starves(false);
+        self.floor.starves(true);
+    }
+
     fn evicted(&mut self) -> Vec<ConnectionId> {
         std::iter::from_fn(|| self.floor.evict()).map(|(_, connection)| connection).collect()
     }
@@ -261,6 +267,7 @@ fn who_holds_more_than_its_share_gives_way() {
     scene.waits(other, 3);
     assert_eq!(scene.floor.give(busy, first, scene.now), Give::Close);
     // Now it has one, and the other has none yet: equals, so the callers are served for a while.
+    scene.starves_again();
     assert_eq!(scene.floor.give(busy, second, scene.now), Give::HandOn(1));
     scene.pass(HAND_ON_MAX);
     assert_eq!(scene.floor.give(busy, second, scene.now), Give::Close);
@@ -275,6 +282,7 @@ fn turn_comes(scene: &mut Scene, held: &mut [(PartyId, ConnectionId)], to: Party
         let holding = &mut held[index];
         if scene.floor.give(holding.0, holding.1, scene.now) == Give::Close {
             let Next::Connect(next, _) = scene.floor.next(scene.now, false) else { panic!("the place is nobody's") };
+            scene.starves_again();
             if next == to {
                 return true;
             }
@@ -310,6 +318,34 @@ fn who_has_least_gets_its_turn_behind_those_that_hold_more_and_want_more() {
         scene.waits(id, 1);
     }
     assert!(turn_comes(&mut scene, &mut held, least));
+}
+
+#[test]
+fn no_more_give_way_than_places_are_waited_for() {
+    let mut scene = Scene::new();
+    let [busy, other, quiet] = ["busy", "other", "quiet"].map(|name| scene.tenant(name, SHARE));
+    let held = [busy, busy, busy, other, other, other].map(|id| (id, scene.connected(id)));
+    let idled = scene.idle(other);
+    for caller in 0..9 {
+        scene.floor.wait(busy, caller, caller, scene.now);
+        scene.floor.wait(other, caller, caller, scene.now);
+    }
+    scene.floor.starves(true);
+    scene.waits(quiet, 9);
+    let closed = |scene: &mut Scene| {
+        let gives = held.iter().filter(|(id, connection)| {
+            scene.floor.party(*id).unwrap().connections.iter().any(|found| found.id == *connection)
+                && scene.floor.give(*id, *connection, scene.now) == Give::Close
+        });
+        gives.count()
+    };
+    assert_eq!((closed(&mut scene), scene.floor.evict_for_starving()), (1, None));
+    // Its place does not come, and so another goes; then somebody else waits for one as well.
+    scene.floor.starves_on();
+    assert_eq!(scene.floor.evict_for_starving(), Some(("other", idled)));
+    assert_eq!(closed(&mut scene), 0);
+    scene.floor.starves(true);
+    assert_eq!(closed(&mut scene), 1);
 }
 
 #[test]

@@ -7,6 +7,7 @@ use tenantd::proto::v1::pipeline_answer::Outcome;
 use tenantd::proto::v1::value::Kind;
 use tenantd::proto::v1::{EvictPoolRequest, PipelineRequest, PipelineResponse, PipelineStatement, Value};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 use uuid::Uuid;
@@ -194,6 +195,45 @@ async fn thousands_of_reads_share_a_connection() {
     })
     .await;
     assert!(caller.rest().await.is_empty());
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_that_are_never_done_leave_a_place_to_a_tenant_that_has_none() {
+    let spec = Spec::default().setting("[[servers]]", "connections_max", "10");
+    let fleet = Fleet::new(spec.setting("[[servers]]", "connections_reserved", "4")).await;
+    let daemon = fleet.start().await;
+    let client = &daemon.client;
+    client.tenant("busy").await;
+    client.tenant("quiet").await;
+    let mut streams = JoinSet::new();
+    for _ in 0..6 {
+        let mut caller = Caller::open(client).await;
+        streams.spawn(async move {
+            let statements = || vec![statement(1, "busy", "SELECT pg_sleep(0.002)"); 16];
+            caller.send(statements()).await;
+            loop {
+                // There are always some that wait.
+                caller.send(statements()).await;
+                let mut answered = 0;
+                while answered < 16 {
+                    answered += caller.answers.message().await.unwrap().unwrap().answers.len();
+                }
+            }
+        });
+    }
+    let judge = fleet.judge("postgres").await;
+    let database = format!("{}_busy", fleet.naming.prefix());
+    until("all places are taken", async || {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND right(usename, 3) = '__r'";
+        (judge.query_one(sql, &[&database]).await.unwrap().get::<_, i64>(0) == 6).then_some(())
+    })
+    .await;
+    for _ in 0..3 {
+        client.execute("quiet", "SELECT 1").await.unwrap();
+        evict(client, "quiet").await;
+    }
+    streams.shutdown().await;
     fleet.stop(daemon).await;
 }
 
