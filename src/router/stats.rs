@@ -123,8 +123,15 @@ impl Accounts {
     pub(super) fn of(&self, tenant: TenantId) -> Arc<Account> {
         let mut table = self.table();
         let account = Arc::clone(table.get_or_insert(tenant, Arc::default));
-        if table.len() > TENANTS_MAX {
-            table.pop_lru();
+        // Those of pools that are there stay, unless all are.
+        let mut passed_by = 0;
+        while table.len() > TENANTS_MAX
+            && let Some((tenant, account)) = table.pop_lru()
+        {
+            if Arc::strong_count(&account) > 1 && passed_by < TENANTS_MAX {
+                passed_by += 1;
+                table.put(tenant, account);
+            }
         }
         account
     }
@@ -186,9 +193,16 @@ mod tests {
     #[test]
     fn the_table_has_a_bound() {
         let accounts = Accounts::default();
-        for number in 0..=TENANTS_MAX as u128 {
-            accounts.of(TenantId(Uuid::from_u128(number)));
+        let tenant = |number| TenantId(Uuid::from_u128(number));
+        let in_use = accounts.of(tenant(0));
+        in_use.cancelled();
+        for number in 1..=TENANTS_MAX as u128 {
+            accounts.of(tenant(number));
         }
         assert_eq!(accounts.table().len(), TENANTS_MAX);
+        assert_eq!((accounts.stats(tenant(0)).cancels, accounts.table().contains(&tenant(1))), (1, false));
+        // Nothing goes round in a circle when all are in use.
+        let all: Vec<_> = (0..=TENANTS_MAX as u128).map(|number| accounts.of(tenant(number))).collect();
+        assert_eq!((accounts.table().len(), all.len()), (TENANTS_MAX, TENANTS_MAX + 1));
     }
 }

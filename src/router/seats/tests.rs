@@ -349,6 +349,48 @@ fn no_more_give_way_than_places_are_waited_for() {
 }
 
 #[test]
+fn what_would_idle_for_a_moment_goes_at_once_when_nothing_else_idles() {
+    let mut scene = Scene::new();
+    let [stream, other, quiet] = ["stream", "other", "quiet"].map(|name| scene.tenant(name, SHARE));
+    let (held, more) = (scene.connected(stream), scene.connected(stream));
+    let idled = scene.idle(other);
+    scene.floor.starves(true);
+    scene.waits(quiet, 9);
+    assert_eq!(scene.floor.give(stream, held, scene.now), Give::Idle, "there is one that is worth less");
+    assert!(scene.floor.take(stream, held, 1, scene.now));
+    assert_eq!(scene.floor.evict_for_starving(), Some(("other", idled)));
+    scene.floor.starves_on();
+    assert_eq!(scene.floor.give(stream, held, scene.now), Give::Close);
+    assert_eq!(scene.floor.give(stream, more, scene.now), Give::Idle, "one is enough");
+}
+
+#[test]
+fn callers_of_one_lease_are_worth_that_connection() {
+    let mut scene = Scene::new();
+    let (shared, single) = (scene.tenant("shared", SHARE), scene.tenant("single", SHARE));
+    let (of_shared, of_single) = (scene.connected(shared), scene.idle(single));
+    scene.pass(LEASE_LONG);
+    scene.floor.came_with(shared, of_shared, 100, scene.now);
+    assert_eq!(scene.floor.give(shared, of_shared, scene.now), Give::Idle);
+    scene.uses(single, of_single, 50);
+    assert_eq!(scene.evicted(), [of_single, of_shared]);
+}
+
+#[test]
+fn who_waited_for_a_connection_that_is_lost_wants_one_at_once() {
+    let mut scene = Scene::new();
+    let acme = scene.tenant("acme", SHARE);
+    let held = scene.connected(acme);
+    scene.waits(acme, 1);
+    scene.begin(acme);
+    scene.floor.failed(acme, true, Some(scene.now + LONG));
+    scene.floor.take_news();
+    scene.floor.lose(acme, held);
+    assert!(scene.floor.take_news());
+    assert_eq!(scene.floor.is_due(scene.now, true), Next::Connect(acme, ()));
+}
+
+#[test]
 fn who_weighs_more_may_hold_more() {
     let mut scene = Scene::new();
     let heavy = scene.tenant("heavy", Share { weight: 8, ..SHARE });

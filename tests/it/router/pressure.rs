@@ -247,3 +247,29 @@ async fn a_cold_storm_is_no_connection_storm() {
     }
     rooms.finish().await;
 }
+
+#[tokio::test]
+async fn who_waits_for_a_connection_that_comes_back_hears_nothing_of_one_that_could_not_be_had() {
+    let upstream: SocketAddr = format!("{}:{}", machine().host, machine().port).parse().unwrap();
+    let proxy = Proxy::start(upstream).await;
+    let spec = Spec::default()
+        .setting("[[servers]]", "port", &proxy.address.port().to_string())
+        .setting("[router]", "acquire_timeout", "\"100s\"")
+        .setting("[router]", "route_age_max", "\"10m\"");
+    let rooms = Rooms::new(spec).await;
+    rooms.fleet.allow_log("the shared database cannot be followed");
+    let acme = rooms.tenant("acme").await;
+    let held = rooms.lease(&acme).await.unwrap();
+    rooms.limits(|limits| limits.router.connect_timeout = Duration::from_millis(300));
+    let logins = Arc::new(AtomicUsize::new(0));
+    proxy.redirect(silent_server(&logins).await);
+    let mut second = Box::pin(rooms.lease(&acme));
+    tokio::select! {
+        refused = &mut second => panic!("{:?}", refused.map(drop)),
+        () = until("another connect has failed", async || (logins.load(Ordering::SeqCst) >= 2).then_some(())) => {}
+    }
+    proxy.redirect(upstream);
+    held.release(Residue::Nothing);
+    drop(second.await.unwrap());
+    rooms.finish().await;
+}
