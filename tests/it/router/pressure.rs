@@ -261,14 +261,17 @@ async fn who_waits_for_a_connection_that_comes_back_hears_nothing_of_one_that_co
     let acme = rooms.tenant("acme").await;
     let held = rooms.lease(&acme).await.unwrap();
     rooms.limits(|limits| limits.router.connect_timeout = Duration::from_millis(300));
-    let logins = Arc::new(AtomicUsize::new(0));
-    proxy.redirect(silent_server(&logins).await);
+    proxy.part();
     let mut second = Box::pin(rooms.lease(&acme));
+    let connecting = || rooms.router.pool(acme.id).unwrap().connecting;
     tokio::select! {
         refused = &mut second => panic!("{:?}", refused.map(drop)),
-        () = until("another connect has failed", async || (logins.load(Ordering::SeqCst) >= 2).then_some(())) => {}
+        () = async {
+            until("another is on its way", async || (connecting() > 0).then_some(())).await;
+            until("it has failed", async || (connecting() == 0).then_some(())).await;
+        } => {}
     }
-    proxy.redirect(upstream);
+    proxy.join();
     held.release(Residue::Nothing);
     drop(second.await.unwrap());
     rooms.finish().await;
