@@ -19,7 +19,8 @@ build: ## Build, and link ./tenantd
 
 test: ## Run all tests, on a PostgreSQL cluster and an S3 server of their own
 	@scripts/install-missing test
-	RUST_TEST_THREADS=4 cargo test --locked # many tests wait for a lease or a lock rather than compute
+	@# Many tests wait for a lease or a lock rather than compute.
+	@[ -e .venv ] || export TENANTD_TEST_WITHOUT_PYTHON=yes; set -x; RUST_TEST_THREADS=4 cargo test --locked
 
 check: ## Format, lints, and the lints of the protobufs
 	@scripts/install-missing check

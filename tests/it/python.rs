@@ -5,10 +5,19 @@ use std::process::Command;
 
 use crate::harness::{Fleet, Spec};
 
-/// What `make test` installs the packages of `examples/python/requirements.txt` into.
+/// What `make test` installs the packages of `examples/python/requirements.txt` into. `None` when it said that this
+/// machine's Python is too old for them.
 fn python() -> Option<PathBuf> {
     let python = Path::new(env!("CARGO_MANIFEST_DIR")).join(".venv/bin/python");
-    python.is_file().then_some(python)
+    if python.is_file() {
+        return Some(python);
+    }
+    assert!(
+        std::env::var_os("TENANTD_TEST_WITHOUT_PYTHON").is_some(),
+        "there is no .venv with the Python client's packages: `make test` makes one; \
+         with TENANTD_TEST_WITHOUT_PYTHON=yes this test does nothing"
+    );
+    None
 }
 
 fn run(command: &mut Command) -> String {
@@ -22,9 +31,7 @@ fn run(command: &mut Command) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_in_python_resolves_and_queries() {
     let Some(python) = python() else {
-        eprintln!(
-            "SKIPPED: there is no .venv with the Python client's packages; `make test` makes one where python3 is"
-        );
+        eprintln!("SKIPPED: TENANTD_TEST_WITHOUT_PYTHON is set, and there is no .venv with the Python client's packages");
         return;
     };
     let articles = "CREATE TABLE articles (id bigint PRIMARY KEY); INSERT INTO articles SELECT generate_series(1, 7);";
