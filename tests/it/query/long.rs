@@ -16,12 +16,18 @@ use crate::harness::{Client, Fleet, Open, PATIENCE, Spec, until};
 
 type Transaction = Open<TransactRequest, TransactResponse>;
 
+/// Whoever waits is refused soon, and transactions stay open longer than any of these tests takes.
+fn patient() -> Spec {
+    Spec::default().setting("[router]", "acquire_timeout", "\"2s\"").setting(
+        "[query]",
+        "transaction_idle_max",
+        "\"10m\"",
+    )
+}
+
 /// Five places for all tenants.
 fn five_places() -> Spec {
-    Spec::default()
-        .setting("[[servers]]", "connections_max", "25")
-        .setting("[[servers]]", "connections_reserved", "20")
-        .setting("[router]", "acquire_timeout", "\"2s\"")
+    patient().setting("[[servers]]", "connections_max", "25").setting("[[servers]]", "connections_reserved", "20")
 }
 
 async fn begun(client: &Client, tenant: &str, target: Target) -> Result<Transaction, Status> {
@@ -38,7 +44,7 @@ async fn begun(client: &Client, tenant: &str, target: Target) -> Result<Transact
 async fn answered(client: &Client, tenant: &str) -> Result<Transaction, Status> {
     until("it is answered", async || {
         let answer = begun(client, tenant, Target::Unspecified).await;
-        let is_slow = answer.as_ref().is_err_and(|refused| crowded(refused) == "connect");
+        let is_slow = answer.as_ref().is_err_and(|refused| refused.code() == Code::Unavailable);
         (!is_slow).then_some(answer)
     })
     .await
@@ -88,15 +94,24 @@ async fn open_transactions_of_one_tenant_leave_places_to_the_others() {
 async fn open_transactions_leave_a_connection_of_the_tenants_own_pool_and_who_waits_keeps_nobody_out() {
     let narrow =
         "{ direct_connections_max = 5, pool_connections_max = 3, users_max = 5, sites_max = 1, storage_bytes_max = 1 }";
-    let spec = Spec::default().setting("[tiers]", "standard", narrow).setting("[router]", "acquire_timeout", "\"2s\"");
-    let fleet = Fleet::new(spec).await;
+    let fleet = Fleet::new(patient().setting("[tiers]", "standard", narrow)).await;
     let daemon = fleet.start().await;
     let client = &daemon.client;
     for tenant in ["alpha", "beta"] {
         client.tenant(tenant).await;
     }
+    let judge = fleet.judge("postgres").await;
+    let open = async |count: i64| {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND state = 'idle in transaction'";
+        let name = format!("{}_alpha", fleet.naming.prefix());
+        until(&format!("{count} of them have begun"), async || {
+            (judge.query_one(sql, &[&name]).await.unwrap().get::<_, i64>(0) == count).then_some(())
+        })
+        .await;
+    };
     // Again, when a busy machine has made them wait for so long that some were refused before anybody came beside them.
     let held = until("others come while they wait", async || {
+        open(0).await;
         let refusals = AtomicUsize::new(0);
         let trying = futures_util::future::join_all((0..12).map(async |_| {
             let tried = answered(client, "alpha").await;
@@ -104,18 +119,11 @@ async fn open_transactions_leave_a_connection_of_the_tenants_own_pool_and_who_wa
             tried
         }));
         let beside = async {
-            let judge = fleet.judge("postgres").await;
-            let open =
-                "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND state = 'idle in transaction'";
-            let name = format!("{}_alpha", fleet.naming.prefix());
-            until("two of them have begun", async || {
-                (judge.query_one(open, &[&name]).await.unwrap().get::<_, i64>(0) == 2).then_some(())
-            })
-            .await;
+            open(2).await;
             // The others wait by now.
             tokio::time::sleep(Duration::from_millis(300)).await;
             let other = answered(client, "beta").await.unwrap();
-            assert_eq!(client.sql("alpha", "SELECT 1").await, "1");
+            until("there is a place for a statement", async || client.execute("alpha", "SELECT 1").await.ok()).await;
             drop(other);
             refusals.load(Ordering::SeqCst)
         };
