@@ -114,8 +114,10 @@ async fn a_storm_of_deadlines_keeps_the_budget_and_leaves_nothing_running() {
         }
     });
     let codes: Vec<Code> = calls.buffer_unordered(100).collect().await;
-    let is_late = |code: &&Code| matches!(code, Code::DeadlineExceeded | Code::Cancelled);
-    assert_eq!(codes.iter().filter(is_late).count(), 2_000, "{codes:?}");
+    // The daemon's last word may be that there was no place until then.
+    let late = [Code::DeadlineExceeded, Code::Cancelled, Code::Unavailable, Code::ResourceExhausted];
+    let others: Vec<_> = codes.into_iter().filter(|code| !late.contains(code)).collect();
+    assert!(others.is_empty(), "{others:?}");
     busy(&fleet, 0).await;
     let most = watch.end().await;
     assert!(most <= 6, "the server saw {most} sessions, and the budget has 6 for tenants");

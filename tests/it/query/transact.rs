@@ -6,8 +6,9 @@ use std::time::Duration;
 use tenantd::proto::v1::transact_request::Action;
 use tenantd::proto::v1::transact_response::Outcome;
 use tenantd::proto::v1::{
-    BeginTransaction, CommitTransaction, IsolationLevel, ReleaseSavepoint, RollbackToSavepoint, RollbackTransaction,
-    SetSavepoint, StatementError, StreamQueryRequest, TransactRequest, TransactResponse, TransactionStatement,
+    BeginTransaction, CommitTransaction, IsolationLevel, ListPoolsRequest, ReleaseSavepoint, RollbackToSavepoint,
+    RollbackTransaction, SetSavepoint, StatementError, StreamQueryRequest, TransactRequest, TransactResponse,
+    TransactionStatement,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -221,7 +222,12 @@ async fn nothing_that_is_sent_leaves_a_transaction_to_the_next_caller() {
         if let Ok(mut answers) = client.query().stream_query(request).await {
             while let Ok(Some(_)) = answers.get_mut().message().await {}
         }
-        quiet(&fleet).await;
+        // At once, before the server ends what was left open.
+        until("all connections are back", async || {
+            let pools = client.router().list_pools(ListPoolsRequest::default()).await.unwrap().into_inner().pools;
+            pools.iter().all(|pool| pool.leased == 0).then_some(())
+        })
+        .await;
         for round in 0..2 {
             client.execute("acme", &format!("INSERT INTO things (name) VALUES ('{number}/{round}')")).await.unwrap();
         }
