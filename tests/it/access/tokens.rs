@@ -175,7 +175,7 @@ async fn an_issuer_that_is_silent_keeps_no_key_waiting() {
     let daemon = fleet.start().await;
     let fresh = daemon.client.key_new(&["viewer"], &[]).await;
     issuer.fall_silent();
-    // Enough that every lane would have one of them, and on one connection: the daemon waits for the issuer for seconds.
+    // Enough that every lane would have one of them; on one connection, for the issuer is waited for only for seconds.
     let mut waiting = tokio::task::JoinSet::new();
     let keyless = Client::new(daemon.address, None);
     for number in 0..100 {
