@@ -5,6 +5,7 @@ mod certificates;
 mod issuer;
 mod keys;
 mod limits;
+mod roles;
 mod scopes;
 mod streams;
 mod tokens;

@@ -1,12 +1,13 @@
 //! The example in Rust, against a real daemon: its code is the one that people read.
 
+use std::process::Command;
 use std::sync::Arc;
 
 use uuid::Uuid;
 
 use crate::harness::{Fleet, Spec, until};
 
-#[expect(dead_code, reason = "its main is for people")]
+#[expect(dead_code, reason = "its main runs as the program that people start")]
 #[path = "../../examples/rust/connect.rs"]
 mod connect;
 
@@ -37,5 +38,38 @@ async fn the_example_in_rust_connects_queries_and_drops_its_connection_when_the_
     now.query("SELECT more FROM things", &[]).await.unwrap();
     follows.abort();
     drop((client, now, tenants));
+    fleet.stop(daemon).await;
+}
+
+// More than one thread, because the daemon answers here while the program is waited for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_example_in_rust_runs_as_the_readme_starts_it() {
+    // Cargo builds it beside the tests, unless only some of them are asked for.
+    let tests = std::env::current_exe().unwrap();
+    let program = tests.parent().and_then(std::path::Path::parent).unwrap().join("examples/connect");
+    if !program.is_file() {
+        eprintln!("SKIPPED: there is no example beside the tests; `cargo test` and `make test` build it");
+        return;
+    }
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    daemon.client.tenant("acme").await;
+    let run = |arguments: &[&str]| Command::new(&program).args(arguments).output().unwrap();
+    let (endpoint, key_file) = (format!("http://{}", daemon.address), fleet.admin_key_file());
+    let key_file = key_file.to_str().unwrap();
+
+    let shown = run(&[&endpoint, key_file, "acme"]);
+    let (said, error) = (String::from_utf8(shown.stdout).unwrap(), String::from_utf8_lossy(&shown.stderr));
+    assert!(shown.status.success(), "{said}{error}");
+    let relations = daemon.client.sql("acme", "SELECT count(*) FROM pg_class").await;
+    let expected = format!("acme, directly: {relations} relations\nacme, through the daemon: {relations} relations\n");
+    assert_eq!(said, expected);
+
+    let unknown = run(&[&endpoint, key_file, "nobody"]);
+    let error = String::from_utf8_lossy(&unknown.stderr);
+    assert!(!unknown.status.success() && error.contains("nobody"), "{error}");
+    let nothing = run(&[]);
+    let error = String::from_utf8_lossy(&nothing.stderr);
+    assert!(!nothing.status.success() && error.contains("usage: connect"), "{error}");
     fleet.stop(daemon).await;
 }

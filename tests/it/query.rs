@@ -3,6 +3,7 @@
 mod altered;
 mod changed;
 pub mod convoy;
+mod deadlines;
 mod drained;
 mod harmless;
 mod holders;

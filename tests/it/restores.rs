@@ -2,9 +2,12 @@
 //! neither keeps a good backup from being restored nor is lost by it.
 
 use tenantd::domain::tenant::{DatabaseName, TenantRole, database_under_construction};
+use tenantd::proto::v1::transact_request::Action;
+use tenantd::proto::v1::transact_response::Outcome;
 use tenantd::proto::v1::{
-    GetBackupRequest, Operation, OperationState, RestoreBackupRequest, ResumeTenantRequest, RolloutState,
-    StreamQueryRequest, SuspendTenantRequest, VerifyBackupRequest, restore_backup_request,
+    CommitTransaction, GetBackupRequest, ListPoolsRequest, Operation, OperationState, RestoreBackupRequest,
+    ResumeTenantRequest, RolloutState, StreamQueryRequest, SuspendTenantRequest, VerifyBackupRequest,
+    restore_backup_request,
 };
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -379,5 +382,41 @@ async fn a_replaced_database_is_dropped_once_it_was_kept_for_long_enough() {
     let left = judge.query(databases, &[&former]).await.unwrap();
     assert_eq!(left.iter().map(|row| row.get::<_, String>(0)).collect::<Vec<_>>(), [former[1].clone()]);
     assert_eq!(daemon.client.sql("acme", "SELECT count(*) FROM things").await, "20");
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_is_told_its_tenant_also_when_it_was_cleaned_and_in_a_restored_database() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    let client = &daemon.client;
+    let acme = client.tenant("acme").await;
+    let settings = "SELECT current_setting('app.current_tenant_id') || ' ' || current_setting('app.current_tenant')";
+    let told = async || client.sql("acme", settings).await;
+    let backend = async || client.sql("acme", "SELECT pg_backend_pid()").await;
+    let database = async || client.sql("acme", "SELECT oid FROM pg_database WHERE datname = current_database()").await;
+    let expected = format!("{} acme", acme.tenant_id);
+    assert_eq!(told().await, expected);
+    let first = backend().await;
+    let mut open = client.transaction("acme").await;
+    for name in ["app.current_tenant", "app.current_tenant_id"] {
+        open.execute(&format!("SELECT set_config('{name}', 'other', false)")).await;
+        assert!(matches!(open.answer().await, Ok(Outcome::Result(_))));
+    }
+    open.send(Action::Commit(CommitTransaction {})).await;
+    assert!(matches!(open.answer().await, Ok(Outcome::Committed(_))));
+    until("the session is cleaned and back", async || {
+        let pools = client.router().list_pools(ListPoolsRequest::default()).await.unwrap().into_inner().pools;
+        pools.iter().all(|pool| pool.leased == 0).then_some(())
+    })
+    .await;
+    assert_eq!(told().await, expected);
+    assert_eq!(backend().await, first, "it is the session that was changed");
+
+    let backup = client.backup("acme").await;
+    let before = database().await;
+    succeeded(&restore(client, &backup.backup_id).await);
+    assert_ne!(database().await, before, "it is another database");
+    assert_eq!(told().await, expected);
     fleet.stop(daemon).await;
 }

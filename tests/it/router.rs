@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::harness::{Spec, until};
+use crate::harness::{Fleet, Spec, until};
 use crate::tenants::{Made, Rooms, sessions};
 
 fn principal(scope: Scope) -> Principal {
@@ -33,6 +33,15 @@ fn principal(scope: Scope) -> Principal {
 
 async fn one(lease: &Lease) -> i32 {
     lease.query_one("SELECT 1", &[]).await.unwrap().get(0)
+}
+
+/// Why there is no connection for a caller who hardly waits. To know the tenant may take it longer than that.
+async fn refusal_at_once(rooms: &Rooms, tenant: &Made) -> Error {
+    until("there is an answer", async || {
+        let answer = rooms.router.acquire(tenant.id, Instant::now() + Duration::from_millis(50)).await;
+        (!matches!(answer, Err(Error::CatalogSlow))).then(|| answer.unwrap_err())
+    })
+    .await
 }
 
 fn soon() -> Instant {
@@ -62,7 +71,7 @@ async fn a_thousand_first_requests_make_one_pool() {
 }
 
 /// Counts the tenants' sessions again and again, as a superuser, and keeps the largest number.
-struct Watch {
+pub struct Watch {
     most: Arc<AtomicI64>,
     over: Arc<AtomicBool>,
     task: tokio::task::JoinHandle<()>,
@@ -70,9 +79,13 @@ struct Watch {
 
 impl Watch {
     async fn start(rooms: &Rooms) -> Self {
-        let judge = rooms.fleet.judge("postgres").await;
+        Self::of(&rooms.fleet).await
+    }
+
+    pub async fn of(fleet: &Fleet) -> Self {
+        let judge = fleet.judge("postgres").await;
         let (most, over) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicBool::new(false)));
-        let (count, end, prefix) = (Arc::clone(&most), Arc::clone(&over), rooms.config.naming.prefix().to_owned());
+        let (count, end, prefix) = (Arc::clone(&most), Arc::clone(&over), fleet.naming.prefix().to_owned());
         let task = tokio::spawn(async move {
             while !end.load(Ordering::Relaxed) {
                 count.fetch_max(sessions(&judge, &prefix).await, Ordering::Relaxed);
@@ -82,7 +95,7 @@ impl Watch {
         Self { most, over, task }
     }
 
-    async fn end(self) -> i64 {
+    pub async fn end(self) -> i64 {
         self.over.store(true, Ordering::Relaxed);
         self.task.await.unwrap();
         self.most.load(Ordering::Relaxed)
@@ -90,7 +103,7 @@ impl Watch {
 }
 
 /// Six places for tenants.
-fn small_budget() -> Spec {
+pub fn small_budget() -> Spec {
     Spec::default().setting("[[servers]]", "connections_max", "22").setting("[[servers]]", "connections_reserved", "16")
 }
 

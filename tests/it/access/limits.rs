@@ -2,14 +2,18 @@
 
 use futures_util::future::join_all;
 use tenantd::proto::v1::resolve_tenant_request::Selector;
-use tenantd::proto::v1::{CreateApiKeyRequest, ResolveTenantRequest, WhoAmIRequest};
+use tenantd::proto::v1::transact_request::Action;
+use tenantd::proto::v1::{
+    BeginTransaction, CreateApiKeyRequest, ErrorReason, PipelineRequest, PipelineStatement, ResolveTenantRequest,
+    StreamQueryRequest, WhoAmIRequest, pipeline_answer,
+};
 use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt as _;
 
-use crate::harness::{Client, Daemon, Fleet, Spec, reason};
+use crate::harness::{Client, Daemon, Fleet, Spec, reason, until};
 
 /// Far more calls at once than the limits of these tests let through.
 const CALLS: usize = 60;
@@ -62,8 +66,8 @@ async fn a_caller_has_its_own_limit_and_health_has_none() {
     fleet.stop(daemon).await;
 }
 
-#[tokio::test]
-async fn a_tenant_has_a_limit_over_all_of_its_callers() {
+/// A tenant may make two calls per second.
+fn two_calls() -> Spec {
     let tier = [
         ("direct_connections_max", "100"),
         ("pool_connections_max", "10"),
@@ -72,9 +76,12 @@ async fn a_tenant_has_a_limit_over_all_of_its_callers() {
         ("storage_bytes_max", "1000000000"),
         ("calls_per_second_max", "2"),
     ];
-    let spec =
-        tier.into_iter().fold(Spec::default(), |spec, (name, value)| spec.setting("[tiers.standard]", name, value));
-    let fleet = Fleet::new(spec).await;
+    tier.into_iter().fold(Spec::default(), |spec, (name, value)| spec.setting("[tiers.standard]", name, value))
+}
+
+#[tokio::test]
+async fn a_tenant_has_a_limit_over_all_of_its_callers() {
+    let fleet = Fleet::new(two_calls()).await;
     let daemon = fleet.start().await;
     daemon.client.tenant("acme").await;
     daemon.client.tenant("bolt").await;
@@ -91,6 +98,73 @@ async fn a_tenant_has_a_limit_over_all_of_its_callers() {
         assert_eq!(limit(status), "tenant:acme");
     }
     resolve(&callers[0], "bolt").await.unwrap();
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn a_tenants_limit_counts_statements_however_they_come_and_a_stream_once() {
+    let fleet = Fleet::new(two_calls()).await;
+    let daemon = fleet.start().await;
+    let client = &daemon.client;
+    for tenant in ["acme", "bolt"] {
+        client.tenant(tenant).await;
+    }
+    let executed = async || client.execute("acme", "SELECT 1").await.map(drop);
+    let streamed = async || {
+        let (tenant, sql) = ("acme".to_owned(), "SELECT 1".to_owned());
+        let request = StreamQueryRequest { tenant, sql, ..StreamQueryRequest::default() };
+        client.query().stream_query(request).await.map(drop)
+    };
+    let transacted = async || {
+        let mut open = client.transaction_opened().await.unwrap();
+        let tenant = "acme".to_owned();
+        open.send(Action::Begin(BeginTransaction { tenant, ..BeginTransaction::default() })).await;
+        open.answer().await.map(drop)
+    };
+    for answers in [
+        join_all((0..CALLS).map(|_| executed())).await,
+        join_all((0..CALLS).map(|_| streamed())).await,
+        join_all((0..CALLS).map(|_| transacted())).await,
+    ] {
+        let refused: Vec<Status> = answers.into_iter().filter_map(Result::err).collect();
+        assert!(!refused.is_empty());
+        for status in &refused {
+            assert_eq!(limit(status), "tenant:acme");
+        }
+    }
+
+    // In a pipeline the tenants whose statements it has are counted, and not the statements.
+    let piped = join_all((0..CALLS).map(|_| async {
+        let mut open = client.pipeline().await;
+        let statement = |id| {
+            let (tenant, sql) = ("acme".to_owned(), "SELECT 1".to_owned());
+            PipelineStatement { id, tenant, sql, ..PipelineStatement::default() }
+        };
+        let statements = (0..3).map(statement).collect();
+        open.requests.send(PipelineRequest { statements }).await.unwrap();
+        let mut outcomes = Vec::new();
+        while outcomes.len() < 3 {
+            let answers = open.answers.message().await.unwrap().unwrap().answers;
+            outcomes.extend(answers.into_iter().map(|answer| answer.outcome.unwrap()));
+        }
+        outcomes
+    }))
+    .await;
+    let errors: Vec<_> = piped
+        .into_iter()
+        .flatten()
+        .filter_map(|outcome| match outcome {
+            pipeline_answer::Outcome::Error(error) => Some(error),
+            pipeline_answer::Outcome::Result(_) => None,
+        })
+        .collect();
+    assert!(!errors.is_empty());
+    for error in errors {
+        assert_eq!((error.code, error.reason()), (i32::from(Code::ResourceExhausted), ErrorReason::RateLimited));
+        assert!(error.retry_delay.is_some_and(|delay| delay.seconds > 0 || delay.nanos > 0));
+    }
+    client.execute("bolt", "SELECT 1").await.unwrap();
+    until("the tenant may call again", async || executed().await.ok()).await;
     fleet.stop(daemon).await;
 }
 

@@ -379,8 +379,10 @@ async fn a_slow_read_of_a_stream_is_logged_with_its_tenant_and_without_values() 
     caller.send(vec![statement(2, "acme", slow)]).await;
     assert_eq!(value(&caller.take(1).await[&2]), &number(9_000_000));
     let said = fleet.latest();
-    let line = said.lines().find(|line| line.contains("slow statement")).unwrap_or_else(|| panic!("{said}"));
-    assert!(line.contains("acme") && line.contains("generate_series") && !line.contains("confidential"), "{line}");
+    // On a slow machine there may be others.
+    let of_it = |line: &&str| line.contains("slow statement") && line.contains("generate_series");
+    let line = said.lines().find(of_it).unwrap_or_else(|| panic!("{said}"));
+    assert!(line.contains("acme") && !said.contains("confidential"), "{said}");
     assert!(caller.rest().await.is_empty());
     fleet.stop(daemon).await;
 }

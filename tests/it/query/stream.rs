@@ -91,13 +91,15 @@ async fn refusals_come_before_and_between_rows() {
     let fleet = Fleet::new(Spec::default()).await;
     let daemon = fleet.start().await;
     daemon.client.tenant("acme").await;
-    let refused = async |sql: &str| {
-        let ended = match stream(&daemon.client, of(sql)).await {
+    let request_refused = async |request: StreamQueryRequest| {
+        let sql = request.sql.clone();
+        let ended = match stream(&daemon.client, request).await {
             Ok(stream) => parts(stream).await,
             Err(status) => Err(status),
         };
-        ended.expect_err(sql)
+        ended.expect_err(&sql)
     };
+    let refused = async |sql: &str| request_refused(of(sql)).await;
     let syntax = refused("SELECT * FORM things").await;
     let details = syntax.get_error_details();
     let metadata = &details.error_info().unwrap().metadata;
@@ -109,8 +111,11 @@ async fn refusals_come_before_and_between_rows() {
     for sql in ["COMMIT", "SELECT 1; SELECT 2", "FETCH ALL FROM c", ""] {
         assert_eq!(refused(sql).await.code(), Code::InvalidArgument, "{sql}");
     }
-    let wrong = StreamQueryRequest { batch_rows: 10_001, ..of("SELECT 1") };
-    assert_eq!(stream(&daemon.client, wrong).await.map(parts).err().map(|status| status.code()), None);
+    for batch_rows in [10_001, -1] {
+        let wrong = request_refused(StreamQueryRequest { batch_rows, ..of("SELECT 1") }).await;
+        let field = wrong.get_error_details().bad_request().unwrap().field_violations[0].field.clone();
+        assert_eq!((wrong.code(), field.as_str()), (Code::InvalidArgument, "batch_rows"), "{wrong:?}");
+    }
     assert_eq!(daemon.client.sql("acme", "SELECT count(*) FROM things").await, "20");
     quiet(&fleet).await;
     fleet.stop(daemon).await;

@@ -6,8 +6,9 @@ use std::time::Duration;
 use tenantd::proto::v1::transact_request::Action;
 use tenantd::proto::v1::transact_response::Outcome;
 use tenantd::proto::v1::{
-    BeginTransaction, CommitTransaction, IsolationLevel, ReleaseSavepoint, RollbackToSavepoint, RollbackTransaction,
-    SetSavepoint, StatementError, TransactRequest, TransactResponse, TransactionStatement,
+    BeginTransaction, CommitTransaction, IsolationLevel, ListPoolsRequest, ReleaseSavepoint, RollbackToSavepoint,
+    RollbackTransaction, SetSavepoint, StatementError, StreamQueryRequest, TransactRequest, TransactResponse,
+    TransactionStatement,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -52,7 +53,8 @@ impl Caller {
     }
 
     pub(super) async fn ask(&mut self, action: Action) -> Result<Outcome, Status> {
-        self.requests.send(TransactRequest { action: Some(action) }).await.unwrap();
+        // Of a stream that has ended, the answer says why.
+        let _sent = self.requests.send(TransactRequest { action: Some(action) }).await;
         let answer = self.answers.message().await?;
         Ok(answer.expect("an answer").outcome.unwrap())
     }
@@ -188,6 +190,56 @@ async fn a_failed_request_waits_for_a_rollback() {
     fleet.stop(daemon).await;
 }
 
+/// What would leave a transaction open on a connection that goes back to its pool: callers' own, and a tenant's code's.
+const OPENERS: [&str; 8] = [
+    "BEGIN",
+    "START TRANSACTION",
+    "SAVEPOINT mine",
+    "COMMIT AND CHAIN",
+    "ROLLBACK AND CHAIN",
+    "PREPARE TRANSACTION 'mine'",
+    "CALL chained()",
+    "DO $$ BEGIN INSERT INTO things (name) VALUES ('lost'); ROLLBACK AND CHAIN; END $$",
+];
+
+#[tokio::test]
+async fn nothing_that_is_sent_leaves_a_transaction_to_the_next_caller() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    let client = &daemon.client;
+    client.tenant("acme").await;
+    let chained = "CREATE PROCEDURE chained() LANGUAGE plpgsql AS $$ BEGIN \
+                   INSERT INTO things (name) VALUES ('lost'); ROLLBACK AND CHAIN; END $$";
+    client.execute("acme", chained).await.unwrap();
+    let judge = fleet.judge(&format!("{}_acme", fleet.naming.prefix())).await;
+    for (number, opener) in OPENERS.into_iter().enumerate() {
+        // Most are refused.
+        let _answer = client.execute("acme", opener).await;
+        let mut caller = Caller::begin(client).await;
+        let _answer = caller.ask(execute(opener)).await;
+        drop(caller);
+        let request = StreamQueryRequest { tenant: "acme".to_owned(), sql: opener.to_owned(), ..Default::default() };
+        if let Ok(mut answers) = client.query().stream_query(request).await {
+            while let Ok(Some(_)) = answers.get_mut().message().await {}
+        }
+        // At once, before the server ends what was left open.
+        until("all connections are back", async || {
+            let pools = client.router().list_pools(ListPoolsRequest::default()).await.unwrap().into_inner().pools;
+            pools.iter().all(|pool| pool.leased == 0).then_some(())
+        })
+        .await;
+        for round in 0..2 {
+            client.execute("acme", &format!("INSERT INTO things (name) VALUES ('{number}/{round}')")).await.unwrap();
+        }
+        let kept = "SELECT count(*), count(*) FILTER (WHERE name = 'lost') FROM things";
+        let kept = judge.query_one(kept, &[]).await.unwrap();
+        let expected = 22 + 2 * i64::try_from(number).unwrap();
+        assert_eq!((kept.get::<_, i64>(0), kept.get::<_, i64>(1)), (expected, 0), "{opener}");
+    }
+    quiet(&fleet).await;
+    fleet.stop(daemon).await;
+}
+
 #[tokio::test]
 async fn it_begins_as_it_is_told() {
     let fleet = Fleet::new(Spec::default()).await;
@@ -224,20 +276,16 @@ async fn it_begins_as_it_is_told() {
 
 #[tokio::test]
 async fn nobody_leaves_a_transaction_open() {
-    let spec = Spec::default().setting("[query]", "transaction_idle_max", "\"500ms\"");
-    let fleet = Fleet::new(spec).await;
+    let fleet = Fleet::new(Spec::default()).await;
     let daemon = fleet.start().await;
     daemon.client.tenant("acme").await;
     let client = &daemon.client;
 
-    let mut silent = Caller::begin(client).await;
-    silent.run("DELETE FROM things").await;
-    let ended = silent.ended().await.unwrap_err();
-    assert_eq!((ended.code(), reason(&ended).as_str()), (Code::Aborted, "CANCELLED"));
-    quiet(&fleet).await;
-
-    let mut late = Caller::open(client, Some(Duration::from_millis(900))).await;
-    assert!(matches!(late.ask(Action::Begin(begin())).await, Ok(Outcome::Begun(_))));
+    let mut late = until("it begins before its deadline", async || {
+        let mut late = Caller::open(client, Some(Duration::from_millis(900))).await;
+        matches!(late.ask(Action::Begin(begin())).await, Ok(Outcome::Begun(_))).then_some(late)
+    })
+    .await;
     let code = late.ask(execute("SELECT pg_sleep(600)")).await.unwrap_err().code();
     assert!(matches!(code, Code::DeadlineExceeded | Code::Cancelled), "{code:?}");
     quiet(&fleet).await;
@@ -246,14 +294,36 @@ async fn nobody_leaves_a_transaction_open() {
     let gone = Caller::begin(client).await;
     gone.requests.send(TransactRequest { action: Some(execute("SELECT pg_sleep(600)")) }).await.unwrap();
     let judge = fleet.judge("postgres").await;
+    let name = format!("{}_acme", fleet.naming.prefix());
     until("the statement runs", async || {
-        let sql = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(600)%' AND state = 'active'";
-        (judge.query_one(sql, &[]).await.unwrap().get::<_, i64>(0) > 0).then_some(())
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 \
+                   AND query LIKE 'SELECT pg_sleep(600)%' AND state = 'active'";
+        (judge.query_one(sql, &[&name]).await.unwrap().get::<_, i64>(0) > 0).then_some(())
     })
     .await;
     drop(gone);
     quiet(&fleet).await;
     assert_eq!(things(client).await, "20");
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn who_says_nothing_for_too_long_loses_the_transaction() {
+    let spec = Spec::default().setting("[query]", "transaction_idle_max", "\"500ms\"");
+    let fleet = Fleet::new(spec).await;
+    let daemon = fleet.start().await;
+    daemon.client.tenant("acme").await;
+    // A busy machine may make a caller say nothing for as long before it has done anything.
+    let silent = until("something is done in it", async || {
+        let mut silent = Caller::open(&daemon.client, None).await;
+        silent.ask(Action::Begin(begin())).await.ok()?;
+        matches!(silent.ask(execute("DELETE FROM things")).await, Ok(Outcome::Result(_))).then_some(silent)
+    })
+    .await;
+    let ended = silent.ended().await.unwrap_err();
+    assert_eq!((ended.code(), reason(&ended).as_str()), (Code::Aborted, "CANCELLED"));
+    quiet(&fleet).await;
+    assert_eq!(things(&daemon.client).await, "20");
     fleet.stop(daemon).await;
 }
 

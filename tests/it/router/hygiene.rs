@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::soon;
 use crate::harness::{Spec, until};
-use crate::tenants::{Made, Rooms};
+use crate::tenants::{Made, Rooms, sessions};
 
 async fn backend(lease: &Lease) -> i32 {
     lease.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0)
@@ -25,17 +25,32 @@ async fn used(rooms: &Rooms, tenant: &Made) -> i32 {
 
 #[tokio::test]
 async fn e1_the_newest_is_used_and_the_others_age() {
+    const IDLE_MAX: Duration = Duration::from_millis(500);
     let rooms = Rooms::new(Spec::default().setting("[router]", "connection_idle_timeout", "\"500ms\"")).await;
     let acme = rooms.tenant("acme").await;
-    let leases = [rooms.lease(&acme).await.unwrap(), rooms.lease(&acme).await.unwrap()];
-    let newest = backend(&leases[1]).await;
-    for lease in leases {
-        lease.release(Residue::Nothing);
-    }
-    // One stays in use all the time, and the other goes.
-    until("one is left", async || {
-        assert_eq!(used(&rooms, &acme).await, newest);
-        (rooms.sessions().await == 1).then_some(())
+    let judge = rooms.fleet.judge("postgres").await;
+    // Begun again when a busy machine has left the newest alone for so long.
+    until("one stays in use all the time, and the other goes", async || {
+        let leases = [rooms.lease(&acme).await.unwrap(), rooms.lease(&acme).await.unwrap()];
+        let newest = backend(&leases[1]).await;
+        let mut released = Instant::now();
+        for lease in leases {
+            lease.release(Residue::Nothing);
+        }
+        loop {
+            let left = sessions(&judge, rooms.config.naming.prefix()).await;
+            let lease = rooms.lease(&acme).await.unwrap();
+            let (found, alone_for) = (backend(&lease).await, released.elapsed());
+            released = Instant::now();
+            lease.release(Residue::Nothing);
+            if found != newest {
+                assert!(alone_for >= IDLE_MAX, "another was used, or the newest was closed after {alone_for:?}");
+                return None;
+            }
+            if left == 1 {
+                return Some(());
+            }
+        }
     })
     .await;
     rooms.finish().await;
@@ -77,6 +92,32 @@ async fn e4_nobody_waits_behind_a_statement_that_was_abandoned() {
     lease.release(Residue::Nothing);
     rooms.sessions_become(1).await;
     assert_eq!(rooms.router.stats(acme.id).cancels, 1);
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn what_was_begun_on_a_connection_ends_with_its_lease() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let acme = rooms.tenant("acme").await;
+    let lease = rooms.lease(&acme).await.unwrap();
+    lease.batch_execute("CREATE TABLE kept (by text)").await.unwrap();
+    lease.release(Residue::Nothing);
+    let judge = rooms.fleet.judge(&acme.database).await;
+    // Whoever is in the middle of a transaction has nothing to say by which a connection could come back.
+    for how in ["dropped", "ended"] {
+        let first = rooms.lease(&acme).await.unwrap();
+        first.batch_execute("BEGIN; INSERT INTO kept VALUES ('first')").await.unwrap();
+        match how {
+            "dropped" => drop(first),
+            _ => first.release(Residue::Anything),
+        }
+        let second = rooms.lease(&acme).await.unwrap();
+        second.execute("INSERT INTO kept VALUES ($1)", &[&how]).await.unwrap();
+        second.release(Residue::Nothing);
+    }
+    let kept = judge.query("SELECT by FROM kept ORDER BY by", &[]).await.unwrap();
+    assert_eq!(kept.iter().map(|row| row.get(0)).collect::<Vec<String>>(), ["dropped", "ended"]);
+    rooms.sessions_become(1).await;
     rooms.finish().await;
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tenantd::router::{Error, Holder, Lease, Residue};
 use tokio::time::Instant;
 
+use super::refusal_at_once;
 use crate::harness::{Spec, until};
 use crate::query::convoy::located;
 use crate::tenants::Rooms;
@@ -24,8 +25,7 @@ async fn a_pool_follows_its_tiers_size() {
     pool_size(&rooms, 1);
     let first = rooms.lease(&acme).await.unwrap();
     let kept = backend(&first).await;
-    let at_once = || Instant::now() + Duration::from_millis(100);
-    let refusal = rooms.router.acquire(acme.id, at_once()).await.unwrap_err();
+    let refusal = refusal_at_once(&rooms, &acme).await;
     assert!(matches!(refusal, Error::Timeout { .. }), "{refusal}");
 
     pool_size(&rooms, 12);
@@ -37,7 +37,8 @@ async fn a_pool_follows_its_tiers_size() {
     assert_eq!(rooms.sessions().await, 12);
 
     pool_size(&rooms, 1);
-    assert!(rooms.router.acquire(acme.id, at_once()).await.is_err());
+    let refusal = refusal_at_once(&rooms, &acme).await;
+    assert!(matches!(refusal, Error::Timeout { .. }), "{refusal}");
     for lease in more {
         lease.release(Residue::Nothing);
     }

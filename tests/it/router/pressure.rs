@@ -8,12 +8,13 @@ use std::time::Duration;
 use tenantd::router::{Error, Lease, Residue};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::{Watch, one, small_budget};
-use crate::harness::{Machine, Proxy, Spec, machine, until};
-use crate::tenants::Rooms;
+use super::{Watch, one, refusal_at_once, small_budget};
+use crate::harness::{Machine, PATIENCE, Proxy, Spec, machine, until};
+use crate::tenants::{Made, Rooms};
 
 async fn backend(lease: &Lease) -> i32 {
     lease.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0)
@@ -75,29 +76,38 @@ async fn a_frequent_tenant_keeps_its_connection_while_others_pass_through() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_slow_callers_do_not_starve_a_quiet_tenant() {
-    let rooms = Arc::new(Rooms::new(small_budget().setting("[router]", "acquire_timeout", "\"60s\"")).await);
+    let rooms = Arc::new(Rooms::new(small_budget().setting("[router]", "acquire_timeout", "\"2m\"")).await);
     let (noisy, quiet) = (rooms.tenant("noisy").await, rooms.tenant("quiet").await);
     let watch = Watch::start(&rooms).await;
+    // Each keeps its connection until it is its turn to give it back.
+    let turns = Arc::new(Semaphore::new(0));
     let mut callers = JoinSet::new();
     for _ in 0..1_000 {
-        let (rooms, noisy) = (Arc::clone(&rooms), noisy.clone());
+        let (rooms, noisy, turns) = (Arc::clone(&rooms), noisy.clone(), Arc::clone(&turns));
         callers.spawn(async move {
-            loop {
-                let Ok(lease) = rooms.lease(&noisy).await else { return };
-                if lease.batch_execute("SELECT pg_sleep(0.1)").await.is_ok() {
-                    lease.release(Residue::Nothing);
-                }
+            while let Ok(lease) = rooms.router.acquire(noisy.id, Instant::now() + PATIENCE).await {
+                one(&lease).await;
+                turns.acquire().await.unwrap().forget();
+                lease.release(Residue::Nothing);
             }
         });
     }
-    until("the noisy tenant has every place", async || (rooms.server.budget().in_use() >= 6).then_some(())).await;
+    let waiting = |tenant: &Made| rooms.router.pool(tenant.id).map_or(0, |pool| pool.waiting);
+    until("the noisy tenant has every place, and all others of it wait", async || {
+        let leased = rooms.router.pool(noisy.id).map_or(0, |pool| pool.leased);
+        (leased == 6 && waiting(&noisy) == 994).then_some(())
+    })
+    .await;
     for _ in 0..5 {
-        let begun = rooms.router.stats(noisy.id).acquires;
-        assert_eq!(rooms.call(&quiet).await.unwrap(), quiet.database);
-        // Counted in the noisy tenant's turns, and not in seconds: no queue of a thousand was waited for.
-        let passed_by = rooms.router.stats(noisy.id).acquires - begun;
-        assert!(passed_by <= 60, "{passed_by} callers of the noisy tenant came first");
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        let call = tokio::spawn({
+            let (rooms, quiet) = (Arc::clone(&rooms), quiet.clone());
+            async move { rooms.call(&quiet).await.unwrap() }
+        });
+        until("it waits", async || (waiting(&quiet) == 1 || call.is_finished()).then_some(())).await;
+        // Counted in the noisy tenant's turns, and not in seconds: no queue of a thousand is waited for.
+        turns.add_permits(60);
+        assert_eq!(call.await.unwrap(), quiet.database);
+        until("the turns are over", async || (turns.available_permits() == 0).then_some(())).await;
     }
     callers.shutdown().await;
     assert!(watch.end().await <= 6);
@@ -183,7 +193,7 @@ async fn a_pool_grows_by_several_connections_at_once() {
     let leases = futures_util::future::join_all((0..10).map(|_| rooms.lease(&acme))).await;
     let leases: Vec<_> = leases.into_iter().map(Result::unwrap).collect();
     assert_eq!(rooms.sessions().await, 10);
-    let refusal = rooms.router.acquire(acme.id, Instant::now() + Duration::from_millis(50)).await.unwrap_err();
+    let refusal = refusal_at_once(&rooms, &acme).await;
     assert!(refusal.to_string().contains("all 10 connections of its pool are in use"), "{refusal}");
     drop(leases);
     rooms.finish().await;

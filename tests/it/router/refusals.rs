@@ -3,8 +3,11 @@
 
 use std::time::Duration;
 
+use tenantd::proto::v1::transact_request::Action;
+use tenantd::proto::v1::transact_response::Outcome;
 use tenantd::proto::v1::{
-    EvictPoolRequest, ExecuteRequest, GetTenantStatsRequest, ListPoolsRequest, ListTenantsRequest, Value, value::Kind,
+    EvictPoolRequest, ExecuteRequest, GetTenantStatsRequest, ListPoolsRequest, ListTenantsRequest, StreamQueryRequest,
+    TransactionStatement, Value, value::Kind,
 };
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -167,6 +170,37 @@ async fn a_slow_statement_is_logged_with_its_tenant_and_without_values() {
     fleet.stop(daemon).await;
 }
 
+#[tokio::test]
+async fn slow_statements_of_streams_and_transactions_are_logged_without_values_too() {
+    let fleet = Fleet::new(Spec::default().setting("[router]", "slow_statement_threshold", "\"100ms\"")).await;
+    let daemon = fleet.start().await;
+    daemon.client.tenant("acme").await;
+    let slow = |place: &str| format!("SELECT 'confidential' AS of_{place}, pg_sleep(0.25), 271828, $1::text");
+    let parameters = || vec![Value { kind: Some(Kind::TextValue("private".to_owned())) }];
+    let (tenant, sql) = ("acme".to_owned(), slow("stream"));
+    let request = StreamQueryRequest { tenant, sql, parameters: parameters(), ..StreamQueryRequest::default() };
+    let mut parts = daemon.client.query().stream_query(request).await.unwrap().into_inner();
+    while parts.message().await.unwrap().is_some() {}
+    let mut open = daemon.client.transaction("acme").await;
+    let (sql, parameters) = (slow("transaction"), parameters());
+    open.send(Action::Execute(TransactionStatement { sql, parameters, ..TransactionStatement::default() })).await;
+    assert!(matches!(open.answer().await, Ok(Outcome::Result(_))));
+    for place in ["of_stream", "of_transaction"] {
+        let line = until("the statement is logged", async || {
+            let is_its = |line: &&str| line.contains("slow statement") && line.contains(place);
+            fleet.latest().lines().find(is_its).map(str::to_owned)
+        })
+        .await;
+        assert!(line.contains("tenant=acme") && line.contains("pg_sleep") && line.contains("milliseconds="), "{line}");
+    }
+    let said = fleet.latest();
+    for value in ["confidential", "271828", "private"] {
+        assert!(!said.contains(value), "{said}");
+    }
+    drop(open);
+    fleet.stop(daemon).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tenants_who_use_up_the_budget_leave_the_daemons_own_work_alone() {
     let spec = super::small_budget().setting("[router]", "acquire_timeout", "\"300ms\"").setting(
@@ -178,12 +212,11 @@ async fn tenants_who_use_up_the_budget_leave_the_daemons_own_work_alone() {
     let daemon = fleet.start().await;
     let client = &daemon.client;
     client.tenant("acme").await;
-    // By statements: transactions leave some places.
+    // By statements: transactions leave some places. Whoever is told to come back does: a connect may take longer.
     let mut held = Vec::new();
     for _ in 0..6 {
-        let open = client.pipeline().await;
-        open.execute(1, "acme", "SELECT pg_sleep(600)").await;
-        held.push(open);
+        let client = client.clone();
+        held.push(tokio::spawn(async move { while client.execute("acme", "SELECT pg_sleep(600)").await.is_err() {} }));
     }
     let judge = fleet.judge("postgres").await;
     let name = format!("{}_acme", fleet.naming.prefix());
@@ -201,8 +234,8 @@ async fn tenants_who_use_up_the_budget_leave_the_daemons_own_work_alone() {
     let (code, reason, cause, retry) = told(&refusal, "cause");
     assert_eq!((code, reason.as_str(), cause.as_str()), (Code::ResourceExhausted, "CONNECTION_UNAVAILABLE", "budget"));
     assert!(retry.is_some(), "{refusal:?}");
-    held.truncate(5);
+    held[5].abort();
     until("the place is the other tenant's", async || client.execute("bolt", "SELECT 1").await.ok()).await;
-    drop(held);
+    held.iter().for_each(tokio::task::JoinHandle::abort);
     fleet.stop(daemon).await;
 }
