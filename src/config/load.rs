@@ -415,3 +415,37 @@ impl RouterSection {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_routers_defaults_are_the_designs_and_the_readme_shows_them() {
+        let expected = RouterConfig {
+            acquire_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(5),
+            statement_timeout: Duration::from_secs(30),
+            connection_idle_timeout: Duration::from_mins(1),
+            pool_idle_timeout: Duration::from_mins(5),
+            connection_lifetime_max: Duration::from_mins(30),
+            connection_uses_max: 7_500,
+            pools_max: 10_000,
+            pause_wait_max: Duration::from_secs(10),
+            route_age_max: Duration::from_secs(1),
+            slow_statement_threshold: Duration::from_secs(1),
+            lease_warn_after: Duration::from_mins(1),
+        };
+        let read =
+            |section: &str| Figment::from(Toml::string(section)).extract::<RouterSection>().unwrap().into_config();
+        assert_eq!(read(""), expected);
+
+        let readme = include_str!("../../README.md");
+        let row = readme.lines().find(|line| line.starts_with("| `[router]` |")).unwrap();
+        let shown: Vec<&str> = row.split('`').skip(3).step_by(2).collect();
+        assert_eq!(read(&shown.join("\n")), expected);
+        // None of them is left out there.
+        let fields = format!("{expected:?}").matches(": ").count();
+        assert_eq!(shown.len(), fields, "{shown:?}");
+    }
+}

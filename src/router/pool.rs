@@ -231,6 +231,52 @@ fn lifetime(max: Duration, draw: f64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{CallerLimits, QueryConfig, RouterConfig};
+    use crate::domain::host::OwnHosts;
+    use crate::domain::tier::{self, Tier, Tiers};
+
+    fn limits(tiers: Tiers) -> Limits {
+        let time = Duration::from_secs(1);
+        Limits {
+            router: RouterConfig {
+                acquire_timeout: time,
+                connect_timeout: time,
+                statement_timeout: time,
+                connection_idle_timeout: time,
+                pool_idle_timeout: time,
+                connection_lifetime_max: time,
+                connection_uses_max: 1,
+                pools_max: 1,
+                pause_wait_max: time,
+                route_age_max: time,
+                slow_statement_threshold: time,
+                lease_warn_after: time,
+            },
+            query: QueryConfig { transaction_idle_max: time, stream_idle_max: time },
+            tiers,
+            callers: CallerLimits { calls_per_second_max: 1 },
+            own_hosts: OwnHosts::default(),
+        }
+    }
+
+    #[test]
+    fn a_tenant_has_the_share_that_its_tier_says() {
+        let mut tiers = tier::defaults();
+        let narrow = Tier { pool_connections_max: 0, queue_max: 3, weight: 7, ..tiers["free"].clone() };
+        tiers.insert("narrow".to_owned(), narrow);
+        let limits = limits(tiers);
+        for (tier, connections_max, queue_max, weight) in [
+            ("free", 2, 1_000, 1),
+            ("standard", 10, 2_000, 2),
+            ("premium", 20, 4_000, 4),
+            ("enterprise", 40, 8_000, 8),
+            // Nobody is left without any.
+            ("narrow", 1, 3, 7),
+            ("one that was taken out", 10, 1_000, 1),
+        ] {
+            assert_eq!(Share::of(&limits, tier), Share { connections_max, queue_max, weight }, "{tier}");
+        }
+    }
 
     #[test]
     fn connections_that_are_made_together_do_not_end_together() {

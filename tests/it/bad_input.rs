@@ -1,10 +1,14 @@
 //! What people and machines get wrong: each gives a clear error, and nothing is left over.
 
+use prost_reflect::DescriptorPool;
+use tenantd::proto::DESCRIPTORS;
 use tenantd::proto::v1::{
     CreateApiKeyRequest, GetOperationRequest, Operation, OperationState, OperationStepState, VerifyBackupRequest,
     WhoAmIRequest,
 };
-use tonic::{Code, Status};
+use tonic::client::Grpc;
+use tonic::{Code, Request, Status};
+use tonic_prost::ProstCodec;
 use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
@@ -101,6 +105,38 @@ async fn without_a_known_key_nothing_answers() {
         for refusal in refusals {
             assert_eq!((refusal.code(), reason(&refusal).as_str()), (Code::Unauthenticated, "UNAUTHENTICATED"));
         }
+    }
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn no_method_answers_a_stranger_and_all_but_one_need_a_role() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    let stranger = Client::new(daemon.address, None);
+    let nobody = daemon.client.with_key(&daemon.client.key_new(&["viewer"], &[]).await);
+    let auth = fleet.judge(fleet.naming.auth_database().as_str()).await;
+    let taken = auth.execute("DELETE FROM api_key_roles WHERE role = 'viewer'", &[]).await.unwrap();
+    assert_eq!(taken, 1);
+    let call = async |caller: &Client, method: &str| {
+        let mut grpc = Grpc::new(caller.keyed());
+        grpc.ready().await.unwrap();
+        // An empty message and nothing after it, whatever the method takes.
+        let answer = grpc.unary(Request::new(()), method.parse().unwrap(), ProstCodec::<(), ()>::default()).await;
+        answer.map_or_else(|refusal| (refusal.code(), reason(&refusal)), |_answer| (Code::Ok, String::new()))
+    };
+    let pool = DescriptorPool::decode(DESCRIPTORS).unwrap();
+    let services = pool.services().filter(|service| service.package_name() == "tenantd.v1");
+    let methods: Vec<_> = services.flat_map(|service| service.methods().collect::<Vec<_>>()).collect();
+    assert!(methods.len() > 30, "{methods:?}");
+    for method in methods {
+        let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
+        assert_eq!(call(&stranger, &path).await, (Code::Unauthenticated, "UNAUTHENTICATED".to_owned()), "{path}");
+        let expected = match method.name() {
+            "WhoAmI" => (Code::Ok, String::new()),
+            _ => (Code::PermissionDenied, "PERMISSION_DENIED".to_owned()),
+        };
+        assert_eq!(call(&nobody, &path).await, expected, "{path}");
     }
     fleet.stop(daemon).await;
 }

@@ -31,7 +31,9 @@ fn run(command: &mut Command) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_in_python_resolves_and_queries() {
     let Some(python) = python() else {
-        eprintln!("SKIPPED: TENANTD_TEST_WITHOUT_PYTHON is set, and there is no .venv with the Python client's packages");
+        eprintln!(
+            "SKIPPED: TENANTD_TEST_WITHOUT_PYTHON is set, and there is no .venv with the Python client's packages"
+        );
         return;
     };
     let articles = "CREATE TABLE articles (id bigint PRIMARY KEY); INSERT INTO articles SELECT generate_series(1, 7);";

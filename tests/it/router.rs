@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::harness::{Fleet, Spec, until};
+use crate::harness::{Fleet, PATIENCE, Spec, until};
 use crate::tenants::{Made, Rooms, sessions};
 
 fn principal(scope: Scope) -> Principal {
@@ -182,6 +182,32 @@ async fn what_idles_is_closed() {
 }
 
 #[tokio::test]
+async fn connections_and_pools_idle_by_clocks_of_their_own() {
+    let spec = Spec::default().setting("[router]", "connection_idle_timeout", "\"300ms\"").setting(
+        "[router]",
+        "pool_idle_timeout",
+        "\"1h\"",
+    );
+    let rooms = Rooms::new(spec).await;
+    let (acme, beta) = (rooms.tenant("acme").await, rooms.tenant("beta").await);
+    rooms.call(&acme).await.unwrap();
+    rooms.sessions_become(0).await;
+    until("the router knows it", async || (rooms.router.pool_count().1 == 0).then_some(())).await;
+    assert_eq!(rooms.router.pool_count(), (1, 0), "the pool stays without connections");
+
+    // Who holds a connection has used it all the time: of two pools the older one is left.
+    let held = rooms.lease(&acme).await.unwrap();
+    rooms.call(&beta).await.unwrap();
+    rooms.limits(|limits| limits.router.pool_idle_timeout = Duration::from_millis(100));
+    until("the other pool is closed", async || rooms.router.pool(beta.id).is_none().then_some(())).await;
+    assert_eq!(rooms.router.pool_count(), (1, 1));
+    assert_eq!(one(&held).await, 1);
+    held.release(Residue::Nothing);
+    until("the pool is closed", async || (rooms.router.pool_count() == (0, 0)).then_some(())).await;
+    rooms.finish().await;
+}
+
+#[tokio::test]
 async fn the_least_recently_used_pool_makes_room() {
     let rooms = Rooms::new(Spec::default().setting("[router]", "pools_max", "2")).await;
     for code in ["t1", "t2", "t3"] {
@@ -190,6 +216,32 @@ async fn the_least_recently_used_pool_makes_room() {
     }
     assert_eq!(rooms.router.pool_count().0, 2);
     rooms.sessions_become(2).await;
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn a_pool_is_kept_by_its_use_and_by_its_leases() {
+    let rooms = Rooms::new(Spec::default().setting("[router]", "pools_max", "2")).await;
+    let tenants = rooms.tenants(4).await;
+    let has_pool = |number: usize| rooms.router.pool(tenants[number].id).is_some();
+    // Not the one that was made first, but the one that was not used since.
+    for number in [0, 1, 0, 2] {
+        rooms.call(&tenants[number]).await.unwrap();
+    }
+    assert_eq!([0, 1, 2].map(has_pool), [true, false, true]);
+    // The least recently used is in use.
+    let held = rooms.lease(&tenants[0]).await.unwrap();
+    rooms.call(&tenants[2]).await.unwrap();
+    rooms.call(&tenants[1]).await.unwrap();
+    assert_eq!([0, 1, 2].map(has_pool), [true, true, false]);
+    assert_eq!(one(&held).await, 1);
+    // Fewer than there are: whoever comes next makes room for them all, and for no lease.
+    rooms.limits(|limits| limits.router.pools_max = 1);
+    rooms.call(&tenants[3]).await.unwrap();
+    assert_eq!([0, 1, 2, 3].map(has_pool), [true, false, false, true]);
+    held.release(Residue::Nothing);
+    rooms.call(&tenants[2]).await.unwrap();
+    assert_eq!([0, 1, 2, 3].map(has_pool), [false, false, true, false]);
     rooms.finish().await;
 }
 
@@ -304,6 +356,40 @@ async fn a_paused_tenant_is_empty_until_it_is_reopened() {
     };
     let (lease, ()) = tokio::join!(waits, reopen);
     assert_eq!(one(&lease.unwrap()).await, 1);
+    rooms.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_waits_for_what_runs() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let acme = rooms.tenant("acme").await;
+    let (judge, inside) = (rooms.fleet.judge("postgres").await, rooms.fleet.judge(&acme.database).await);
+    inside.batch_execute("CREATE TABLE public.kept (n int); GRANT INSERT ON public.kept TO PUBLIC").await.unwrap();
+    drop(inside);
+    let superusers = "SELECT FROM pg_stat_activity WHERE datname = $1 AND application_name = 'judge'";
+    until("the judge is outside, whom nobody may end", async || {
+        judge.query_opt(superusers, &[&acme.database]).await.unwrap().is_none().then_some(())
+    })
+    .await;
+    let lease = rooms.lease(&acme).await.unwrap();
+    let running = tokio::spawn(async move {
+        let written = lease.batch_execute("INSERT INTO public.kept SELECT 1 FROM pg_sleep(1)").await;
+        lease.release(Residue::Nothing);
+        written
+    });
+    let asleep = "SELECT FROM pg_stat_activity WHERE datname = $1 AND wait_event = 'PgSleep'";
+    until("it runs", async || judge.query_opt(asleep, &[&acme.database]).await.unwrap()).await;
+
+    let operation = Uuid::now_v7();
+    gate_set(&rooms, &acme, Gate::Paused { operation }, operation).await;
+    rooms.router.route_forget(acme.id);
+    // It ends long before the time is up.
+    let drain = rooms.router.drain(acme.id, Duration::from_mins(10));
+    tokio::time::timeout(PATIENCE, drain).await.expect("nobody waits for the whole time").unwrap();
+    running.await.unwrap().expect("the statement was let end");
+    let inside = rooms.fleet.judge(&acme.database).await;
+    assert_eq!(inside.query_one("SELECT n FROM public.kept", &[]).await.unwrap().get::<_, i32>(0), 1);
+    assert_eq!(rooms.router.stats(acme.id).cancels, 0);
     rooms.finish().await;
 }
 

@@ -183,6 +183,33 @@ async fn tenants_keep_working_while_the_shared_database_is_away() {
 }
 
 #[tokio::test]
+async fn what_was_changed_while_the_catalog_was_away_is_read_when_it_is_back() {
+    let rooms = Rooms::new(nothing_by_time()).await;
+    rooms.fleet.allow_log("the shared database cannot be followed");
+    let (acme, beta) = (rooms.tenant("acme").await, rooms.tenant("beta").await);
+    for code in ["acme", "beta"] {
+        assert_eq!(locate(&rooms.router, code).await.unwrap().route.tier, "standard");
+    }
+    let shared = Shared::take_away(&rooms).await;
+    // Nobody announces it to the daemon.
+    shared
+        .change(
+            "UPDATE catalog_meta SET revision = revision + 1;
+             UPDATE tenants SET tier = 'premium', revision = (SELECT revision FROM catalog_meta) WHERE code = 'acme'",
+        )
+        .await;
+    shared.give_back().await;
+    until("the change is seen", async || {
+        let route = locate(&rooms.router, "acme").await.ok()?.route;
+        (route.tenant == acme.id && route.tier == "premium").then_some(())
+    })
+    .await;
+    let other = locate(&rooms.router, "beta").await.unwrap().route;
+    assert_eq!((other.tenant, other.tier.as_str()), (beta.id, "standard"));
+    rooms.finish().await;
+}
+
+#[tokio::test]
 async fn an_older_catalog_is_noticed_and_read_anew() {
     let rooms = Rooms::new(nothing_by_time()).await;
     rooms.fleet.expect_log("the shared database is an older one than before");

@@ -1,5 +1,7 @@
 //! How often: callers, tenants and guessers have limits, and are told whose it is and when to come back.
 
+use std::collections::BTreeSet;
+
 use futures_util::future::join_all;
 use tenantd::proto::v1::resolve_tenant_request::Selector;
 use tenantd::proto::v1::transact_request::Action;
@@ -99,6 +101,50 @@ async fn a_tenant_has_a_limit_over_all_of_its_callers() {
     }
     resolve(&callers[0], "bolt").await.unwrap();
     fleet.stop(daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_that_are_read_again_count_at_once() {
+    let fleet = Fleet::new(Spec::default().setting("[router]", "slow_statement_threshold", "\"1h\"")).await;
+    let daemon = fleet.spawn();
+    let admin = &daemon.client;
+    admin.tenant("acme").await;
+    let hasty = admin.with_key(&admin.key_new(&["resolver"], &[]).await);
+    let refused = async || {
+        let calls = join_all((0..CALLS).map(|_| async {
+            let request = ResolveTenantRequest {
+                selector: Some(Selector::Code("acme".to_owned())),
+                ..ResolveTenantRequest::default()
+            };
+            hasty.router().resolve_tenant(request).await
+        }));
+        let refused = calls.await.into_iter().filter_map(Result::err).map(|status| limit(&status));
+        refused.collect::<BTreeSet<String>>()
+    };
+    let slow = async || {
+        admin.sql("acme", "SELECT pg_sleep(0.01)").await;
+        fleet.latest().contains("slow statement")
+    };
+    assert!(refused().await.is_empty() && !slow().await);
+
+    fleet.configure(&[("[callers]", "calls_per_second_max", "2".to_owned())]);
+    daemon.hang_up();
+    let of_the_caller = BTreeSet::from(["principal:api-key:test".to_owned()]);
+    until("the caller has its limit", async || (refused().await == of_the_caller).then_some(())).await;
+
+    let tier = "{ direct_connections_max = 100, pool_connections_max = 10, users_max = 50, sites_max = 5, \
+                storage_bytes_max = 1000000000, calls_per_second_max = 2 }";
+    fleet.configure(&[("[tiers]", "standard", tier.to_owned())]);
+    daemon.hang_up();
+    let of_the_tenant = BTreeSet::from(["tenant:acme".to_owned()]);
+    until("the tenant has its limit", async || (refused().await == of_the_tenant).then_some(())).await;
+
+    fleet.configure(&[("[router]", "slow_statement_threshold", "\"5ms\"".to_owned())]);
+    daemon.hang_up();
+    until("nobody has", async || refused().await.is_empty().then_some(())).await;
+    until("the statement is slow", async || slow().await.then_some(())).await;
+    daemon.terminate().await;
+    fleet.finish().await;
 }
 
 #[tokio::test]

@@ -128,10 +128,10 @@ fn family(parent: u32) -> Vec<u32> {
 }
 
 /// Processes that stand still while this lives.
-struct Frozen(Vec<u32>);
+pub struct Frozen(Vec<u32>);
 
 impl Frozen {
-    fn new(processes: Vec<u32>) -> Self {
+    pub fn new(processes: Vec<u32>) -> Self {
         Self::tell("STOP", &processes);
         Self(processes)
     }

@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
+use tenantd::domain::operation::OperationId;
+use tenantd::domain::route::Gate;
 use tenantd::router::{Error, Holder, Lease, Residue};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 use super::refusal_at_once;
-use crate::harness::{Spec, until};
+use crate::harness::{PATIENCE, Spec, until};
 use crate::query::convoy::located;
 use crate::tenants::Rooms;
 
@@ -94,6 +98,52 @@ async fn who_waits_hears_of_a_larger_pool() {
     pool_size(&rooms, 2);
     waiting.await.unwrap().release(Residue::Nothing);
     held.release(Residue::Nothing);
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn a_queue_is_as_long_as_the_tier_says_now() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let acme = rooms.tenant("acme").await;
+    pool_size(&rooms, 1);
+    let queue_max = |max| rooms.limits(|limits| limits.tiers.values_mut().for_each(|tier| tier.queue_max = max));
+    rooms.limits(|limits| limits.router.acquire_timeout = Duration::from_mins(10));
+    let held = rooms.lease(&acme).await.unwrap();
+    let mut waiting = JoinSet::new();
+    for count in 1..=3 {
+        // One more has a place, and the next one has none.
+        queue_max(count);
+        let (router, tenant) = (rooms.router.clone(), acme.id);
+        waiting.spawn(async move { router.acquire(tenant, Instant::now() + Duration::from_mins(10)).await });
+        until("it waits", async || (rooms.router.pool(acme.id)?.waiting == count as usize).then_some(())).await;
+        let refusal = rooms.lease(&acme).await.unwrap_err();
+        assert!(matches!(refusal, Error::QueueFull { queue_max, .. } if queue_max == count as usize), "{refusal}");
+    }
+    // Those who wait already keep their places.
+    queue_max(1);
+    let refusal = rooms.lease(&acme).await.unwrap_err();
+    assert!(matches!(refusal, Error::QueueFull { queue_max: 1, .. }), "{refusal}");
+    held.release(Residue::Nothing);
+    while let Some(lease) = waiting.join_next().await {
+        lease.unwrap().unwrap().release(Residue::Nothing);
+    }
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn who_waits_at_a_gate_waits_as_long_as_is_said_now() {
+    let rooms = Rooms::new(Spec::default().setting("[router]", "pause_wait_max", "\"1h\"")).await;
+    let acme = rooms.tenant("acme").await;
+    let operation = Uuid::now_v7();
+    let txn = rooms.catalog.begin().await.unwrap();
+    let gate = Gate::Paused { operation };
+    rooms.catalog.gate_set_in_txn(&txn, acme.id, gate, OperationId(operation)).await.unwrap();
+    txn.commit().await.unwrap();
+    rooms.router.route_forget(acme.id);
+    rooms.limits(|limits| limits.router.pause_wait_max = Duration::from_millis(50));
+    let call = rooms.router.acquire(acme.id, Instant::now() + Duration::from_hours(1));
+    let refusal = tokio::time::timeout(PATIENCE, call).await.expect("the time is the new one").unwrap_err();
+    assert!(matches!(refusal, Error::Paused { .. }), "{refusal}");
     rooms.finish().await;
 }
 

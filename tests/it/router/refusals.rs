@@ -3,16 +3,18 @@
 
 use std::time::Duration;
 
+use tenantd::config::write_private;
+use tenantd::proto::v1::resolve_tenant_request::Selector;
 use tenantd::proto::v1::transact_request::Action;
 use tenantd::proto::v1::transact_response::Outcome;
 use tenantd::proto::v1::{
-    EvictPoolRequest, ExecuteRequest, GetTenantStatsRequest, ListPoolsRequest, ListTenantsRequest, StreamQueryRequest,
-    TransactionStatement, Value, value::Kind,
+    EvictPoolRequest, ExecuteRequest, GetTenantStatsRequest, ListPoolsRequest, ListTenantsRequest,
+    ResolveTenantRequest, StreamQueryRequest, TransactionStatement, Value, value::Kind,
 };
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::harness::{Client, Fleet, Spec, reason, until};
+use crate::harness::{Client, Fleet, Machine, Spec, machine, reason, tenantd, until};
 
 /// A refusal's code and reason, one of its metadata, and when to come back.
 fn told(status: &Status, name: &str) -> (Code, String, String, Option<Duration>) {
@@ -118,6 +120,22 @@ async fn while_the_catalog_has_another_name_what_needs_it_is_told_to_come_back()
     let client = &daemon.client;
     client.tenant("acme").await;
     client.execute("acme", "SELECT 1").await.unwrap();
+    let resolved = async || {
+        let selector = Some(Selector::Code("acme".to_owned()));
+        let request = ResolveTenantRequest { selector, ..ResolveTenantRequest::default() };
+        client.router().resolve_tenant(request).await.unwrap().into_inner()
+    };
+    let shown = async || {
+        let mut command = tenantd();
+        command.args(["resolve", "acme", "--endpoint", &format!("http://{}", daemon.address), "--key-file"]);
+        command.arg(fleet.admin_key_file());
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        assert!(output.status.success(), "{output:?}");
+        [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap()).concat()
+    };
+    let now = resolved().await;
+    assert_eq!((now.stale, now.age), (false, None));
+    assert!(!shown().await.contains("the shared database is away"));
     for expected in ["does not answer", "the catalog", "changes of rights"] {
         fleet.allow_log(expected);
     }
@@ -144,9 +162,80 @@ async fn while_the_catalog_has_another_name_what_needs_it_is_told_to_come_back()
         assert!(retry.is_some(), "{refusal:?}");
     }
     client.execute("acme", "SELECT 1").await.unwrap();
+    // What is known is told with its age.
+    let known = until("the route is stale", async || Some(resolved().await).filter(|answer| answer.stale)).await;
+    let age = known.age.unwrap();
+    assert!(age.seconds > 0 || age.nanos > 0, "{age:?}");
+    assert_eq!(known.route.unwrap().code, "acme");
+    let text = shown().await;
+    assert!(text.contains("the shared database is away; this is what the daemon knew"), "{text}");
+    assert!(text.contains("acme"), "{text}");
     rename(&away, shared.as_str()).await;
     until("the catalog is back", async || client.tenant_get("acme").await.ok()).await;
+    let fresh = until("the route is fresh again", async || Some(resolved().await).filter(|answer| !answer.stale)).await;
+    assert_eq!(fresh.age, None);
     fleet.stop(daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_away_takes_nobody_elses_tenants_along_not_even_the_catalogs_server() {
+    const OTHER: &str = "[[servers]] # the other";
+    let quoted = |text: &str| format!("{text:?}");
+    let (own, common) = (Machine::with_room_for(60), machine());
+    let server = |section, name: &str, machine: &Machine, credentials: &str| {
+        [
+            (section, "name", quoted(name)),
+            (section, "host", quoted(&machine.host)),
+            (section, "port", machine.port.to_string()),
+            (section, "tls", quoted("disable")),
+            (section, "credentials_file", quoted(credentials)),
+        ]
+    };
+    let mut spec = Spec { machine: Some(own), ..Spec::default() };
+    spec.settings.push(("", "catalog_server", quoted("main")));
+    spec.settings.extend(server(OTHER, "other", common, "other.toml"));
+    let fleet = Fleet::new(spec).await;
+    write_private(&fleet.dir.join("other.toml"), &common.credentials.to_toml()).unwrap();
+    let daemon = fleet.start().await;
+    daemon.client.tenant("acme").await;
+    daemon.stop().await;
+    // New tenants go to the first server.
+    let other_first =
+        [server("[[servers]]", "other", common, "other.toml"), server(OTHER, "main", own, "credentials.toml")];
+    fleet.configure(&other_first.concat());
+    let daemon = fleet.start().await;
+    let client = &daemon.client;
+    let bolt = client.tenant("bolt").await;
+    for (code, server) in [("acme", "main"), ("bolt", "other")] {
+        assert_eq!(client.tenant_get(code).await.unwrap().server, server);
+        assert_eq!(client.sql(code, "SELECT count(*) FROM things").await, "20");
+    }
+
+    for expected in ["the server takes no connections", "does not answer", "the catalog", "changes of rights"] {
+        fleet.allow_log(expected);
+    }
+    own.server_stop().await;
+    until("the server is known to be away", async || {
+        let refusal = client.execute("acme", "SELECT 1").await.unwrap_err();
+        let (code, reason, server, retry) = told(&refusal, "server");
+        (reason == "CONNECTION_UNAVAILABLE").then(|| assert_eq!((code, server.as_str()), (Code::Unavailable, "main")));
+        retry
+    })
+    .await;
+    // Whom it knows it serves, with what it knows.
+    for _ in 0..20 {
+        assert_eq!(client.sql("bolt", "SELECT count(*) FROM things").await, "20");
+    }
+    own.server_start().await;
+    until("the tenant is reached again", async || client.execute("acme", "SELECT 1").await.ok()).await;
+    daemon.stop().await;
+    let judge = machine().judge("postgres").await;
+    judge.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", bolt.database)).await.unwrap();
+    let roles = "SELECT rolname::text FROM pg_roles WHERE starts_with(rolname, $1)";
+    for role in judge.query(roles, &[&bolt.database]).await.unwrap() {
+        judge.batch_execute(&format!("DROP ROLE {}", role.get::<_, &str>(0))).await.unwrap();
+    }
+    fleet.finish().await;
 }
 
 #[tokio::test]
