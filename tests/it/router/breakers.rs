@@ -6,6 +6,7 @@ use std::time::Duration;
 use tenantd::domain::tenant::TenantRole;
 use tenantd::postgres::Kind;
 use tenantd::router::{Cause, Error, Residue};
+use tokio::time::Instant;
 
 use super::direct;
 use crate::harness::{Machine, Proxy, Spec, machine, until};
@@ -41,6 +42,22 @@ async fn blocked(rooms: &Rooms, tenant: &Made, kind: Kind) {
     .await;
 }
 
+/// Closing the pool heals nothing: the very next caller is refused untried while the block lasts.
+async fn outlasts_the_pool(rooms: &Rooms, tenant: &Made) {
+    until("somebody comes to a new pool within the block", async || {
+        let Err(Error::Blocked { retry_after, .. }) = rooms.lease(tenant).await else { return None };
+        let ends = Instant::now() + retry_after;
+        assert!(rooms.router.pool_evict(tenant.id));
+        let next = rooms.lease(tenant).await;
+        if Instant::now() >= ends {
+            return None;
+        }
+        assert!(matches!(next, Err(Error::Blocked { .. })), "{next:?}");
+        Some(())
+    })
+    .await;
+}
+
 /// What a caller hears names no other tenant's database or role, whoever met the failure first.
 pub fn names_nobody_else(rooms: &Rooms, tenant: &Made, error: &Error) {
     let text = error.to_string().replace(&tenant.database, "");
@@ -62,9 +79,7 @@ async fn a_missing_database_blocks_its_tenant_and_nobody_else() {
     assert!(refusal.to_string().contains("3D000"), "{refusal}");
     blocked(&rooms, &acme, Kind::DatabaseMissing).await;
     assert_eq!(rooms.call(&beta).await.unwrap(), beta.database);
-    // Closing the pool heals nothing.
-    assert!(rooms.router.pool_evict(acme.id));
-    blocked(&rooms, &acme, Kind::DatabaseMissing).await;
+    outlasts_the_pool(&rooms, &acme).await;
     judge.batch_execute(&format!("ALTER DATABASE away_{0} RENAME TO {0}", acme.database)).await.unwrap();
     works_again(&rooms, &acme).await;
     let errors = rooms.router.stats(acme.id).errors;
@@ -131,6 +146,27 @@ async fn the_tenants_own_limit_is_not_the_servers() {
 }
 
 #[tokio::test]
+async fn the_limit_of_a_tenants_role_is_not_the_servers() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let (acme, beta) = (rooms.tenant("acme").await, rooms.tenant("beta").await);
+    rooms.fleet.expect_log("the tenant cannot be reached");
+    let role = acme.roles.name(TenantRole::Router).unwrap();
+    let judge = rooms.fleet.judge("postgres").await;
+    judge.batch_execute(&format!("ALTER ROLE {} CONNECTION LIMIT 1", role.quoted())).await.unwrap();
+    // Somebody else has the one place.
+    let login = rooms.router.tenant_login(acme.id, role).await.unwrap();
+    let other = rooms.fleet.machine.connect(&login, &acme.database).await.unwrap();
+    let refusal = rooms.call(&acme).await.unwrap_err();
+    assert!(refusal.to_string().contains("too many connections for role"), "{refusal}");
+    assert!(matches!(&refusal, Error::Connect { source, .. } if source.kind() == Kind::LimitReached), "{refusal}");
+    blocked(&rooms, &acme, Kind::LimitReached).await;
+    assert_eq!(rooms.call(&beta).await.unwrap(), beta.database, "the server is not full");
+    drop(other);
+    works_again(&rooms, &acme).await;
+    rooms.finish().await;
+}
+
+#[tokio::test]
 async fn a_full_server_is_blocked_as_a_whole() {
     let spec = Spec { machine: Some(Machine::with_room_for(40)), ..Spec::default() };
     let rooms = Rooms::new(spec).await;
@@ -174,6 +210,7 @@ async fn a_server_that_cannot_be_reached_is_blocked_until_it_can_be() {
     // Sessions are cut off, and new ones are; after a few it is clear that it is the server.
     blocked(&rooms, &acme, Kind::Unreachable).await;
     blocked(&rooms, &beta, Kind::Unreachable).await;
+    outlasts_the_pool(&rooms, &beta).await;
     proxy.redirect(upstream);
     works_again(&rooms, &beta).await;
     works_again(&rooms, &acme).await;
