@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::harness::{Fleet, PATIENCE, Spec, until};
-use crate::tenants::{Made, Rooms, sessions};
+use crate::tenants::{Made, Rooms, try_sessions};
 
 fn principal(scope: Scope) -> Principal {
     Principal::new("test", [].into(), scope)
@@ -52,6 +52,7 @@ fn soon() -> Instant {
 async fn a_thousand_first_requests_make_one_pool() {
     let rooms = Arc::new(Rooms::new(Spec::default()).await);
     let acme = rooms.tenant("acme").await;
+    let watch = Watch::start(&rooms).await;
     let mut calls = JoinSet::new();
     for _ in 0..1000 {
         let (rooms, acme) = (Arc::clone(&rooms), acme.clone());
@@ -67,10 +68,16 @@ async fn a_thousand_first_requests_make_one_pool() {
     let (pools, connections) = rooms.router.pool_count();
     assert_eq!(pools, 1);
     assert!(connections <= 10, "{connections} connections, and the tier has 10");
+    let most = watch.end().await;
+    assert!(most <= 10, "the server saw {most} sessions");
+    // Made once, and handed on.
+    let connects = rooms.router.stats(acme.id).connects;
+    assert!(connects <= 10, "{connections} connections took {connects} connects");
     Arc::into_inner(rooms).unwrap().finish().await;
 }
 
-/// Counts the tenants' sessions again and again, as a superuser, and keeps the largest number.
+/// Counts the tenants' sessions again and again, as a superuser, and keeps the largest number. While the server is away
+/// there are none, and the first moment afterwards counts.
 pub struct Watch {
     most: Arc<AtomicI64>,
     over: Arc<AtomicBool>,
@@ -83,12 +90,19 @@ impl Watch {
     }
 
     pub async fn of(fleet: &Fleet) -> Self {
-        let judge = fleet.judge("postgres").await;
+        let (machine, judge) = (fleet.machine, fleet.judge("postgres").await);
         let (most, over) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicBool::new(false)));
         let (count, end, prefix) = (Arc::clone(&most), Arc::clone(&over), fleet.naming.prefix().to_owned());
         let task = tokio::spawn(async move {
+            let mut judge = Some(judge);
             while !end.load(Ordering::Relaxed) {
-                count.fetch_max(sessions(&judge, &prefix).await, Ordering::Relaxed);
+                judge = match judge {
+                    Some(judge) => try_sessions(&judge, &prefix).await.ok().map(|seen| {
+                        count.fetch_max(seen, Ordering::Relaxed);
+                        judge
+                    }),
+                    None => machine.try_judge("postgres").await.ok(),
+                };
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         });
@@ -245,35 +259,123 @@ async fn a_pool_is_kept_by_its_use_and_by_its_leases() {
     rooms.finish().await;
 }
 
-#[tokio::test]
-async fn a_database_that_was_exchanged_is_refused() {
-    let rooms = Rooms::new(Spec::default()).await;
-    let (acme, beta) = (rooms.tenant("acme").await, rooms.tenant("beta").await);
+/// Behind the daemon's back, `to`'s name is given to `from`'s database, and `to`'s roles may enter and read whose it is.
+async fn renamed(rooms: &Rooms, from: &Made, to: &Made) {
     let judge = rooms.fleet.judge("postgres").await;
-    // Behind the daemon's back, both names point to the other's data, and the roles may enter.
     for sql in [
-        format!("ALTER DATABASE {} RENAME TO swapped_{}", acme.database, acme.database),
-        format!("ALTER DATABASE {} RENAME TO {}", beta.database, acme.database),
-        format!("GRANT CONNECT ON DATABASE {} TO {}", acme.database, acme.roles.owner),
+        format!("ALTER DATABASE {} RENAME TO {}", from.database, to.database),
+        format!("GRANT CONNECT ON DATABASE {} TO {}", to.database, to.roles.owner),
     ] {
         judge.batch_execute(&sql).await.unwrap();
     }
-    let inside = rooms.fleet.judge(&acme.database).await;
-    let roles = acme.roles.all().iter().map(RoleName::quoted).collect::<Vec<_>>().join(", ");
+    let inside = rooms.fleet.judge(&to.database).await;
+    let roles = to.roles.all().iter().map(RoleName::quoted).collect::<Vec<_>>().join(", ");
     inside
         .batch_execute(&format!(
             "GRANT USAGE ON SCHEMA tenantd TO {roles}; GRANT SELECT ON tenantd.identity TO {roles}"
         ))
         .await
         .unwrap();
+}
+
+/// The refusal of the next caller who needs a new connection. One whose session was ended may be given out before that,
+/// and leads nowhere.
+async fn refused(rooms: &Rooms, tenant: &Made) -> Error {
+    until("a new connection is refused", async || match rooms.lease(tenant).await {
+        Err(error) => Some(error),
+        Ok(lease) => {
+            let entered = lease.batch_execute("SELECT 1").await;
+            assert!(entered.is_err(), "a connection leads into a database that is not the tenant's");
+            None
+        }
+    })
+    .await
+}
+
+fn is_of(refusal: &Error, other: &Made) -> bool {
+    matches!(refusal, Error::IdentityMismatch { found, .. } if found.contains(&other.id.to_string()))
+}
+
+#[tokio::test]
+async fn a_database_that_was_exchanged_is_refused() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let (acme, beta) = (rooms.tenant("acme").await, rooms.tenant("beta").await);
+    let judge = rooms.fleet.judge("postgres").await;
+    judge.batch_execute(&format!("ALTER DATABASE {0} RENAME TO swapped_{0}", acme.database)).await.unwrap();
+    renamed(&rooms, &beta, &acme).await;
     let refusal = rooms.lease(&acme).await.unwrap_err();
-    assert!(
-        matches!(&refusal, Error::IdentityMismatch { found, .. } if found.contains(&beta.id.to_string())),
-        "{refusal}"
-    );
+    assert!(is_of(&refusal, &beta), "{refusal}");
     assert!(!refusal.is_transient());
     rooms.sessions_become(0).await;
     judge.batch_execute(&format!("DROP DATABASE swapped_{}", acme.database)).await.unwrap();
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn a_database_that_is_exchanged_under_a_pool_is_refused() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let (acme, beta) = (rooms.tenant("acme").await, rooms.tenant("beta").await);
+    let judge = rooms.fleet.judge("postgres").await;
+    // A pool that has connected before knows no better for that.
+    assert_eq!(rooms.call(&acme).await.unwrap(), acme.database);
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1";
+    judge.execute(end, &[&acme.database]).await.unwrap();
+    rooms.sessions_become(0).await;
+    judge.batch_execute(&format!("ALTER DATABASE {0} RENAME TO swapped_{0}", acme.database)).await.unwrap();
+    renamed(&rooms, &beta, &acme).await;
+    let refusal = refused(&rooms, &acme).await;
+    assert!(is_of(&refusal, &beta), "{refusal}");
+    rooms.sessions_become(0).await;
+    // And what is its own again is let in again.
+    judge.batch_execute(&format!("ALTER DATABASE {} RENAME TO {}", acme.database, beta.database)).await.unwrap();
+    judge.batch_execute(&format!("ALTER DATABASE swapped_{0} RENAME TO {0}", acme.database)).await.unwrap();
+    let reached = async || rooms.call(&acme).await.ok();
+    assert_eq!(until("it is let in again", reached).await, acme.database);
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn a_second_connection_is_asked_whose_database_it_is_as_well() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let (acme, beta) = (rooms.tenant("acme").await, rooms.tenant("beta").await);
+    let held = rooms.lease(&acme).await.unwrap();
+    // No database is renamed while somebody is in it: its row is exchanged instead.
+    let inside = rooms.fleet.judge(&acme.database).await;
+    inside.execute("UPDATE tenantd.identity SET tenant = $1", &[&beta.id.0]).await.unwrap();
+    let refusal = rooms.lease(&acme).await.unwrap_err();
+    assert!(is_of(&refusal, &beta), "{refusal}");
+    rooms.sessions_become(1).await;
+    inside.execute("UPDATE tenantd.identity SET tenant = $1", &[&acme.id.0]).await.unwrap();
+    let second = until("its own is let in", async || rooms.lease(&acme).await.ok()).await;
+    assert_eq!((one(&held).await, one(&second).await), (1, 1));
+    for lease in [held, second] {
+        lease.release(Residue::Nothing);
+    }
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn a_database_that_somebody_made_in_the_place_of_a_dropped_one_is_refused() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let (acme, beta) = (rooms.tenant("acme").await, rooms.tenant("beta").await);
+    rooms.fleet.expect_log("the tenant cannot be reached");
+    let judge = rooms.fleet.judge("postgres").await;
+    assert_eq!(rooms.call(&acme).await.unwrap(), acme.database);
+    let drop_it = format!("DROP DATABASE {} WITH (FORCE)", acme.database);
+    judge.batch_execute(&drop_it).await.unwrap();
+    let refusal = refused(&rooms, &acme).await;
+    assert!(refusal.to_string().contains("does not exist"), "{refusal}");
+    judge.batch_execute(&format!("CREATE DATABASE {} TEMPLATE template0", acme.database)).await.unwrap();
+    rooms.router.reopen(acme.id);
+    let refusal = refused(&rooms, &acme).await;
+    let has_none = |found: &str| found.contains("no identity row");
+    assert!(matches!(&refusal, Error::IdentityMismatch { found, .. } if has_none(found)), "{refusal}");
+    judge.batch_execute(&drop_it).await.unwrap();
+    renamed(&rooms, &beta, &acme).await;
+    rooms.router.reopen(acme.id);
+    let refusal = refused(&rooms, &acme).await;
+    assert!(is_of(&refusal, &beta), "{refusal}");
+    rooms.sessions_become(0).await;
     rooms.finish().await;
 }
 

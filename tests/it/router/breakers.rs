@@ -1,13 +1,19 @@
 //! What cannot be reached is refused at once with its cause, and is reached again as soon as it can be.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tenantd::domain::tenant::TenantRole;
 use tenantd::postgres::Kind;
 use tenantd::router::{Cause, Error, Residue};
+use tokio::time::Instant;
 
 use super::direct;
+use super::pressure::silent_server;
 use crate::harness::{Machine, Proxy, Spec, machine, until};
 use crate::tenants::{Made, Rooms};
 
@@ -41,6 +47,22 @@ async fn blocked(rooms: &Rooms, tenant: &Made, kind: Kind) {
     .await;
 }
 
+/// Closing the pool heals nothing: the very next caller is refused untried while the block lasts.
+async fn outlasts_the_pool(rooms: &Rooms, tenant: &Made) {
+    until("somebody comes to a new pool within the block", async || {
+        let Err(Error::Blocked { retry_after, .. }) = rooms.lease(tenant).await else { return None };
+        let ends = Instant::now() + retry_after;
+        assert!(rooms.router.pool_evict(tenant.id));
+        let next = rooms.lease(tenant).await;
+        if Instant::now() >= ends {
+            return None;
+        }
+        assert!(matches!(next, Err(Error::Blocked { .. })), "{next:?}");
+        Some(())
+    })
+    .await;
+}
+
 /// What a caller hears names no other tenant's database or role, whoever met the failure first.
 pub fn names_nobody_else(rooms: &Rooms, tenant: &Made, error: &Error) {
     let text = error.to_string().replace(&tenant.database, "");
@@ -62,9 +84,7 @@ async fn a_missing_database_blocks_its_tenant_and_nobody_else() {
     assert!(refusal.to_string().contains("3D000"), "{refusal}");
     blocked(&rooms, &acme, Kind::DatabaseMissing).await;
     assert_eq!(rooms.call(&beta).await.unwrap(), beta.database);
-    // Closing the pool heals nothing.
-    assert!(rooms.router.pool_evict(acme.id));
-    blocked(&rooms, &acme, Kind::DatabaseMissing).await;
+    outlasts_the_pool(&rooms, &acme).await;
     judge.batch_execute(&format!("ALTER DATABASE away_{0} RENAME TO {0}", acme.database)).await.unwrap();
     works_again(&rooms, &acme).await;
     let errors = rooms.router.stats(acme.id).errors;
@@ -131,6 +151,27 @@ async fn the_tenants_own_limit_is_not_the_servers() {
 }
 
 #[tokio::test]
+async fn the_limit_of_a_tenants_role_is_not_the_servers() {
+    let rooms = Rooms::new(Spec::default()).await;
+    let (acme, beta) = (rooms.tenant("acme").await, rooms.tenant("beta").await);
+    rooms.fleet.expect_log("the tenant cannot be reached");
+    let role = acme.roles.name(TenantRole::Router).unwrap();
+    let judge = rooms.fleet.judge("postgres").await;
+    judge.batch_execute(&format!("ALTER ROLE {} CONNECTION LIMIT 1", role.quoted())).await.unwrap();
+    // Somebody else has the one place.
+    let login = rooms.router.tenant_login(acme.id, role).await.unwrap();
+    let other = rooms.fleet.machine.connect(&login, &acme.database).await.unwrap();
+    let refusal = rooms.call(&acme).await.unwrap_err();
+    assert!(refusal.to_string().contains("too many connections for role"), "{refusal}");
+    assert!(matches!(&refusal, Error::Connect { source, .. } if source.kind() == Kind::LimitReached), "{refusal}");
+    blocked(&rooms, &acme, Kind::LimitReached).await;
+    assert_eq!(rooms.call(&beta).await.unwrap(), beta.database, "the server is not full");
+    drop(other);
+    works_again(&rooms, &acme).await;
+    rooms.finish().await;
+}
+
+#[tokio::test]
 async fn a_full_server_is_blocked_as_a_whole() {
     let spec = Spec { machine: Some(Machine::with_room_for(40)), ..Spec::default() };
     let rooms = Rooms::new(spec).await;
@@ -174,9 +215,85 @@ async fn a_server_that_cannot_be_reached_is_blocked_until_it_can_be() {
     // Sessions are cut off, and new ones are; after a few it is clear that it is the server.
     blocked(&rooms, &acme, Kind::Unreachable).await;
     blocked(&rooms, &beta, Kind::Unreachable).await;
+    outlasts_the_pool(&rooms, &beta).await;
     proxy.redirect(upstream);
     works_again(&rooms, &beta).await;
     works_again(&rooms, &acme).await;
+    rooms.finish().await;
+}
+
+/// Many come at once, again and again until the block has ended: one of them tries, and all others are refused meanwhile.
+async fn one_tries(rooms: &Rooms, tenants: &[Made], logins: &AtomicUsize) {
+    until("somebody tries", async || {
+        let callers = (0..40).map(|number| rooms.lease(&tenants[number % tenants.len()]));
+        let mut callers: FuturesUnordered<_> = callers.collect();
+        while callers.len() > 1 {
+            let refusal = callers.next().await.unwrap();
+            assert!(matches!(refusal, Err(Error::Blocked { .. })), "{refusal:?}");
+        }
+        tokio::select! {
+            refusal = callers.next() => {
+                assert!(matches!(refusal, Some(Err(Error::Blocked { .. }))), "{refusal:?}");
+                None
+            }
+            () = until("its login is seen", async || (logins.load(Ordering::SeqCst) > 0).then_some(())) => Some(()),
+        }
+    })
+    .await;
+    assert_eq!(logins.load(Ordering::SeqCst), 1, "several have tried");
+}
+
+/// Behind a proxy; a connect that is not answered goes on for as long as the test.
+async fn behind_a_proxy() -> (Rooms, Proxy, SocketAddr) {
+    let upstream: SocketAddr = format!("{}:{}", machine().host, machine().port).parse().unwrap();
+    let proxy = Proxy::start(upstream).await;
+    let spec = Spec::default()
+        .setting("[[servers]]", "port", &proxy.address.port().to_string())
+        .setting("[router]", "connect_timeout", "\"100s\"")
+        .setting("[router]", "acquire_timeout", "\"60s\"")
+        .setting("[router]", "route_age_max", "\"10m\"");
+    let rooms = Rooms::new(spec).await;
+    rooms.fleet.allow_log("the shared database cannot be followed");
+    (rooms, proxy, upstream)
+}
+
+#[tokio::test]
+async fn one_caller_tries_first_when_a_tenants_block_ends() {
+    let (rooms, proxy, upstream) = behind_a_proxy().await;
+    rooms.fleet.expect_log("the tenant cannot be reached");
+    let acme = rooms.tenant("acme").await;
+    let judge = rooms.fleet.judge("postgres").await;
+    judge.batch_execute(&format!("ALTER DATABASE {0} RENAME TO away_{0}", acme.database)).await.unwrap();
+    blocked(&rooms, &acme, Kind::DatabaseMissing).await;
+    let logins = Arc::new(AtomicUsize::new(0));
+    proxy.redirect(silent_server(&logins).await);
+    one_tries(&rooms, std::slice::from_ref(&acme), &logins).await;
+    judge.batch_execute(&format!("ALTER DATABASE away_{0} RENAME TO {0}", acme.database)).await.unwrap();
+    proxy.redirect(upstream);
+    works_again(&rooms, &acme).await;
+    rooms.finish().await;
+}
+
+#[tokio::test]
+async fn one_caller_of_all_tenants_tries_first_when_a_servers_block_ends() {
+    let (rooms, proxy, upstream) = behind_a_proxy().await;
+    rooms.fleet.expect_log("the server takes no connections");
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let tenants = rooms.tenants(3).await;
+    for tenant in &tenants {
+        rooms.call(tenant).await.unwrap();
+    }
+    proxy.redirect(nobody);
+    for tenant in &tenants {
+        blocked(&rooms, tenant, Kind::Unreachable).await;
+    }
+    let logins = Arc::new(AtomicUsize::new(0));
+    proxy.redirect(silent_server(&logins).await);
+    one_tries(&rooms, &tenants, &logins).await;
+    proxy.redirect(upstream);
+    for tenant in &tenants {
+        works_again(&rooms, tenant).await;
+    }
     rooms.finish().await;
 }
 

@@ -1,12 +1,22 @@
 //! Servers that stop, freeze and lose sessions under load. The judge is the server's own list of sessions: never more
-//! than the budget, nothing left in a transaction, and no answer from another tenant's database.
+//! than the budget, nothing left in a transaction, no commit that was told and did not happen, and no answer from
+//! another tenant's database.
 
+use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::stream;
+use tenantd::proto::v1::transact_request::Action;
+use tenantd::proto::v1::transact_response::Outcome;
+use tenantd::proto::v1::{
+    CommitTransaction, IsolationLevel, StatementError, TransactRequest, TransactResponse, TransactionStatement,
+};
+use tenantd::query::{Begin, Session};
 use tenantd::router::{Error, Residue};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::breakers::names_nobody_else;
@@ -14,24 +24,46 @@ use super::{Watch, small_budget, soon};
 use crate::harness::{Machine, Spec, signal, until};
 use crate::tenants::{Made, Rooms};
 
-/// Callers of several tenants, each asking again and again whose database it is in.
+/// Callers of several tenants, each asking again and again whose database it is in, and counting in transactions.
 struct Load {
     calls: JoinSet<()>,
     over: Arc<AtomicBool>,
-    good: Arc<AtomicUsize>,
+    done: Arc<Done>,
+}
+
+/// What the callers know.
+#[derive(Debug, Default)]
+struct Done {
+    good: AtomicUsize,
+    committed: AtomicUsize,
+    /// Transactions whose end nobody told them.
+    uncertain: AtomicUsize,
 }
 
 impl Load {
-    fn start(rooms: &Arc<Rooms>, tenants: &[Made], callers: usize) -> Self {
-        let (over, good) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    async fn start(rooms: &Arc<Rooms>, tenants: &[Made], callers: usize) -> Self {
+        for tenant in tenants {
+            let inside = rooms.fleet.judge(&tenant.database).await;
+            let sql = "CREATE TABLE counter (n bigint); INSERT INTO counter VALUES (0); \
+                       GRANT SELECT, UPDATE ON counter TO PUBLIC; GRANT USAGE ON SCHEMA public TO PUBLIC";
+            inside.batch_execute(sql).await.unwrap();
+        }
+        let (over, done) = (Arc::new(AtomicBool::new(false)), Arc::new(Done::default()));
         let mut calls = JoinSet::new();
         for number in 0..callers {
             let (rooms, tenant) = (Arc::clone(rooms), tenants[number % tenants.len()].clone());
-            let (over, good) = (Arc::clone(&over), Arc::clone(&good));
+            let (over, done) = (Arc::clone(&over), Arc::clone(&done));
             calls.spawn(async move {
+                let mut kind = number;
                 while !over.load(Ordering::Relaxed) {
-                    match call(&rooms, &tenant).await {
-                        Ok(true) => drop(good.fetch_add(1, Ordering::Relaxed)),
+                    kind += 1;
+                    let called = match kind % 4 {
+                        0 => count(&rooms, &tenant, true, &done).await,
+                        1 => count(&rooms, &tenant, false, &done).await,
+                        _ => call(&rooms, &tenant).await,
+                    };
+                    match called {
+                        Ok(true) => drop(done.good.fetch_add(1, Ordering::Relaxed)),
                         Ok(false) => {}
                         Err(error) => {
                             assert!(error.is_transient(), "{error}");
@@ -41,11 +73,11 @@ impl Load {
                 }
             });
         }
-        Self { calls, over, good }
+        Self { calls, over, done }
     }
 
     fn good(&self) -> usize {
-        self.good.load(Ordering::Relaxed)
+        self.done.good.load(Ordering::Relaxed)
     }
 
     /// Awaits so many more calls that succeed.
@@ -54,12 +86,52 @@ impl Load {
         until("calls succeed", async || (self.good() >= enough).then_some(())).await;
     }
 
-    async fn end(mut self) {
+    async fn end(mut self) -> Arc<Done> {
         self.over.store(true, Ordering::Relaxed);
         while let Some(done) = self.calls.join_next().await {
             done.unwrap();
         }
+        self.done
     }
+}
+
+impl Done {
+    /// What was counted is what was committed, and not a transaction that was left.
+    async fn is_true(&self, rooms: &Rooms, tenants: &[Made]) {
+        let mut counted = 0;
+        for tenant in tenants {
+            let inside = rooms.fleet.judge(&tenant.database).await;
+            counted += inside.query_one("SELECT n FROM counter", &[]).await.unwrap().get::<_, i64>(0);
+        }
+        let known = |counter: &AtomicUsize| i64::try_from(counter.load(Ordering::Relaxed)).unwrap();
+        let committed = known(&self.committed);
+        assert!(
+            (committed..=committed + known(&self.uncertain)).contains(&counted),
+            "{counted} were counted: {self:?}"
+        );
+    }
+}
+
+/// A transaction that counts one, as Transact runs it. Its caller commits, or goes away before that.
+async fn count(rooms: &Rooms, tenant: &Made, commits: bool, done: &Done) -> Result<bool, Error> {
+    let session = Session::Tenant(rooms.lease(tenant).await?);
+    let sql = "UPDATE public.counter SET n = n + 1".to_owned();
+    let update = Action::Execute(TransactionStatement { sql, ..TransactionStatement::default() });
+    let actions = std::iter::once(update).chain(commits.then_some(Action::Commit(CommitTransaction {})));
+    let requests = actions.map(|action| Ok::<_, Infallible>(TransactRequest { action: Some(action) }));
+    let begin = Begin { isolation: IsolationLevel::Unspecified, read_only: false, user: None };
+    let (answers, mut outcomes) = mpsc::channel(4);
+    let explain = |_error| StatementError::default();
+    let ran = rooms.queries.transact(session, begin, stream::iter(requests), &answers, explain).await;
+    let mut is_committed = false;
+    while let Ok(Ok(TransactResponse { outcome })) = outcomes.try_recv() {
+        is_committed |= matches!(outcome, Some(Outcome::Committed(_)));
+    }
+    if commits {
+        let counter = if is_committed { &done.committed } else { &done.uncertain };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(ran.is_ok())
 }
 
 /// Whether the statement succeeded: it may be cut off, and then the connection is not given back.
@@ -88,7 +160,7 @@ async fn backends_that_are_ended_at_random_are_replaced() {
     let rooms = Arc::new(Rooms::new(small_budget()).await);
     let tenants = rooms.tenants(4).await;
     let watch = Watch::start(&rooms).await;
-    let load = Load::start(&rooms, &tenants, 12);
+    let load = Load::start(&rooms, &tenants, 12).await;
     let judge = rooms.fleet.judge("postgres").await;
     let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
                WHERE starts_with(application_name, $1 || '_') ORDER BY random() LIMIT 1";
@@ -97,7 +169,7 @@ async fn backends_that_are_ended_at_random_are_replaced() {
         judge.execute(end, &[&prefix]).await.unwrap();
         load.goes_on(1).await;
     }
-    load.end().await;
+    let done = load.end().await;
     // Not one of them was taken for the server's or a tenant's fault.
     for tenant in &tenants {
         call(&rooms, tenant).await.unwrap();
@@ -106,6 +178,7 @@ async fn backends_that_are_ended_at_random_are_replaced() {
     }
     assert!(watch.end().await <= 6);
     nothing_is_left_open(&rooms).await;
+    done.is_true(&rooms, &tenants).await;
     Arc::into_inner(rooms).unwrap().finish().await;
 }
 
@@ -163,8 +236,9 @@ async fn a_server_that_crashes_and_starts_again_is_used_again() {
     rooms.fleet.allow_log("the server takes no connections");
     rooms.fleet.allow_log("the shared database cannot be followed");
     let tenants = rooms.tenants(3).await;
-    let load = Load::start(&rooms, &tenants, 9);
+    let load = Load::start(&rooms, &tenants, 9).await;
     load.goes_on(20).await;
+    let watch = Watch::start(&rooms).await;
     // A backend that is killed takes all others with it, and the server recovers before it takes new ones.
     let judge = rooms.fleet.judge("postgres").await;
     // The tests' clusters do not wait for the disk at a commit, and the tenants are to be there afterwards.
@@ -182,6 +256,7 @@ async fn a_server_that_crashes_and_starts_again_is_used_again() {
     for tenant in &tenants {
         until("each tenant is reached again", async || call(&rooms, tenant).await.ok()).await;
     }
+    assert!(watch.end().await <= 6);
     nothing_is_left_open(&rooms).await;
     Arc::into_inner(rooms).unwrap().finish().await;
 }
@@ -192,8 +267,9 @@ async fn a_server_that_is_stopped_and_started_is_used_again() {
     rooms.fleet.allow_log("the server takes no connections");
     rooms.fleet.allow_log("the shared database cannot be followed");
     let tenants = rooms.tenants(3).await;
-    let load = Load::start(&rooms, &tenants, 9);
+    let load = Load::start(&rooms, &tenants, 9).await;
     load.goes_on(20).await;
+    let watch = Watch::start(&rooms).await;
     rooms.fleet.machine.server_stop().await;
     // Where it was looked for.
     let place = format!("{}:{}", rooms.fleet.machine.host, rooms.fleet.machine.port);
@@ -216,14 +292,14 @@ async fn a_server_that_is_stopped_and_started_is_used_again() {
     assert!(refusal.to_string().contains(rooms.server.name()), "{refusal}");
     assert!(refusal.retry_after().is_some());
     rooms.fleet.machine.server_start().await;
-    let watch = Watch::start(&rooms).await;
     load.goes_on(50).await;
     for tenant in &tenants {
         until("each tenant is reached again", async || call(&rooms, tenant).await.ok().filter(|good| *good)).await;
     }
-    load.end().await;
+    let done = load.end().await;
     assert!(watch.end().await <= 6);
     nothing_is_left_open(&rooms).await;
+    done.is_true(&rooms, &tenants).await;
     Arc::into_inner(rooms).unwrap().finish().await;
 }
 
@@ -234,7 +310,13 @@ async fn a_server_that_freezes_and_thaws_never_sees_too_many() {
         "connect_timeout",
         "\"300ms\"",
     );
-    let rooms = Arc::new(Rooms::new(spec.setting("[router]", "connection_idle_timeout", "\"500ms\"")).await);
+    // Ten places for tenants.
+    let spec = spec.setting("[router]", "connection_idle_timeout", "\"500ms\"").setting(
+        "[[servers]]",
+        "connections_max",
+        "26",
+    );
+    let rooms = Arc::new(Rooms::new(spec).await);
     rooms.fleet.allow_log("the server takes no connections");
     rooms.fleet.allow_log("the shared database cannot be followed");
     let tenants = rooms.tenants(4).await;
@@ -248,9 +330,15 @@ async fn a_server_that_freezes_and_thaws_never_sees_too_many() {
         (idle == 0).then_some(())
     })
     .await;
-    // So few that places are left: those of frozen sessions are not given to anybody else.
-    let load = Load::start(&rooms, hot, 2);
+    // So few that places are left, and not one more for a connection that takes its time to be cleaned: those of frozen
+    // sessions are not given to anybody else, and each that is left makes the block longer.
+    let connections_max = |max| {
+        rooms.limits(|limits| limits.tiers.values_mut().for_each(|tier| tier.pool_connections_max = max));
+    };
+    connections_max(1);
+    let load = Load::start(&rooms, hot, 2).await;
     load.goes_on(20).await;
+    let watch = Watch::start(&rooms).await;
     let frozen = Frozen::new(family(postmaster(&rooms).await));
     // E6: whoever needs a new connection hears of it within the one deadline, and soon at once.
     let refusal = until("the server is taken to be away", async || match call(&rooms, &cold[0]).await {
@@ -263,15 +351,16 @@ async fn a_server_that_freezes_and_thaws_never_sees_too_many() {
     })
     .await;
     assert!(refusal.retry_after().is_some());
+    connections_max(10);
     drop(frozen);
-    let watch = Watch::start(&rooms).await;
     load.goes_on(50).await;
     for tenant in cold {
         until("each tenant is reached again", async || call(&rooms, tenant).await.ok()).await;
     }
-    load.end().await;
-    assert!(watch.end().await <= 6);
+    let done = load.end().await;
+    assert!(watch.end().await <= 10);
     nothing_is_left_open(&rooms).await;
+    done.is_true(&rooms, hot).await;
     Arc::into_inner(rooms).unwrap().finish().await;
 }
 

@@ -1,5 +1,7 @@
 //! Pools and statistics as callers over gRPC see them, and as the command line shows them.
 
+use std::time::SystemTime;
+
 use tenantd::proto::v1::{EvictPoolRequest, GetTenantStatsRequest, GetTenantStatsResponse, ListPoolsRequest, Pool};
 use tonic::Code;
 
@@ -58,5 +60,35 @@ async fn pools_are_listed_and_closed_and_their_statistics_stay() {
     assert_eq!((after.stats, after.pool), (before.stats, None));
     assert_eq!(client.sql("acme", "SELECT count(*) FROM things").await, "20");
     assert_eq!(stats(client, "acme").await.stats.unwrap().connects, 2);
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_begins_opens_nothing_for_a_tenant_until_somebody_asks() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    for code in ["acme", "beta", "gamma"] {
+        daemon.client.tenant(code).await;
+    }
+    daemon.stop().await;
+    let judge = fleet.judge("postgres").await;
+    let begun: SystemTime = judge.query_one("SELECT clock_timestamp()", &[]).await.unwrap().get(0);
+    let prefix = fleet.naming.prefix();
+    // Whatever has been opened since in a tenant's database, by whomever.
+    let opened = async || -> Vec<String> {
+        let sql = "SELECT datname::text FROM pg_stat_activity WHERE backend_start > $1 AND datname <> ALL ($2) \
+                   AND starts_with(datname, $3 || '_')";
+        let own = [fleet.naming.shared_database(), fleet.naming.auth_database()].map(|name| name.to_string());
+        let rows = judge.query(sql, &[&begun, &own.as_slice(), &prefix]).await.unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    };
+    let daemon = fleet.start().await;
+    assert!(pools(&daemon.client, 0, "").await.0.is_empty());
+    assert_eq!(opened().await, [""; 0]);
+    assert_eq!(daemon.client.sql("beta", "SELECT count(*) FROM things").await, "20");
+    let pools = pools(&daemon.client, 0, "").await.0;
+    assert_eq!(pools.iter().map(|pool| pool.tenant_code.as_str()).collect::<Vec<_>>(), ["beta"]);
+    let beta = fleet.naming.tenant_database(&"beta".parse().unwrap()).unwrap();
+    assert_eq!(opened().await, [beta.as_str()]);
     fleet.stop(daemon).await;
 }
