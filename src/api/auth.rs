@@ -20,7 +20,7 @@ use tracing::Instrument as _;
 use super::called::calling;
 use super::cut::{Bounded, Cut, Cuts};
 use super::peer::Peer;
-use super::status;
+use super::{HEALTH_BYTES_MAX, REQUEST_BYTES_MAX, message, status};
 use crate::access::{Access, Caller, Credentials, Denial};
 use crate::domain::principal::Principal;
 use crate::shutdown::Tasks;
@@ -81,7 +81,7 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
         // The clone is not the one that was ready.
         let mut inner = self.inner.clone();
         let guard = Arc::clone(&self.guard);
@@ -94,7 +94,7 @@ where
             let deadline = Instant::now() + named.unwrap_or(DEADLINE_DEFAULT);
             let run = async {
                 let origin = Origin::of(&request);
-                let caller = guard.admit(request.headers(), &origin).await?;
+                let (mut request, caller) = guard.admitted(request, &origin).await?;
                 let principal = caller.as_ref().map(|caller| Arc::clone(&caller.principal));
                 let host = request.uri().authority().cloned();
                 request.extensions_mut().insert(Call { principal, deadline, host });
@@ -172,12 +172,38 @@ fn never(error: Infallible) -> Status {
 }
 
 impl Guard {
-    /// Who calls, and whether that may be. Nobody in particular asks for health.
-    async fn admit(&self, headers: &HeaderMap, origin: &Origin) -> Result<Option<Arc<Caller>>, Status> {
+    /// The request with its whole message, unless its method takes many, and who calls. Nobody in particular asks for
+    /// health.
+    async fn admitted(
+        &self,
+        request: Request<Body>,
+        origin: &Origin,
+    ) -> Result<(Request<Body>, Option<Arc<Caller>>), Status> {
         let path = origin.path.path();
+        let (parts, body) = request.into_parts();
         if path.starts_with(HEALTH) {
-            return Ok(None);
+            let body = message::whole(body, HEALTH_BYTES_MAX).await?;
+            return Ok((Request::from_parts(parts, body), None));
         }
+        let mut caller = self.admit(&parts.headers, origin, true).await?;
+        if !message::is_single(path) || path.starts_with(REFLECTION) {
+            return Ok((Request::from_parts(parts, body), Some(caller)));
+        }
+        let admitted_at = Instant::now();
+        let body = tokio::select! {
+            biased;
+            body = message::whole(body, REQUEST_BYTES_MAX) => body?,
+            () = self.draining.made() => return Err(status::draining()),
+        };
+        if admitted_at.elapsed() >= message::STALE_AFTER {
+            caller = self.admit(&parts.headers, origin, false).await?;
+        }
+        Ok((Request::from_parts(parts, body), Some(caller)))
+    }
+
+    /// Who calls, and whether that may be. A call that `is_new` counts.
+    async fn admit(&self, headers: &HeaderMap, origin: &Origin, is_new: bool) -> Result<Arc<Caller>, Status> {
+        let path = origin.path.path();
         if self.draining.is_made() {
             return Err(status::draining());
         }
@@ -196,7 +222,7 @@ impl Guard {
                 return Err(error.into());
             }
         };
-        let mut allowed = self.access.count(&caller);
+        let mut allowed = if is_new { self.access.count(&caller) } else { Ok(()) };
         if allowed.is_ok() && !path.starts_with(REFLECTION) {
             allowed = self.access.authorize(&caller.principal, path);
         }
@@ -207,7 +233,7 @@ impl Guard {
             }
             return Err(error.into());
         }
-        Ok(Some(caller))
+        Ok(caller)
     }
 
     /// A method has refused the call.

@@ -9,6 +9,7 @@ mod backups;
 mod called;
 mod convert;
 mod cut;
+mod message;
 mod migrations;
 mod ongoing;
 mod operations;
@@ -61,6 +62,8 @@ pub use tls::Tls;
 
 /// A request with more is refused.
 const REQUEST_BYTES_MAX: usize = 4 << 20;
+/// The same for who asks for health, which anybody may.
+const HEALTH_BYTES_MAX: usize = 1 << 10;
 /// Calls at the same moment on one connection; more wait. As many may have been given up by their callers before they
 /// were looked at, without costing the others their connection.
 const CALLS_PER_CONNECTION_MAX: u32 = 1_024;
@@ -165,7 +168,7 @@ fn routes(
     address: SocketAddr,
 ) -> Result<tonic::service::Routes, Error> {
     let mut routes = RoutesBuilder::default();
-    routes.add_service(health);
+    routes.add_service(health.max_decoding_message_size(HEALTH_BYTES_MAX));
     macro_rules! add {
         ($($server:ident),+) => {
             $(routes.add_service($server::new(service.clone()).max_decoding_message_size(REQUEST_BYTES_MAX));)+

@@ -53,6 +53,12 @@ pub(super) fn deadline_exceeded() -> Status {
     Refusal::new(Code::DeadlineExceeded, Reason::DeadlineExceeded, message).status()
 }
 
+/// The call was begun, and its message did not come.
+pub(super) fn message_slow(waited: Duration) -> Status {
+    let message = format!("the call's message did not come within {waited:?}; nothing was done");
+    Refusal::new(Code::DeadlineExceeded, Reason::DeadlineExceeded, message).status()
+}
+
 /// The daemon goes down, and the call was cut off.
 pub(super) fn draining() -> Status {
     let message = "the daemon is going down; call again";

@@ -4,6 +4,7 @@ mod audit;
 mod certificates;
 mod issuer;
 mod keys;
+mod late;
 mod limits;
 mod roles;
 mod scopes;
