@@ -38,6 +38,8 @@ use crate::shutdown::Tasks;
 const AGE_MAX: Duration = Duration::from_secs(5);
 /// How long who is known goes on while another call asks for it.
 const ASKING_MAX: Duration = Duration::from_secs(2);
+/// How long the last writing down may take, when the daemon goes down.
+const FLUSH_MAX: Duration = Duration::from_secs(3);
 /// How long who is known goes on while the auth database is away.
 const STALE_MAX: Duration = Duration::from_mins(15);
 /// No key or token is longer; whatever is, is not even hashed.
@@ -58,6 +60,7 @@ pub struct Access(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    tasks: Tasks,
     live: Live,
     accounts: Accounts,
     catalog: Catalog,
@@ -96,6 +99,7 @@ impl Access {
         let access = Self(Arc::new(Inner {
             tokens: Tokens::new(&config.issuers)?,
             certificates: Certificates::new(&config.certificates),
+            tasks: tasks.clone(),
             live,
             accounts,
             catalog,
@@ -134,8 +138,13 @@ impl Access {
 
     /// Writes down what was only counted; for the time when no call comes any more, and before the accounts are closed.
     pub async fn flush(&self) {
-        self.0.usage.flush(&self.0.accounts).await;
-        self.0.denials.flush(&self.0.accounts).await;
+        let flushed = async {
+            self.0.usage.flush(&self.0.accounts).await;
+            self.0.denials.flush(&self.0.accounts).await;
+        };
+        if tokio::time::timeout(FLUSH_MAX, flushed).await.is_err() {
+            tracing::warn!("the auth database is too slow to be told who was refused and which keys were used of late");
+        }
     }
 
     /// Whose call it is. A certificate that the configuration knows needs no bearer; with both, both must be the same
@@ -234,14 +243,25 @@ impl Inner {
         Ok(Some(caller))
     }
 
-    async fn bearer(&self, header: &str, from: Option<IpAddr>, now: OffsetDateTime) -> Result<Arc<Caller>, Error> {
+    async fn bearer(
+        self: &Arc<Self>,
+        header: &str,
+        from: Option<IpAddr>,
+        now: OffsetDateTime,
+    ) -> Result<Arc<Caller>, Error> {
         let text = bearer(header)?;
         let hash: Presented = Sha256::digest(text.as_bytes()).into();
         if let Some(caller) = self.known.get(&hash, AGE_MAX, now) {
             return Ok(caller);
         }
-        // Rare, and large: not part of each call's future.
-        Box::pin(self.bearer_unknown(text, hash, from, now)).await
+        // Rare, and goes on when its caller goes away: a guess fails for whoever hangs up as well, and what an issuer or
+        // the database has been asked is known to the next one.
+        let (inner, text) = (Arc::clone(self), text.to_owned());
+        let asked = self.tasks.spawn("authentication", async move {
+            let asked = inner.bearer_unknown(&text, hash, from, now);
+            inner.tasks.token().run_until_cancelled(asked).await.unwrap_or(Err(Error::Away))
+        });
+        asked.await.unwrap_or(Err(Error::Away))
     }
 
     async fn bearer_unknown(

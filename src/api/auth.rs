@@ -119,7 +119,7 @@ where
                 // Most calls are over before there is anything to wait for.
                 biased;
                 answer = run => answer,
-                () = guard.cuts.calls.made() => Err(status::draining()),
+                () = guard.cuts.calls.made() => Err(status::cut_off()),
                 () = over => Err(status::deadline_exceeded()),
             };
             Ok(answer.unwrap_or_else(status::answer))

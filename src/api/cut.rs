@@ -112,7 +112,7 @@ impl http_body::Body for Bounded {
         }
         this.inner = None;
         let mut trailers = HeaderMap::new();
-        Poll::Ready(Some(status::draining().add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
+        Poll::Ready(Some(status::cut_off().add_header(&mut trailers).map(|()| Frame::trailers(trailers))))
     }
 
     fn is_end_stream(&self) -> bool {

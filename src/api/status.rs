@@ -59,7 +59,13 @@ pub(super) fn message_slow(waited: Duration) -> Status {
     Refusal::new(Code::DeadlineExceeded, Reason::DeadlineExceeded, message).status()
 }
 
-/// The daemon goes down, and the call was cut off.
+/// The daemon goes down, and has not stopped for this call: it may have taken effect, so that nobody is told to repeat it.
+pub(super) fn cut_off() -> Status {
+    let message = "the daemon went down before the call had ended; what it began may or may not have taken effect";
+    Refusal::new(Code::Unavailable, Reason::Cancelled, message).status()
+}
+
+/// The daemon goes down, and has not begun with the call.
 pub(super) fn draining() -> Status {
     let message = "the daemon is going down; call again";
     Refusal::new(Code::Unavailable, Reason::Cancelled, message).retry_after(RETRY_AFTER).status()

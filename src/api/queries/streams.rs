@@ -44,7 +44,7 @@ impl Service {
                 },
                 status = ongoing.lost() => status,
                 () = sleep_until(deadline) => status::deadline_exceeded(),
-                () = cut => status::draining(),
+                () = cut => status::cut_off(),
             };
             if let Ok(last) = last {
                 last.send(Err(why));

@@ -175,3 +175,26 @@ async fn another_daemons_revocation_is_heard() {
     rooms.finish().await;
     accounts.close();
 }
+
+#[tokio::test]
+async fn who_guesses_and_hangs_up_has_guessed() {
+    let (rooms, _accounts, access) = rooms().await;
+    let from = Some("192.0.2.7".parse().unwrap());
+    let guess = || format!("Bearer {}", ApiKeySecret::new().0.expose_secret());
+    for _ in 0..60 {
+        let header = guess();
+        let asked = Credentials { header: Some(&header), address: from, ..Credentials::default() };
+        let mut call = Box::pin(access.authenticate(&asked));
+        assert!(futures_util::poll!(&mut call).is_pending());
+    }
+    // Far fewer than there may be; the first of them wait behind those that nobody waits for any more.
+    let mut answers = Vec::new();
+    for _ in 0..25 {
+        let header = guess();
+        let asked = Credentials { header: Some(&header), address: from, ..Credentials::default() };
+        answers.push(access.authenticate(&asked).await.unwrap_err());
+    }
+    let is_over = |error: &Error| matches!(error, Error::TooManyFailures { .. });
+    assert!(answers.iter().any(is_over), "{answers:?}");
+    rooms.finish().await;
+}
