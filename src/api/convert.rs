@@ -254,6 +254,7 @@ pub(super) fn rollout(rollout: Rollout, counts: v1::RolloutCounts) -> v1::Rollou
         create_time: Some(timestamp(rollout.created_at)),
         end_time: rollout.ended_at.map(timestamp),
         max_failures: rollout.failures_max,
+        pause: rollout.pause,
         error: rollout.error.unwrap_or_default(),
     }
 }

@@ -13,6 +13,7 @@ use crate::catalog::{Catalog, RolloutTarget};
 use crate::domain::migration::TargetState;
 use crate::domain::operation::OperationId;
 use crate::domain::tenant::TenantId;
+use crate::operations::RolloutRequest;
 use crate::proto::v1;
 use crate::proto::v1::migration_service_server::MigrationService;
 use crate::proto::v1::{
@@ -37,8 +38,13 @@ impl MigrationService for Service {
         scope::whole_fleet(&principal, "migrating the fleet")?;
         let message = texts::checked(request)?;
         let request = convert::request(principal.name.clone(), &message.request_id, message.validate_only)?;
-        let (failures_max, verify) = (message.max_failures, message.verify);
-        let begun = self.api.operations.rollout_create(&request, failures_max, &message.tenants, verify).await?;
+        let rollout = RolloutRequest {
+            failures_max: message.max_failures,
+            tenants: &message.tenants,
+            verify: message.verify,
+            pause: message.pause,
+        };
+        let begun = self.api.operations.rollout_create(&request, &rollout).await?;
         let rollout = match begun {
             Some(operation) => Some(rollout_get(&self.api.catalog, operation.id).await?),
             None => None,

@@ -6,25 +6,52 @@ use sea_query::{Expr, ExprTrait as _, Query};
 
 use super::Txn;
 use super::errors::Error;
+use super::pauses::paused_by;
 use crate::domain::migration::TargetState;
 use crate::domain::operation::{OperationId, OperationState};
 use crate::domain::tenant::TenantId;
 use crate::postgres::statement;
 
-/// The live rollout that is migrating the tenant at this moment; none begins before the transaction has ended.
-pub(super) async fn migrating(txn: &Txn, tenant: TenantId) -> Result<Option<OperationId>, Error> {
+/// What may go on in a tenant's database beside what begins there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beside {
+    /// What moves the tenant's door, or takes its database away.
+    Nothing,
+    /// Rollouts, unless they pause their tenants.
+    Rollouts,
+    /// Backups as well.
+    All,
+}
+
+/// The rollout beside which nobody may begin: one that is migrating the tenant at this moment, or has left it paused.
+/// No other one begins before the transaction has ended. `but_not` is the one that asks.
+pub(super) async fn migrating(
+    txn: &Txn,
+    tenant: TenantId,
+    beside: Beside,
+    but_not: Option<OperationId>,
+) -> Result<Option<OperationId>, Error> {
     // A tenant that is gone is nobody's.
     let lock =
         Query::select().column("id").from("tenants").and_where(Expr::col("id").eq(tenant.0)).lock_exclusive().take();
     statement::execute(txn, &lock).await?;
     let live = [OperationState::Pending, OperationState::Running].map(OperationState::name);
+    let mut is_in_the_way = Expr::col(("rollout_targets", "state"))
+        .eq(TargetState::Running.name())
+        .and(Expr::col(("operations", "state")).is_in(live));
+    is_in_the_way = match beside {
+        Beside::Nothing => is_in_the_way.or(paused_by(Expr::col(("rollouts", "id")))),
+        Beside::Rollouts | Beside::All => is_in_the_way.and(Expr::col(("rollouts", "pause"))),
+    };
     let select = Query::select()
         .column(("operations", "id"))
         .from("rollout_targets")
-        .inner_join("operations", Expr::col(("operations", "id")).equals(("rollout_targets", "rollout_id")))
+        .inner_join("rollouts", Expr::col(("rollouts", "id")).equals(("rollout_targets", "rollout_id")))
+        .inner_join("operations", Expr::col(("operations", "id")).equals(("rollouts", "id")))
+        .inner_join("tenants", Expr::col(("tenants", "id")).equals(("rollout_targets", "tenant_id")))
         .and_where(Expr::col(("rollout_targets", "tenant_id")).eq(tenant.0))
-        .and_where(Expr::col(("rollout_targets", "state")).eq(TargetState::Running.name()))
-        .and_where(Expr::col(("operations", "state")).is_in(live))
+        .and_where(is_in_the_way)
+        .and_where_option(but_not.map(|id| Expr::col(("operations", "id")).ne(id.0)))
         .limit(1)
         .take();
     let row = statement::row(txn, &select).await?;

@@ -13,6 +13,7 @@ mod fence;
 mod logins;
 mod meta;
 mod operations;
+mod pauses;
 mod rollouts;
 mod routes;
 mod shares;
@@ -24,10 +25,12 @@ mod tenants;
 pub use backups::{Backup, BackupFilter, NewBackup, RetiredDatabase};
 pub use credentials::{Secret, TenantSecret};
 pub use errors::Error;
+pub use exclusion::Beside;
 pub use operations::{
     ClaimedOperation, Created, NewOperation, OPERATIONS_CHANNEL, Operation, OperationEnd, OperationFilter, Release,
     Remains,
 };
+pub use pauses::PausedTarget;
 pub use rollouts::{NewRollout, Rollout};
 pub use routes::{Follower, RouteChange, RouteChanges};
 pub use shares::Share;
@@ -61,6 +64,7 @@ const MIGRATIONS: &[(&str, &str)] = &[
     ("V7__tenant_reads.sql", include_str!("../../shared-migrations/shared/V7__tenant_reads.sql")),
     ("V8__budget_shares.sql", include_str!("../../shared-migrations/shared/V8__budget_shares.sql")),
     ("V9__schema_files.sql", include_str!("../../shared-migrations/shared/V9__schema_files.sql")),
+    ("V10__pauses.sql", include_str!("../../shared-migrations/shared/V10__pauses.sql")),
 ];
 
 /// A cheap handle on the shared database.

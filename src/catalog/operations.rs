@@ -15,7 +15,7 @@ use tokio_postgres::Row;
 use uuid::Uuid;
 
 use super::errors::Error;
-use super::exclusion;
+use super::exclusion::{self, Beside};
 use super::fence::claimed;
 use super::steps::{self, OperationStep};
 use super::tenants::among;
@@ -143,8 +143,9 @@ impl Catalog {
                 return Ok(Created::Earlier(earlier));
             }
             if let Some(row) = statement::row(txn, &insertion(new)).await? {
-                if let Some(tenant) = new.tenant.filter(|_| !new.kind.is_beside_migrations())
-                    && let Some(id) = exclusion::migrating(txn, tenant).await?
+                let beside = if new.kind.is_beside_migrations() { Beside::Rollouts } else { Beside::Nothing };
+                if let Some(tenant) = new.tenant
+                    && let Some(id) = exclusion::migrating(txn, tenant, beside, None).await?
                 {
                     return Err(Error::OperationConflict { id, kind: OperationKind::MigrateFleet });
                 }
@@ -442,6 +443,12 @@ async fn earlier(on: &impl Run, request_id: Uuid, request_hash: &[u8]) -> Result
     }
     let operation = read(&row)?;
     Ok(Some(Operation { steps: steps::of(on, operation.id).await?, ..operation }))
+}
+
+/// One operation, without its steps.
+pub(super) async fn operation(on: &impl Run, id: OperationId) -> Result<Operation, Error> {
+    let row = statement::row(on, &select().and_where(Expr::col("id").eq(id.0)).take()).await?;
+    read(&row.ok_or(Error::OperationUnknown { id })?)
 }
 
 /// The operation that keeps others from the tenant.

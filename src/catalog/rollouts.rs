@@ -24,6 +24,8 @@ pub struct Rollout {
     pub target_version: i64,
     /// How many tenants may fail before no further one is begun.
     pub failures_max: i32,
+    /// Each tenant is paused while it is migrated.
+    pub pause: bool,
     pub state: RolloutState,
     pub error: Option<String>,
     pub created_at: OffsetDateTime,
@@ -38,11 +40,12 @@ pub struct NewRollout<'a> {
     pub directory_hash: &'a str,
     pub target_version: i64,
     pub failures_max: i32,
+    pub pause: bool,
     pub targets: &'a [NewTarget],
 }
 
-const COLUMNS: [&str; 8] =
-    ["id", "directory_hash", "target_version", "failures_max", "state", "error", "created_at", "ended_at"];
+const COLUMNS: [&str; 9] =
+    ["id", "directory_hash", "target_version", "failures_max", "pause", "state", "error", "created_at", "ended_at"];
 
 impl Catalog {
     pub async fn rollout_create_in_txn(&self, txn: &Txn, new: &NewRollout<'_>) -> Result<(), Error> {
@@ -58,6 +61,7 @@ impl Catalog {
             ("directory_hash", new.directory_hash.into()),
             ("target_version", new.target_version.into()),
             ("failures_max", new.failures_max.into()),
+            ("pause", new.pause.into()),
         ];
         statement::execute(txn, &statement::insert("rollouts", row)).await?;
         for chunk in new.targets.chunks(targets::CHUNK) {
@@ -136,6 +140,7 @@ fn read(row: &Row) -> Result<Rollout, Error> {
         directory_hash: reader.get("directory_hash")?,
         target_version: reader.get("target_version")?,
         failures_max: reader.get("failures_max")?,
+        pause: reader.get("pause")?,
         state: reader.parse("state")?,
         error: reader.get("error")?,
         created_at: reader.moment("created_at")?,

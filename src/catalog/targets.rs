@@ -8,8 +8,9 @@ use tokio_postgres::Row;
 
 use super::Catalog;
 use super::errors::Error;
+use super::exclusion::{self, Beside};
 use super::fence::{claimed, fence_holds};
-use super::operations::{Operation, holder};
+use super::operations::{Operation, holder, operation};
 use super::tenants::{Tenant, tenant_lock};
 use crate::domain::lifecycle::TenantState;
 use crate::domain::migration::TargetState;
@@ -71,14 +72,14 @@ pub enum TargetBegun {
 }
 
 impl Catalog {
-    /// The tenant's migration is about to begin, unless another operation has the tenant; `beside` says that one which
-    /// may go beside a migration does not count. A target begins at the version that its tenant has at that moment.
+    /// The tenant's migration is about to begin, unless another operation has the tenant beside which it may not go. A
+    /// target begins at the version that its tenant has at that moment.
     pub async fn target_begin(
         &self,
         rollout: OperationId,
         fence: i64,
         tenant: TenantId,
-        beside: bool,
+        beside: Beside,
     ) -> Result<TargetBegun, Error> {
         let txn = self.begin().await?;
         let row = match tenant_lock(&txn, tenant).await {
@@ -86,8 +87,11 @@ impl Catalog {
             row => row?,
         };
         let holder = holder(&txn, Some(tenant)).await?;
-        if let Some(holder) = holder.filter(|holder| !(beside && holder.kind.is_beside_migrations())) {
+        if let Some(holder) = holder.filter(|holder| beside != Beside::All || !holder.kind.is_beside_migrations()) {
             return Ok(TargetBegun::Held(Box::new(holder)));
+        }
+        if let Some(other) = exclusion::migrating(&txn, tenant, beside, Some(rollout)).await? {
+            return Ok(TargetBegun::Held(Box::new(operation(&txn, other).await?)));
         }
         if !TenantState::MIGRATABLE.contains(&row.state) {
             return Ok(TargetBegun::Unfit(row.state));

@@ -30,6 +30,9 @@ pub struct Arguments {
     /// Ask every database for its version, instead of trusting the catalog.
     #[arg(long)]
     verify: bool,
+    /// Pause each tenant while it is migrated: its callers wait, and its direct clients are locked out.
+    #[arg(long)]
+    pause: bool,
     /// Only this tenant (id or code); may be repeated.
     #[arg(long = "tenant", value_name = "TENANT")]
     tenants: Vec<String>,
@@ -48,6 +51,7 @@ pub async fn run(arguments: Arguments, context: &Context) -> Result<ExitCode, Er
         max_failures: arguments.max_failures,
         tenants: arguments.tenants,
         verify: arguments.verify,
+        pause: arguments.pause,
     };
     let answer = connection.migrations().create_rollout(request(message)).await?.into_inner();
     if validate_only {

@@ -232,6 +232,8 @@ impl TenantRole {
     pub const LOGINS: [Self; 5] = [Self::Router, Self::DirectA, Self::DirectB, Self::Migrator, Self::Reader];
     /// The logins of the tenant's own programs: locked while its gate is paused or it is suspended.
     pub const DIRECT: [Self; 3] = [Self::DirectA, Self::DirectB, Self::Reader];
+    /// All by which callers get at the tenant's data: not the migrator.
+    pub const CALLERS: [Self; 4] = [Self::Router, Self::DirectA, Self::DirectB, Self::Reader];
     /// The logins that the daemon uses itself.
     pub const DAEMONS: [Self; 2] = [Self::Router, Self::Migrator];
 

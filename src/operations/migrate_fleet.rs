@@ -1,6 +1,6 @@
 //! Driving a rollout: every target that is behind is brought to the directory's newest version, a bounded number at a
 //! time, until all are done or more have failed than the budget allows. One tenant's failure leaves that tenant as it
-//! was and does not stop the others. Nothing is undone: each migration is whole or did not happen.
+//! was and does not stop the others. No migration is undone: each is whole or did not happen.
 //!
 //! Always holds: a target that was begun is driven to its end, by whoever holds the rollout then and whatever the budget
 //! says, because its database may have been changed already.
@@ -12,12 +12,13 @@ use futures_util::stream::FuturesUnordered;
 use serde_json::json;
 
 use super::failure::Failure;
-use super::migrate_target::{Budget, Turn, one_target};
+use super::migrate_target::{Budget, Turn, Work, one_target};
+use super::paused_target;
 use super::step::{Done, Run, Step, StepError, step};
 use crate::catalog::RolloutTarget;
 use crate::domain::migration::{RolloutState, TargetState, rollout_outcome};
 
-pub(super) const STEPS: &[Step] = &[step!("targets", targets, targets_failed), step!("finish", finish)];
+pub(super) const STEPS: &[Step] = &[step!("targets", targets, targets_failed).waiting(), step!("finish", finish)];
 
 /// The first of the steps above.
 const TARGETS_ORDINAL: i32 = 0;
@@ -31,12 +32,13 @@ async fn targets(run: &Run) -> Result<Done, StepError> {
     let mut queue = Queue::new(catalog.targets_next(run.id(), TARGETS_MAX).await?);
     let failed = catalog.targets_count(run.id()).await?.get(TargetState::Failed.name()).copied().unwrap_or(0);
     let budget = Budget::new(failed, rollout.failures_max);
+    let work = Work { run, files: &files, budget: &budget, pauses: rollout.pause };
     let concurrency_max = run.parts.config.migrator.concurrency_max;
     let mut running = FuturesUnordered::new();
     loop {
         while running.len() < concurrency_max {
             let Some((target, is_late)) = queue.next(&budget) else { break };
-            running.push(one_target(run, &files, &budget, target, is_late));
+            running.push(one_target(&work, target, is_late));
         }
         match running.next().await {
             None => break,
@@ -49,6 +51,8 @@ async fn targets(run: &Run) -> Result<Done, StepError> {
             },
         }
     }
+    // Those that could not be opened in their turn.
+    paused_target::reopen_all(run).await?;
     let reason = "not begun: the failure budget was used up";
     let skipped = catalog.targets_skip(run.id(), run.fence(), reason).await?;
     Ok(Done::detail(format!("{} failed, {skipped} not begun", budget.failed())))
@@ -59,7 +63,7 @@ struct Queue {
     /// Left behind in the middle by a daemon that is gone.
     begun: VecDeque<RolloutTarget>,
     open: VecDeque<RolloutTarget>,
-    /// Whose tenants are still being made: the others go first.
+    /// Whose tenants another operation has for as long as that takes: the others go first.
     late: VecDeque<RolloutTarget>,
 }
 
@@ -84,6 +88,7 @@ impl Queue {
 
 /// The rollout could not be driven to its end. What is migrated stays migrated.
 async fn targets_failed(run: &Run) -> Result<(), StepError> {
+    paused_target::reopen_all(run).await?;
     let catalog = &run.parts.catalog;
     let why = run.operation.error.as_ref().map(|record| Failure::read(record).message);
     let reason = "the rollout was given up before this tenant's end was known; run again";

@@ -7,19 +7,21 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::time::{Instant, sleep};
 
+use super::paused_target;
 use super::step::{Run, StepError};
 use super::tenant_parts::{self, Place};
-use crate::catalog::{Operation, RolloutTarget, TargetBegun, TargetOutcome, Tenant, TenantSchema};
+use crate::catalog::{Beside, Operation, RolloutTarget, TargetBegun, TargetOutcome, Tenant, TenantSchema};
 use crate::domain::migration::{MigrationFile, Standing, TargetState, standing};
-use crate::domain::operation::{OperationId, OperationState};
+use crate::domain::operation::{OperationId, OperationKind, OperationState};
 use crate::domain::tenant::TenantRole;
 use crate::migrator::{self, Cause, History, TenantError};
+use crate::postgres::Connection;
 use crate::postgres::fingerprint::fingerprint;
 
 /// How often a tenant that another operation holds is looked at again, and for how long.
 const BUSY_POLL_INTERVAL: Duration = Duration::from_millis(250);
 const BUSY_WAIT_MAX: Duration = Duration::from_mins(1);
-/// What makes a tenant is waited for as long as it lives; its daemon's heartbeat shows many times in this.
+/// What is waited for as long as it lives has no longer than this between two heartbeats of its daemon.
 const SILENT_MAX: Duration = Duration::from_mins(10);
 
 /// How many targets have failed, and how many may.
@@ -43,10 +45,19 @@ impl Budget {
     }
 }
 
+/// What all targets of one drive share.
+pub(super) struct Work<'a> {
+    pub(super) run: &'a Run,
+    pub(super) files: &'a [MigrationFile],
+    pub(super) budget: &'a Budget,
+    /// Each tenant is paused while it is migrated.
+    pub(super) pauses: bool,
+}
+
 /// How a target's turn went.
 pub(super) enum Turn {
     Ended,
-    /// The tenant is still being made; others may go first.
+    /// The tenant is still being made, migrated or backed up; others may go first.
     Later(Box<RolloutTarget>),
     /// The budget was used up while it waited for its tenant.
     NotBegun,
@@ -60,31 +71,34 @@ enum Start {
 }
 
 /// Brings one tenant up, and records how that went.
-pub(super) async fn one_target(
-    run: &Run,
-    files: &[MigrationFile],
-    budget: &Budget,
-    target: RolloutTarget,
-    is_late: bool,
-) -> Result<Turn, StepError> {
+pub(super) async fn one_target(work: &Work<'_>, target: RolloutTarget, is_late: bool) -> Result<Turn, StepError> {
+    let run = work.run;
     let tenant = target.tenant;
     // A daemon that is gone may have migrated it and not have said so.
     let is_resumed = target.state == TargetState::Running;
-    let (state, outcome) = match begin(run, budget, target, is_late).await? {
+    let (state, mut outcome) = match begin(work, target, is_late).await? {
         Start::Wait(turn) => return Ok(turn),
         Start::End(state, outcome) => (state, outcome),
         Start::Migrate(begun) => {
             let (target, tenant) = *begun;
-            match attempt(run, files, tenant, is_resumed.then_some(target.from_version)).await {
+            match attempt(work, tenant, is_resumed.then_some(target.from_version)).await {
                 Ok(ended) => ended,
                 Err(StepError::Claim(error)) => return Err(StepError::Claim(error)),
                 Err(failure) => failed(failure.to_string()),
             }
         }
     };
+    match paused_target::reopen(run, tenant).await {
+        Ok(()) => {}
+        Err(StepError::Claim(error)) => return Err(StepError::Claim(error)),
+        Err(failure) => {
+            let paused = format!("the tenant could not be opened again in time: {failure}");
+            outcome.error = Some(outcome.error.map_or_else(|| paused.clone(), |error| format!("{error}; {paused}")));
+        }
+    }
     run.parts.catalog.target_end(run.id(), run.fence(), tenant, state, &outcome).await?;
     if state == TargetState::Failed {
-        budget.failed.fetch_add(1, Ordering::Relaxed);
+        work.budget.failed.fetch_add(1, Ordering::Relaxed);
     }
     run.parts.router.route_forget(tenant);
     Ok(Turn::Ended)
@@ -100,11 +114,16 @@ fn failed(error: impl Into<String>) -> (TargetState, TargetOutcome) {
 
 /// Begins the target as soon as no other operation has its tenant. A restore would throw away what is migrated beside
 /// it, and a suspension end the migration's session; a backup does neither, and after a while is left to the locks of
-/// the database.
-async fn begin(run: &Run, budget: &Budget, target: RolloutTarget, is_late: bool) -> Result<Start, StepError> {
+/// the database. A pause ends all sessions: whoever pauses waits for backups and other rollouts, and they for it.
+async fn begin(work: &Work<'_>, target: RolloutTarget, is_late: bool) -> Result<Start, StepError> {
+    let Work { run, budget, pauses, .. } = *work;
     let mut wait: Option<Wait> = None;
     loop {
-        let beside = wait.as_ref().is_some_and(Wait::is_over);
+        let beside = match wait.as_ref().is_some_and(Wait::is_over) {
+            _ if pauses => Beside::Nothing,
+            true => Beside::All,
+            false => Beside::Rollouts,
+        };
         let begun = run.parts.catalog.target_begin(run.id(), run.fence(), target.tenant, beside).await?;
         let ended = |(state, outcome)| Ok(Start::End(state, outcome));
         let holder = match begun {
@@ -121,17 +140,20 @@ async fn begin(run: &Run, budget: &Budget, target: RolloutTarget, is_late: bool)
                 "see `operation show`, and end it with `operation retry` or `operation abandon`; then run again";
             return ended(failed(format!("not begun: {who} is stuck and keeps the tenant; {advice}")));
         }
-        if holder.kind.makes_tenant() && !is_late {
+        let while_it_lives = holder.kind.makes_tenant()
+            || holder.kind == OperationKind::MigrateFleet
+            || (holder.kind == OperationKind::Backup && pauses);
+        if while_it_lives && !is_late {
             return Ok(Start::Wait(Turn::Later(Box::new(target))));
         }
-        let waiting = Wait::on(wait, &holder);
+        let waiting = Wait::on(wait, &holder, while_it_lives);
         let is_over = waiting.is_over();
         wait = Some(waiting);
-        if is_over && holder.kind.is_beside_migrations() {
+        if is_over && holder.kind == OperationKind::Backup && !pauses {
             continue;
         }
         if is_over {
-            let why = if holder.kind.makes_tenant() { "is driven by no daemon" } else { "works on the tenant" };
+            let why = if while_it_lives { "is driven by no daemon" } else { "works on the tenant" };
             return ended(failed(format!("not begun: {who} {why}; run again when it has ended")));
         }
         sleep(BUSY_POLL_INTERVAL).await;
@@ -154,11 +176,11 @@ struct Wait {
 }
 
 impl Wait {
-    /// Goes on waiting, or begins anew: for another operation, and for one that makes the tenant and whose row changes.
-    fn on(wait: Option<Self>, holder: &Operation) -> Self {
-        let makes_tenant = holder.kind.makes_tenant();
-        let is_same = |wait: &Self| wait.holder == holder.id && (!makes_tenant || wait.seen == holder.updated_at);
-        let max = if makes_tenant { SILENT_MAX } else { BUSY_WAIT_MAX };
+    /// Goes on waiting, or begins anew: for another operation, and for one that is waited for while it lives and whose
+    /// row has changed.
+    fn on(wait: Option<Self>, holder: &Operation, while_it_lives: bool) -> Self {
+        let is_same = |wait: &Self| wait.holder == holder.id && (!while_it_lives || wait.seen == holder.updated_at);
+        let max = if while_it_lives { SILENT_MAX } else { BUSY_WAIT_MAX };
         let anew = || Self { holder: holder.id, seen: holder.updated_at, since: Instant::now(), max };
         wait.filter(is_same).unwrap_or_else(anew)
     }
@@ -170,12 +192,15 @@ impl Wait {
 
 /// `resumed_from` is the version at which an earlier drive of this rollout has begun the target.
 async fn attempt(
-    run: &Run,
-    files: &[MigrationFile],
+    work: &Work<'_>,
     tenant: Tenant,
     resumed_from: Option<i64>,
 ) -> Result<(TargetState, TargetOutcome), StepError> {
+    let Work { run, files, pauses, .. } = *work;
     let place = Place::at(&run.parts, tenant)?;
+    if pauses && paused_target::is_called_for(run, place.tenant.gate) && is_behind(run, files, &place).await? {
+        paused_target::pause(run, &place).await?;
+    }
     let (id, known) = (place.tenant.id, place.tenant.schema_version);
     let mut client = connect(run, &place).await?;
     let report = match migrator::migrate_tenant(&mut client, files, &run.parts.config.migrator, id, known).await {
@@ -206,7 +231,14 @@ async fn attempt(
     Ok((state, TargetOutcome { to_version: Some(report.to), applied, ..TargetOutcome::default() }))
 }
 
-async fn connect(run: &Run, place: &Place) -> Result<crate::postgres::Connection, StepError> {
+/// Whether there is something to apply, as the database says.
+async fn is_behind(run: &Run, files: &[MigrationFile], place: &Place) -> Result<bool, StepError> {
+    let history = history(&connect(run, place).await?).await?;
+    let newest = files.last().map_or(0, |file| file.version);
+    Ok(standing(history.version, newest) == Standing::Behind)
+}
+
+async fn connect(run: &Run, place: &Place) -> Result<Connection, StepError> {
     tenant_parts::connect_as(run, place, TenantRole::Migrator, &place.tenant.database, "migrate").await
 }
 
@@ -253,8 +285,11 @@ async fn reached(run: &Run, place: &Place, error: &TenantError) -> Result<Option
 
 async fn look(run: &Run, place: &Place) -> Result<(History, String), StepError> {
     let client = connect(run, place).await?;
-    let history = migrator::history_look(&client).await.map_err(|cause| StepError::failed("SQL", cause.to_string()))?;
-    Ok((history, fingerprint(&client).await?))
+    Ok((history(&client).await?, fingerprint(&client).await?))
+}
+
+async fn history(client: &Connection) -> Result<History, StepError> {
+    migrator::history_look(client).await.map_err(|cause| StepError::failed("SQL", cause.to_string()))
 }
 
 /// Notes the tenant's schema, unless a restore has put another database in its place meanwhile. Another rollout may have

@@ -16,6 +16,7 @@ mod kinds;
 mod migrate_fleet;
 mod migrate_target;
 mod patience;
+mod paused_target;
 mod restore_as_new;
 mod restore_in_place;
 mod retired;
@@ -52,6 +53,7 @@ pub use error::{BadField, Error};
 pub use failure::Failure;
 pub use stuck::Settling;
 pub use submit::{CreateTenant, Request, RestoreTarget, Submitted};
+pub use submit_rollout::RolloutRequest;
 
 /// How many changes a slow watcher may be behind before it reads the catalog again.
 const CHANGES_BUFFERED_MAX: usize = 1_024;

@@ -113,6 +113,12 @@ impl Operations {
         let left = format!("Left as they are: what the steps {} did", steps.collect::<Vec<_>>().join(", "));
         if operation.kind == OperationKind::MigrateFleet {
             catalog.rollout_abandon_in_txn(txn, operation.id, reason).await?;
+            let closed = self.paused_close(txn, operation, reason).await?;
+            return Ok(if closed.is_empty() {
+                format!("{left}.")
+            } else {
+                format!("{left}. Suspended, because they were paused and could not be opened: {closed}; resume them.")
+            });
         }
         let Some(tenant) = self.tenant_locked(txn, operation.tenant).await? else { return Ok(format!("{left}.")) };
         match operation.kind {
@@ -136,6 +142,20 @@ impl Operations {
             }
             _ => Ok(format!("{left}. The tenant {} is {}.", tenant.code, tenant.state)),
         }
+    }
+
+    /// Suspends the tenants that the rollout has left paused, and names them.
+    async fn paused_close(&self, txn: &Txn, operation: &Operation, reason: &str) -> Result<String, Error> {
+        let mut tenants = Vec::new();
+        // All before the first is changed: whoever changes one takes the counter of revisions after it.
+        for paused in self.parts.catalog.targets_paused_in_txn(txn, operation.id).await? {
+            tenants.push(self.parts.catalog.tenant_lock_in_txn(txn, paused.tenant).await?);
+        }
+        let why = format!("the rollout {} was given up: {reason}", operation.id);
+        for tenant in &tenants {
+            self.tenant_close(txn, tenant, &why, operation.id).await?;
+        }
+        Ok(tenants.iter().map(|tenant| tenant.code.as_str()).collect::<Vec<_>>().join(", "))
     }
 
     async fn tenant_locked(&self, txn: &Txn, tenant: Option<TenantId>) -> Result<Option<Tenant>, Error> {

@@ -12,20 +12,38 @@ use crate::domain::operation::OperationKind;
 use crate::domain::tenant::TenantId;
 use crate::migrator::{Directory, FilesHashes, GateError};
 
+/// What a rollout is to do.
+#[derive(Debug)]
+pub struct RolloutRequest<'a> {
+    /// How many tenants may fail before no further one is begun.
+    pub failures_max: i32,
+    /// Ids or codes; all when empty.
+    pub tenants: &'a [String],
+    /// Every database is asked for its version.
+    pub verify: bool,
+    /// Each tenant is paused while it is migrated.
+    pub pause: bool,
+}
+
+impl RolloutRequest<'_> {
+    /// As it was before there were pauses, unless it pauses: a request may be repeated after an upgrade.
+    fn hash(&self) -> Result<Vec<u8>, Error> {
+        let Self { failures_max, tenants, verify, pause } = *self;
+        if pause {
+            return hash_of("migrate_fleet", &(failures_max, tenants, verify, pause));
+        }
+        hash_of("migrate_fleet", &(failures_max, tenants, verify))
+    }
+}
+
 impl Operations {
     /// Reads the directory, finds who is behind or has got other files, and begins to migrate them. Answers with the
     /// operation, whose id is the rollout's.
-    pub async fn rollout_create(
-        &self,
-        request: &Request,
-        failures_max: i32,
-        tenants: &[String],
-        verify: bool,
-    ) -> Result<Submitted, Error> {
-        if failures_max < 0 {
+    pub async fn rollout_create(&self, request: &Request, rollout: &RolloutRequest<'_>) -> Result<Submitted, Error> {
+        if rollout.failures_max < 0 {
             return Err(Error::Invalid(vec![BadField::new("max_failures", "may not be negative")]));
         }
-        let hash = hash_of("migrate_fleet", &(failures_max, tenants, verify))?;
+        let hash = rollout.hash()?;
         // A repeated request has its answer whatever has become of the directory.
         if !request.validate_only
             && let Some(earlier) = self.replay(request, &hash).await?
@@ -33,12 +51,12 @@ impl Operations {
             return Ok(Some(earlier));
         }
         let directory = Directory::read(&self.parts.config.tenant_migrations_dir)?;
-        let fleet = self.migratable(tenants).await?;
+        let fleet = self.migratable(rollout.tenants).await?;
         self.mounted(&directory, &fleet)?;
         if request.validate_only {
             return Ok(None);
         }
-        let targets = plan(&directory, fleet, verify);
+        let targets = plan(&directory, fleet, rollout.verify);
         let draft = Self::draft(OperationKind::MigrateFleet, request, hash, &Value::Null)?;
         let catalog = &self.parts.catalog;
         // Whoever holds a session here asks for no second one: callers who did would wait for each other.
@@ -47,15 +65,16 @@ impl Operations {
             Created::Earlier(row) => return Ok(Some(row)),
             Created::New(row) => row,
         };
-        let rollout = NewRollout {
+        let new = NewRollout {
             id: row.id,
             files: &directory.files,
             directory_hash: &directory.hash,
             target_version: directory.version(),
-            failures_max,
+            failures_max: rollout.failures_max,
+            pause: rollout.pause,
             targets: &targets,
         };
-        catalog.rollout_create_in_txn(&txn, &rollout).await?;
+        catalog.rollout_create_in_txn(&txn, &new).await?;
         txn.commit().await?;
         self.wake.notify_one();
         Ok(Some(row))

@@ -25,9 +25,6 @@ pub(super) const SUSPEND_STEPS: &[Step] = &[
 pub(super) const RESUME_STEPS: &[Step] =
     &[step!("unlock_logins", unlock_logins, lock_logins_undo).waiting(), step!("open", open)];
 
-/// Logins that a suspension locks; migrations go on.
-const LOCKED: [TenantRole; 4] = [TenantRole::Router, TenantRole::DirectA, TenantRole::DirectB, TenantRole::Reader];
-
 async fn close(run: &Run) -> Result<Done, StepError> {
     let input: Input = run.input()?;
     let gate = Gate::Closed { operation: None };
@@ -67,9 +64,10 @@ async fn set_open(run: &Run) -> Result<(), StepError> {
     Ok(())
 }
 
+/// Migrations go on.
 async fn lock_logins(run: &Run) -> Result<Done, StepError> {
     let place = Place::of(run).await?;
-    tenant_parts::logins_enable(&place, &LOCKED, false).await?;
+    tenant_parts::logins_enable(&place, &TenantRole::CALLERS, false).await?;
     Ok(Done::default())
 }
 
@@ -78,7 +76,7 @@ async fn unlock_logins(run: &Run) -> Result<Done, StepError> {
     for role in TenantRole::DAEMONS {
         tenant_parts::login_restore(run, &place, role, &place.tenant.database).await?;
     }
-    tenant_parts::logins_enable(&place, &LOCKED, true).await?;
+    tenant_parts::logins_enable(&place, &TenantRole::CALLERS, true).await?;
     Ok(Done::default())
 }
 

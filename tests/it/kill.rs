@@ -27,6 +27,11 @@ async fn migrating_the_fleet_survives_kill_9_at_each_step() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn migrating_a_paused_tenant_survives_kill_9_at_each_step() {
+    matrix::run(Kind::MigratePaused).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backup_survives_kill_9_at_each_step() {
     matrix::run(Kind::Backup).await;
 }

@@ -13,6 +13,8 @@ use uuid::Uuid;
 
 use crate::harness::{Client, Fleet, Point, Spec, Standstills, reason, until};
 
+mod paused;
+
 const SECOND: (&str, &str) = ("V2__colours.sql", "CREATE TABLE colours (name text);\n");
 
 /// A rollout over these tenants, or all, from its creation to its end.

@@ -5,8 +5,8 @@
 use tenantd::config::write_private;
 use tenantd::domain::tenant::database_under_construction;
 use tenantd::proto::v1::{
-    AbandonOperationRequest, Operation, OperationState, OperationStepState, RetryOperationRequest, RolloutState,
-    TenantState,
+    AbandonOperationRequest, CreateRolloutRequest, Operation, OperationState, OperationStepState,
+    RetryOperationRequest, Rollout, RolloutState, TenantState,
 };
 use tonic::{Code, Status};
 use uuid::Uuid;
@@ -69,6 +69,12 @@ impl Apart {
         let sql = "SELECT count(*) FILTER (WHERE rolcanlogin), count(*) FROM pg_roles WHERE starts_with(rolname, $1)";
         let row = judge.query_one(sql, &[&name]).await.unwrap();
         (row.get(0), row.get(1))
+    }
+
+    /// The tenant's gate, as the catalog has it.
+    async fn on_the_catalog(&self, code: &str) -> String {
+        let shared = self.fleet.judge(self.fleet.naming.shared_database().as_str()).await;
+        shared.query_one("SELECT gate FROM tenants WHERE code = $1", &[&code]).await.unwrap().get(0)
     }
 
     /// A creation that has made its roles when the server goes away, and is stuck.
@@ -304,15 +310,102 @@ async fn a_suspension_that_is_given_up_is_repaired_by_resuming() {
     apart.finish().await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn daemons_that_stop_in_a_step_say_nothing_against_it() {
-    let fleet = Fleet::new(Spec::default()).await;
-    // It ends when the test says so.
+/// What has a migration wait until the test says so, by making this role.
+fn slow_migration(fleet: &Fleet) -> (String, String) {
     let role = format!("{}_go", fleet.naming.prefix());
     let body = format!(
         "BEGIN WHILE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{role}') LOOP PERFORM pg_sleep(0.05); END LOOP; END"
     );
-    fleet.migration("V2__slow.sql", &format!("DO $$ {body} $$;\n"));
+    (role, format!("DO $$ {body} $$;\n"))
+}
+
+/// A rollout that has paused the tenant acme, whose server goes away before it can be opened.
+async fn paused_cut_off(repeat_max: &str) -> (Apart, Rollout) {
+    let apart = Apart::new(repeat_max).await;
+    for code in ["acme", "beta"] {
+        apart.client().tenant(code).await;
+    }
+    apart.fleet.migration("V2__slow.sql", &slow_migration(&apart.fleet).1);
+    let request = CreateRolloutRequest {
+        request_id: Uuid::new_v4().to_string(),
+        tenants: vec!["acme".to_owned()],
+        pause: true,
+        ..CreateRolloutRequest::default()
+    };
+    let rollout = apart.client().migrations().create_rollout(request).await.unwrap().into_inner().rollout.unwrap();
+    until("only the migrator may log in", || async { (apart.on_the_server("acme").await.0 == 1).then_some(()) }).await;
+    let judge = apart.machine.judge("postgres").await;
+    let migrator = format!("{}_acme__m", apart.fleet.naming.prefix());
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND query LIKE '%pg_sleep%'";
+    until("the migration runs", || async {
+        (judge.query_one(sql, &[&migrator]).await.unwrap().get::<_, i64>(0) == 1).then_some(())
+    })
+    .await;
+    apart.fleet.expect_log("a paused tenant cannot be opened; it is tried again");
+    apart.machine.server_stop().await;
+    (apart, rollout)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_that_a_rollout_has_paused_is_opened_when_its_server_is_back() {
+    let (apart, rollout) = paused_cut_off("10m").await;
+    until("it is tried again", || async {
+        apart.fleet.has_logged("a paused tenant cannot be opened; it is tried again").then_some(())
+    })
+    .await;
+    apart.machine.server_start().await;
+    let ended = apart.client().rollout_ended(&rollout.rollout_id).await;
+    assert_eq!((ended.state(), ended.counts.unwrap().failed), (RolloutState::Halted, 1), "{ended:#?}");
+    assert_eq!(apart.on_the_server("acme").await.0, 5);
+    assert_eq!(apart.client().sql("acme", "SELECT count(*) FROM things").await, "20");
+    apart.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollout_that_cannot_open_a_tenant_is_stuck_and_opens_it_when_it_is_told_to() {
+    let (apart, rollout) = paused_cut_off("1s").await;
+    apart.fleet.expect_log("the step cannot be undone; the operation is stuck");
+    let operation = apart.client().operation(&rollout.rollout_id).await;
+    let stuck = apart.becomes(&operation, OperationState::Stuck).await;
+    assert_eq!(apart.on_the_catalog("acme").await, "PAUSED");
+    let busy = apart.client().tenant_suspend(Uuid::new_v4(), "acme", "x").await.unwrap_err();
+    assert_eq!(reason(&busy), "OPERATION_CONFLICT");
+    apart.machine.server_start().await;
+    apart.retry(&stuck, Uuid::new_v4()).await.unwrap();
+    let ended = apart.client().ended(&rollout.rollout_id).await;
+    assert_eq!(ended.state(), OperationState::Failed, "{ended:#?}");
+    assert_eq!((apart.on_the_catalog("acme").await.as_str(), apart.on_the_server("acme").await.0), ("OPEN", 5));
+    assert_eq!(apart.client().sql("acme", "SELECT count(*) FROM things").await, "20");
+    apart.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollout_that_is_given_up_suspends_what_it_has_left_paused() {
+    let (apart, rollout) = paused_cut_off("1s").await;
+    apart.fleet.expect_log("the step cannot be undone; the operation is stuck");
+    let operation = apart.client().operation(&rollout.rollout_id).await;
+    let stuck = apart.becomes(&operation, OperationState::Stuck).await;
+    let given_up = apart.abandon(&stuck, Uuid::new_v4(), "the machine is gone").await.unwrap();
+    let said = given_up.error.unwrap().message;
+    assert!(said.contains("could not be opened: acme; resume them"), "{said}");
+    let suspended = apart.client().tenant_get("acme").await.unwrap();
+    assert_eq!(suspended.state(), TenantState::Suspended, "{suspended:#?}");
+    assert!(suspended.suspend_reason.contains("the machine is gone"), "{suspended:#?}");
+    assert_eq!(apart.client().tenant_get("beta").await.unwrap().state(), TenantState::Active);
+    apart.machine.server_start().await;
+    let resumed = apart.client().tenant_resume(Uuid::new_v4(), "acme").await.unwrap();
+    apart.client().succeeded(&resumed).await;
+    assert_eq!((apart.on_the_catalog("acme").await.as_str(), apart.on_the_server("acme").await.0), ("OPEN", 5));
+    assert_eq!(apart.client().sql("acme", "SELECT count(*) FROM things").await, "20");
+    apart.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn daemons_that_stop_in_a_step_say_nothing_against_it() {
+    let fleet = Fleet::new(Spec::default()).await;
+    // It ends when the test says so.
+    let (role, slow) = slow_migration(&fleet);
+    fleet.migration("V2__slow.sql", &slow);
     let mut daemon = fleet.spawn();
     let operation = daemon.client.tenant_create(Uuid::new_v4(), "acme").await.unwrap();
     for _ in 0..6 {

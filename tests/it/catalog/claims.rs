@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::json;
-use tenantd::catalog::{Error, NewRollout, NewTarget, OperationEnd, Release, Remains, TargetOutcome};
+use tenantd::catalog::{Beside, Error, NewRollout, NewTarget, OperationEnd, Release, Remains, TargetOutcome};
 use tenantd::domain::migration::{RolloutState, TargetState};
 use tenantd::domain::operation::{OperationId, OperationState, StepState};
+use tenantd::domain::tenant::TenantRole;
 use uuid::Uuid;
 
 use super::{Bench, new_operation};
@@ -124,8 +125,15 @@ async fn with_an_old_fence_nothing_is_written() {
     let targets = [NewTarget { tenant, code: "acme".parse().unwrap(), state: TargetState::Pending, from_version: 1 }];
     let txn = catalog.begin().await.unwrap();
     let id = catalog.operation_create_in_txn(&txn, &new_operation(None)).await.unwrap().into_operation().id;
-    let rollout =
-        NewRollout { id, files: &[], directory_hash: "", target_version: 2, failures_max: 0, targets: &targets };
+    let rollout = NewRollout {
+        id,
+        files: &[],
+        directory_hash: "",
+        target_version: 2,
+        failures_max: 0,
+        pause: false,
+        targets: &targets,
+    };
     catalog.rollout_create_in_txn(&txn, &rollout).await.unwrap();
     txn.commit().await.unwrap();
     let old = catalog.operation_claim(Uuid::new_v4(), LEASE, &[], &[]).await.unwrap().unwrap().fence;
@@ -143,8 +151,10 @@ async fn with_an_old_fence_nothing_is_written() {
         catalog.step_undo_end(id, old, 0).await,
         catalog.operation_end(id, old, &end).await,
         catalog.operation_release(id, old, &Release::default()).await,
-        catalog.target_begin(id, old, tenant, false).await.map(drop),
+        catalog.target_begin(id, old, tenant, Beside::Rollouts).await.map(drop),
         catalog.target_end(id, old, tenant, TargetState::Migrated, &TargetOutcome::default()).await,
+        catalog.target_pause(id, old, tenant, &TenantRole::CALLERS).await,
+        catalog.target_unpause(id, old, tenant).await,
         catalog.rollout_end(id, old, RolloutState::Succeeded, None).await,
         catalog.targets_skip(id, old, "").await.map(|_| ()),
         catalog.targets_give_up(id, old, "").await,

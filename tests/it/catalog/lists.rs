@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use tenantd::catalog::{
-    BackupFilter, Error, NewBackup, NewRollout, NewTarget, OperationFilter, Page, TargetBegun, TargetOutcome,
+    BackupFilter, Beside, Error, NewBackup, NewRollout, NewTarget, OperationFilter, Page, TargetBegun, TargetOutcome,
     TenantFilter, TenantRef,
 };
 use tenantd::domain::backup::{BackupKeys, BackupState, Manifest};
@@ -100,8 +100,15 @@ async fn a_rollout_keeps_its_texts_and_counts_its_targets() {
     let files = [MigrationFile { version: 2, name: "more".into(), sql: "SELECT 'é', E'\\n', $$;$$".into() }];
     let txn = catalog.begin().await.unwrap();
     let id = catalog.operation_create_in_txn(&txn, &new_operation(None)).await.unwrap().into_operation().id;
-    let new =
-        NewRollout { id, files: &files, directory_hash: "h", target_version: 2, failures_max: 0, targets: &targets };
+    let new = NewRollout {
+        id,
+        files: &files,
+        directory_hash: "h",
+        target_version: 2,
+        failures_max: 0,
+        pause: false,
+        targets: &targets,
+    };
     catalog.rollout_create_in_txn(&txn, &new).await.unwrap();
     txn.commit().await.unwrap();
     assert_eq!(catalog.rollout_files(id).await.unwrap(), files);
@@ -112,7 +119,7 @@ async fn a_rollout_keeps_its_texts_and_counts_its_targets() {
         next.into_iter().map(|target| target.code.to_string()).collect::<Vec<_>>()
     };
     assert_eq!(next(10).await, ["alpha", "charlie", "delta"]);
-    let begun = catalog.target_begin(id, fence, charlie, false).await.unwrap();
+    let begun = catalog.target_begin(id, fence, charlie, Beside::Rollouts).await.unwrap();
     assert!(matches!(begun, TargetBegun::Begun(begun) if begun.0.state == TargetState::Running));
     assert_eq!(next(2).await, ["charlie", "alpha"], "what was begun is first");
     let failed = TargetOutcome { error: Some("no".into()), sqlstate: Some("42601".into()), ..TargetOutcome::default() };

@@ -117,8 +117,8 @@ async fn migrations_of_two_daemons_at_once_are_applied_once() {
     let (first, second) = tokio::join!(bench.catalog.migrate(), bench.catalog.migrate());
     let mut applied = [first.unwrap(), second.unwrap()];
     applied.sort_unstable();
-    assert_eq!(applied, [0, 9]);
-    assert_eq!(bench.printed("SELECT count(*) FROM refinery_schema_history").await, "9");
+    assert_eq!(applied, [0, 10]);
+    assert_eq!(bench.printed("SELECT count(*) FROM refinery_schema_history").await, "10");
     let id = bench.catalog.id().await.unwrap();
     assert_eq!(bench.printed("SELECT catalog_id FROM catalog_meta").await, id.to_string());
     // A history that this binary does not know is refused, not guessed at.

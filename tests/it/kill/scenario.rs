@@ -17,6 +17,7 @@ pub enum Kind {
     Create,
     CreateRefused,
     Migrate,
+    MigratePaused,
     Backup,
     BackupRefused,
     RestoreInPlace,
@@ -143,7 +144,7 @@ impl Scenario {
     pub async fn provide(&mut self, operations: usize) {
         match self.kind {
             Kind::Create | Kind::CreateRefused => {}
-            Kind::Migrate => self.tenants_behind(operations).await,
+            Kind::Migrate | Kind::MigratePaused => self.tenants_behind(operations).await,
             _ if self.tenants.is_empty() => self.tenants_with_rows(3).await,
             _ => {}
         }
@@ -191,7 +192,7 @@ impl Scenario {
             Kind::Create | Kind::CreateRefused | Kind::RestoreAsNew | Kind::RestoreAsNewRefused => {
                 format!("new{number}")
             }
-            Kind::Migrate => self.tenants[number].clone(),
+            Kind::Migrate | Kind::MigratePaused => self.tenants[number].clone(),
             Kind::Suspend | Kind::Resume => {
                 let code = self.tenants[number % self.tenants.len()].clone();
                 self.turn(&code).await;
@@ -213,10 +214,11 @@ impl Scenario {
         let client = self.client();
         match self.kind {
             Kind::Create | Kind::CreateRefused => self.create(subject, request).await,
-            Kind::Migrate => {
+            Kind::Migrate | Kind::MigratePaused => {
                 let message = CreateRolloutRequest {
                     request_id: request.to_string(),
                     tenants: vec![subject.to_owned()],
+                    pause: self.kind == Kind::MigratePaused,
                     ..CreateRolloutRequest::default()
                 };
                 client.migrations().create_rollout(message).await.unwrap().into_inner().rollout.unwrap().rollout_id
@@ -313,6 +315,10 @@ impl Scenario {
             }
             Kind::Backup | Kind::BackupRefused => {}
             Kind::Migrate => self.verify_migrated(subject, succeeded).await,
+            Kind::MigratePaused => {
+                self.verify_gate(subject, true).await;
+                self.verify_migrated(subject, succeeded).await;
+            }
         }
     }
 
