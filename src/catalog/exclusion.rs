@@ -6,9 +6,10 @@ use sea_query::{Expr, ExprTrait as _, Query};
 
 use super::Txn;
 use super::errors::Error;
-use super::pauses::paused_by;
+use super::tenants::tenant_lock;
 use crate::domain::migration::TargetState;
 use crate::domain::operation::{OperationId, OperationState};
+use crate::domain::route::Gate;
 use crate::domain::tenant::TenantId;
 use crate::postgres::statement;
 
@@ -31,26 +32,27 @@ pub(super) async fn migrating(
     beside: Beside,
     but_not: Option<OperationId>,
 ) -> Result<Option<OperationId>, Error> {
-    // A tenant that is gone is nobody's.
-    let lock =
-        Query::select().column("id").from("tenants").and_where(Expr::col("id").eq(tenant.0)).lock_exclusive().take();
-    statement::execute(txn, &lock).await?;
-    let live = [OperationState::Pending, OperationState::Running].map(OperationState::name);
-    let mut is_in_the_way = Expr::col(("rollout_targets", "state"))
-        .eq(TargetState::Running.name())
-        .and(Expr::col(("operations", "state")).is_in(live));
-    is_in_the_way = match beside {
-        Beside::Nothing => is_in_the_way.or(paused_by(Expr::col(("rollouts", "id")))),
-        Beside::Rollouts | Beside::All => is_in_the_way.and(Expr::col(("rollouts", "pause"))),
+    let gate = match tenant_lock(txn, tenant).await {
+        // A tenant that is gone is nobody's.
+        Err(Error::TenantUnknown { .. }) => return Ok(None),
+        row => row?.gate,
     };
+    if let (Beside::Nothing, Gate::Paused { operation }) = (beside, gate)
+        && Some(OperationId(operation)) != but_not
+    {
+        return Ok(Some(OperationId(operation)));
+    }
+    let live = [OperationState::Pending, OperationState::Running].map(OperationState::name);
+    let pausing = (beside != Beside::Nothing).then(|| Expr::col(("rollouts", "pause")).eq(true));
     let select = Query::select()
         .column(("operations", "id"))
         .from("rollout_targets")
         .inner_join("rollouts", Expr::col(("rollouts", "id")).equals(("rollout_targets", "rollout_id")))
         .inner_join("operations", Expr::col(("operations", "id")).equals(("rollouts", "id")))
-        .inner_join("tenants", Expr::col(("tenants", "id")).equals(("rollout_targets", "tenant_id")))
         .and_where(Expr::col(("rollout_targets", "tenant_id")).eq(tenant.0))
-        .and_where(is_in_the_way)
+        .and_where(Expr::col(("rollout_targets", "state")).eq(TargetState::Running.name()))
+        .and_where(Expr::col(("operations", "state")).is_in(live))
+        .and_where_option(pausing)
         .and_where_option(but_not.map(|id| Expr::col(("operations", "id")).ne(id.0)))
         .limit(1)
         .take();

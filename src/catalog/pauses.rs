@@ -84,11 +84,6 @@ impl Catalog {
     }
 }
 
-/// True of a tenant whose gate this operation has paused.
-pub(super) fn paused_by(operation: Expr) -> Expr {
-    Expr::col(("tenants", "gate")).eq("PAUSED").and(Expr::col(("tenants", "gate_operation")).eq(operation))
-}
-
 fn select(rollout: OperationId) -> SelectStatement {
     Query::select()
         .column(("rollout_targets", "tenant_id"))
@@ -96,7 +91,8 @@ fn select(rollout: OperationId) -> SelectStatement {
         .from("rollout_targets")
         .inner_join("tenants", Expr::col(("tenants", "id")).equals(("rollout_targets", "tenant_id")))
         .and_where(Expr::col(("rollout_targets", "rollout_id")).eq(rollout.0))
-        .and_where(paused_by(Expr::val(rollout.0)))
+        .and_where(Expr::col(("tenants", "gate")).eq("PAUSED"))
+        .and_where(Expr::col(("tenants", "gate_operation")).eq(rollout.0))
         .order_by(("tenants", "id"), Order::Asc)
         .take()
 }

@@ -9,7 +9,7 @@ use super::errors::Error;
 use super::fence::{claimed, fence_holds};
 use super::targets::{self, NewTarget};
 use super::{Catalog, Txn};
-use crate::domain::migration::{MigrationFile, RolloutState};
+use crate::domain::migration::{MigrationFile, RolloutState, TargetState};
 use crate::domain::operation::OperationId;
 use crate::domain::page::{Page, Paged};
 use crate::postgres::read::{Corrupt, Reader};
@@ -119,7 +119,7 @@ impl Catalog {
 }
 
 impl Catalog {
-    /// The rollout's operation was given up while it was stuck.
+    /// The rollout's operation was given up while it was stuck; what it had begun and not ended has failed.
     pub async fn rollout_abandon_in_txn(&self, txn: &Txn, id: OperationId, reason: &str) -> Result<(), Error> {
         let update = Query::update()
             .table("rollouts")
@@ -129,6 +129,18 @@ impl Catalog {
             .and_where(Expr::col("id").eq(id.0))
             .take();
         statement::execute(txn, &update).await?;
+        for (open, ended) in [(TargetState::Running, TargetState::Failed), (TargetState::Pending, TargetState::Skipped)]
+        {
+            let update = Query::update()
+                .table("rollout_targets")
+                .value("state", ended.name())
+                .value("error", reason)
+                .value("ended_at", Expr::current_timestamp())
+                .and_where(Expr::col("rollout_id").eq(id.0))
+                .and_where(Expr::col("state").eq(open.name()))
+                .take();
+            statement::execute(txn, &update).await?;
+        }
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! Changes of tenants. Each locks the tenant's row, takes the next revision, and is announced when its transaction
-//! commits. States change only along the domain's table. A transaction changes one tenant: two that changed the same
-//! two tenants could wait for each other.
+//! commits. States change only along the domain's table. A transaction changes one tenant, or locks all that it
+//! will change, by id, before it changes the first: two others could wait for each other.
 
 use sea_query::{Expr, ExprTrait as _, OnConflict, Query, UpdateStatement};
 

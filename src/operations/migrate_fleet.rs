@@ -51,10 +51,10 @@ async fn targets(run: &Run) -> Result<Done, StepError> {
             },
         }
     }
-    // Those that could not be opened in their turn.
-    paused_target::reopen_all(run).await?;
     let reason = "not begun: the failure budget was used up";
     let skipped = catalog.targets_skip(run.id(), run.fence(), reason).await?;
+    // Those that could not be opened in their turn.
+    paused_target::reopen_all(run).await?;
     Ok(Done::detail(format!("{} failed, {skipped} not begun", budget.failed())))
 }
 

@@ -92,7 +92,7 @@ pub(super) async fn one_target(work: &Work<'_>, target: RolloutTarget, is_late: 
         Ok(()) => {}
         Err(StepError::Claim(error)) => return Err(StepError::Claim(error)),
         Err(failure) => {
-            let paused = format!("the tenant could not be opened again in time: {failure}");
+            let paused = format!("the tenant was not opened in its turn, but later or not at all: {failure}");
             outcome.error = Some(outcome.error.map_or_else(|| paused.clone(), |error| format!("{error}; {paused}")));
         }
     }
@@ -177,9 +177,10 @@ struct Wait {
 
 impl Wait {
     /// Goes on waiting, or begins anew: for another operation, and for one that is waited for while it lives and whose
-    /// row has changed.
+    /// row has changed, or which has not had its turn.
     fn on(wait: Option<Self>, holder: &Operation, while_it_lives: bool) -> Self {
-        let is_same = |wait: &Self| wait.holder == holder.id && (!while_it_lives || wait.seen == holder.updated_at);
+        let lives = |wait: &Self| wait.seen != holder.updated_at || holder.state == OperationState::Pending;
+        let is_same = |wait: &Self| wait.holder == holder.id && !(while_it_lives && lives(wait));
         let max = if while_it_lives { SILENT_MAX } else { BUSY_WAIT_MAX };
         let anew = || Self { holder: holder.id, seen: holder.updated_at, since: Instant::now(), max };
         wait.filter(is_same).unwrap_or_else(anew)

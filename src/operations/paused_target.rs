@@ -4,6 +4,8 @@
 //! Always holds: a target's pause ends before the target does. One that cannot be opened, because its server is away,
 //! holds up its own turn only, then the end of the rollout, and in the end the rollout is stuck with it.
 
+use std::time::Duration;
+
 use tokio::time::{Instant, sleep};
 
 use super::patience::{Attempt, Patience};
@@ -14,20 +16,44 @@ use crate::domain::route::Gate;
 use crate::domain::tenant::{TenantId, TenantRole};
 use crate::postgres::admin;
 
-/// Shuts the tenant's door until [`reopen`]. In this order nobody who waits for a connection is refused: the router's
-/// login is locked when its pools are empty and its callers wait at the gate.
+/// How often it is asked whether somebody still works in the database.
+const BUSY_POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How long other daemons may take to hear of a pause before it counts that nobody works there. One that needs longer
+/// loses what it runs, and its callers are told so.
+const HEARD_WITHIN: Duration = Duration::from_millis(250);
+
+/// Shuts the tenant's door until [`reopen`]. Whoever works there has a time to end by itself. In this order nobody who
+/// waits for a connection is refused: the routers' login is locked when their pools are empty and their callers wait at
+/// the gate.
 pub(super) async fn pause(run: &Run, place: &Place) -> Result<(), StepError> {
     let tenant = place.tenant.id;
     let logins = tenant_parts::logins_enabled(place, &TenantRole::CALLERS).await?;
     run.parts.catalog.target_pause(run.id(), run.fence(), tenant, &logins).await?;
     run.parts.router.route_forget(tenant);
     tenant_parts::logins_enable(place, &TenantRole::DIRECT, false).await?;
-    tenant_parts::drain(run, place).await?;
+    let until = Instant::now() + run.parts.config.backup.pause_drain_max;
+    // A daemon without a name is alone.
+    if run.parts.config.instance.is_some() {
+        sleep(HEARD_WITHIN).await;
+    }
+    busy_wait(place, until).await?;
+    tenant_parts::drain_within(run, place, until.saturating_duration_since(Instant::now())).await?;
     // A daemon that has not heard of the pause may have let somebody in.
     tenant_parts::logins_enable(place, &[TenantRole::Router], false).await?;
     let client = place.server.connect_admin(place.server.maintenance_database()).await?;
     admin::sessions_end(&client, &place.tenant.database).await?;
     run.claim_check().await
+}
+
+/// Waits while anybody but the migrator runs something, through whichever daemon.
+async fn busy_wait(place: &Place, until: Instant) -> Result<(), StepError> {
+    let client = place.server.connect_admin(place.server.maintenance_database()).await?;
+    let callers: Vec<_> = TenantRole::CALLERS.iter().filter_map(|role| place.roles.name(*role)).cloned().collect();
+    while admin::role_sessions_busy(&client, &place.tenant.database, &callers).await? > 0 && Instant::now() < until {
+        sleep(BUSY_POLL_INTERVAL).await;
+    }
+    Ok(())
 }
 
 /// Opens the tenant's door, if this rollout has shut it. A server that is away is waited for.
@@ -49,21 +75,27 @@ pub(super) async fn reopen(run: &Run, tenant: TenantId) -> Result<(), StepError>
     }
 }
 
-/// Opens every door that this rollout still keeps shut, past those that cannot be opened, whose first failure is told.
+/// Opens every door that this rollout still keeps shut, past those that cannot be opened. Of their failures one is told
+/// that passes, if there is one: as long as that is waited for, all are tried again.
 pub(super) async fn reopen_all(run: &Run) -> Result<(), StepError> {
-    let mut first = Ok(());
+    let mut outcome: Result<(), StepError> = Ok(());
     for paused in run.parts.catalog.targets_paused(run.id()).await? {
         match open(run, &paused).await {
             Err(StepError::Claim(error)) => return Err(StepError::Claim(error)),
-            opened => first = first.and(opened),
+            Err(failure) if outcome.as_ref().is_ok() || failure.passes() => outcome = Err(failure),
+            Ok(()) | Err(_) => {}
         }
     }
-    first
+    outcome
 }
 
 async fn open(run: &Run, paused: &PausedTarget) -> Result<(), StepError> {
     let place = Place::of_tenant(&run.parts, paused.tenant).await?;
     run.claim_check().await?;
+    let client = place.server.connect_admin(place.server.maintenance_database()).await?;
+    // A migration whose session broke off may still run there.
+    let migrator: Vec<_> = place.roles.name(TenantRole::Migrator).cloned().into_iter().collect();
+    admin::role_sessions_end(&client, &place.tenant.database, &migrator).await?;
     tenant_parts::logins_enable(&place, &paused.logins, true).await?;
     run.parts.catalog.target_unpause(run.id(), run.fence(), paused.tenant).await?;
     run.parts.router.reopen(paused.tenant);

@@ -312,5 +312,10 @@ pub(super) async fn login_restore(
 
 /// Waits for the router's leases and ends what is left, until the server has no session in the tenant's database.
 pub(super) async fn drain(run: &Run, place: &Place) -> Result<(), StepError> {
-    Ok(run.parts.router.drain(place.tenant.id, run.parts.config.backup.pause_drain_max).await?)
+    drain_within(run, place, run.parts.config.backup.pause_drain_max).await
+}
+
+/// As [`drain`], with leases waited for no longer than this.
+pub(super) async fn drain_within(run: &Run, place: &Place, wait_max: Duration) -> Result<(), StepError> {
+    Ok(run.parts.router.drain(place.tenant.id, wait_max).await?)
 }

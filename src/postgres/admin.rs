@@ -200,6 +200,16 @@ pub async fn role_sessions_end(client: &Client, name: &DatabaseName, roles: &[Ro
     sessions_gone(ended(client, sql, &parameters).await?, name)
 }
 
+/// Sessions of these roles in the database that run a statement or have a transaction open.
+pub async fn role_sessions_busy(client: &Client, name: &DatabaseName, roles: &[RoleName]) -> Result<i64, Error> {
+    let sql = "SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity \
+               WHERE datname = $1 AND usename::pg_catalog.text = ANY ($2) AND state <> 'idle'";
+    let roles: Vec<&str> = roles.iter().map(RoleName::as_str).collect();
+    let parameters: [Parameter<'_>; 2] = [(&name.as_str(), Type::TEXT), (&roles, Type::TEXT_ARRAY)];
+    let unanswered = |_elapsed| Error::Unanswered { waited: ANSWER_MAX };
+    count(timeout(ANSWER_MAX, client.query_typed(sql, &parameters)).await.map_err(unanswered)?)
+}
+
 /// Sessions of these roles, in any database.
 pub async fn role_sessions_count(client: &Client, roles: &[RoleName]) -> Result<i64, Error> {
     let sql = "SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_activity WHERE usename::pg_catalog.text = ANY ($1)";

@@ -182,6 +182,14 @@ impl Error {
         }
     }
 
+    /// Whether the server has let the tenant's login not in, now or a moment ago.
+    pub(super) fn is_login_refused(&self) -> bool {
+        match self {
+            Self::Connect { source, .. } | Self::Blocked { source, .. } => source.kind() == Kind::Authentication,
+            _ => false,
+        }
+    }
+
     /// What it counts as; `None` for what never was the pool's.
     pub(super) fn cause(&self) -> Option<Cause> {
         match self {

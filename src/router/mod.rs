@@ -236,9 +236,16 @@ impl Router {
                     was_mismatched = true;
                     inner.routes.forget(tenant);
                 }
+                // Another daemon's operation has locked the login, after the gate was passed here.
+                Err(error) if error.is_login_refused() && Box::pin(self.is_paused(tenant, deadline)).await => {}
                 other => return other,
             }
         }
+    }
+
+    async fn is_paused(&self, tenant: TenantId, deadline: Instant) -> bool {
+        let fresh = self.route(tenant, deadline).await;
+        fresh.is_ok_and(|fresh| matches!(gate::check(&fresh.route), Ok(Gate::Paused { .. })))
     }
 
     /// Waits for a connection of the pool.
@@ -273,6 +280,8 @@ impl Router {
                 Gate::Open => return Ok(fresh),
                 Gate::Paused { .. } | Gate::Closed { .. } => self.wait_at_gate(&fresh.route, until, told).await?,
             }
+            // What failed at logins that were locked says nothing of those that are open again.
+            self.0.shared.accounts.breaker_reset(tenant);
             *connect_until = None;
         }
     }

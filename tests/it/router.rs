@@ -3,7 +3,7 @@
 
 mod breakers;
 mod faults;
-mod gates;
+pub mod gates;
 mod hygiene;
 mod limits;
 mod overview;

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::faults::Frozen;
 use crate::harness::{Client, Fleet, Machine, Spec, Standstills, reason, until};
 
-async fn resolve(client: &Client, include_credentials: bool) -> Result<Route, Status> {
+pub async fn resolve(client: &Client, include_credentials: bool) -> Result<Route, Status> {
     resolve_code(client, "acme", include_credentials).await
 }
 
@@ -24,7 +24,7 @@ async fn resolve_code(client: &Client, code: &str, include_credentials: bool) ->
 }
 
 /// A session of the tenant's own programs, or the SQLSTATE of its refusal.
-async fn direct(route: &Route) -> Result<Session, String> {
+pub async fn direct(route: &Route) -> Result<Session, String> {
     let (client, connection) = tokio_postgres::connect(&route.url, NoTls)
         .await
         .map_err(|error| error.code().map_or_else(|| error.to_string(), |code| code.code().to_owned()))?;
@@ -32,7 +32,7 @@ async fn direct(route: &Route) -> Result<Session, String> {
     Ok(client)
 }
 
-async fn ended(session: &Session) {
+pub async fn ended(session: &Session) {
     until("the direct client's session is ended", async || session.is_closed().then_some(())).await;
 }
 
