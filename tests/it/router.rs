@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::harness::{Fleet, PATIENCE, Spec, until};
+use crate::harness::{Fleet, Machine, PATIENCE, Spec, until};
 use crate::tenants::{Made, Rooms, try_sessions};
 
 fn principal(scope: Scope) -> Principal {
@@ -458,6 +458,44 @@ async fn a_paused_tenant_is_empty_until_it_is_reopened() {
     };
     let (lease, ()) = tokio::join!(waits, reopen);
     assert_eq!(one(&lease.unwrap()).await, 1);
+    rooms.finish().await;
+}
+
+/// The connect stands still where the server reads who may log in, so that the pause comes between the gate and that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_refused_because_a_pause_has_locked_the_login_waits_for_its_end() {
+    let spec = Spec { machine: Some(Machine::with_room_for(60)), ..Spec::default() }
+        .setting("[router]", "connect_timeout", "\"60s\"")
+        .setting("[router]", "pause_wait_max", "\"2m\"");
+    let rooms = Rooms::new(spec).await;
+    rooms.fleet.expect_log("the tenant cannot be reached; its callers are refused until it can");
+    let acme = rooms.tenant("acme").await;
+    let (holder, judge) = (rooms.fleet.judge("postgres").await, rooms.fleet.judge("postgres").await);
+    let waits = "SELECT FROM pg_locks WHERE relation = 'pg_catalog.pg_authid'::regclass AND NOT granted";
+    assert!(judge.query_opt(waits, &[]).await.unwrap().is_none());
+    let login = acme.roles.name(TenantRole::Router).unwrap().quoted();
+    let txn = rooms.catalog.begin().await.unwrap();
+    let locked = format!("BEGIN; LOCK TABLE pg_catalog.pg_authid; ALTER ROLE {login} NOLOGIN");
+    holder.batch_execute(&locked).await.unwrap();
+    let (router, id) = (rooms.router.clone(), acme.id);
+    let mut caller = tokio::spawn(async move { router.acquire(id, Instant::now() + PATIENCE).await });
+    until("it connects", async || judge.query_opt(waits, &[]).await.unwrap()).await;
+
+    let operation = Uuid::now_v7();
+    rooms.catalog.gate_set_in_txn(&txn, acme.id, Gate::Paused { operation }, OperationId(operation)).await.unwrap();
+    txn.commit().await.unwrap();
+    until("the router has heard", async || rooms.router.out_of_reach(acme.id).await).await;
+    holder.batch_execute("COMMIT").await.unwrap();
+    until("the connect is refused", async || {
+        rooms.fleet.has_logged("the tenant cannot be reached; its callers are refused until it can").then_some(())
+    })
+    .await;
+    let early = tokio::time::timeout(Duration::from_millis(200), &mut caller).await;
+    assert!(early.is_err(), "it waits at the gate");
+
+    holder.batch_execute(&format!("ALTER ROLE {login} LOGIN")).await.unwrap();
+    gate_set(&rooms, &acme, Gate::Open, operation).await;
+    assert_eq!(one(&caller.await.unwrap().unwrap()).await, 1);
     rooms.finish().await;
 }
 
