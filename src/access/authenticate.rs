@@ -16,7 +16,7 @@ use tokio::time::sleep;
 
 use super::certificates::Certificates;
 use super::denials::{self, Denial, Denials};
-use super::error::{Error, Whose};
+use super::error::{AUTH_DATABASE, Error, SHARED_DATABASE, Whose};
 use super::known::{Caller, Known, Presented};
 use super::limits::{Bucket, Buckets, Rate};
 use super::news;
@@ -42,6 +42,8 @@ const ASKING_MAX: Duration = Duration::from_secs(2);
 const FLUSH_MAX: Duration = Duration::from_secs(3);
 /// How long who is known goes on while the auth database is away.
 const STALE_MAX: Duration = Duration::from_mins(15);
+/// The daemon goes down.
+const DOWN: Error = Error::Away { what: "the daemon" };
 /// No key or token is longer; whatever is, is not even hashed.
 const BEARER_BYTES_MAX: usize = 8 << 10;
 /// Begins every API key.
@@ -69,6 +71,7 @@ struct Inner {
     known: Known,
     lanes: [tokio::sync::Mutex<()>; LANES],
     outage: Outage,
+    shared_outage: Outage,
     principals: Buckets<String>,
     tenants: Buckets<TenantId>,
     failures: Buckets<IpAddr>,
@@ -105,7 +108,8 @@ impl Access {
             catalog,
             known: Known::new(),
             lanes: std::array::from_fn(|_| tokio::sync::Mutex::default()),
-            outage: Outage::default(),
+            outage: Outage::of(AUTH_DATABASE),
+            shared_outage: Outage::of(SHARED_DATABASE),
             principals: Buckets::new(PRINCIPALS_MAX),
             tenants: Buckets::new(TENANTS_MAX),
             failures: Buckets::new(ADDRESSES_MAX),
@@ -259,9 +263,9 @@ impl Inner {
         let (inner, text) = (Arc::clone(self), text.to_owned());
         let asked = self.tasks.spawn("authentication", async move {
             let asked = inner.bearer_unknown(&text, hash, from, now);
-            inner.tasks.token().run_until_cancelled(asked).await.unwrap_or(Err(Error::Away))
+            inner.tasks.token().run_until_cancelled(asked).await.unwrap_or(Err(DOWN))
         });
-        asked.await.unwrap_or(Err(Error::Away))
+        asked.await.unwrap_or(Err(DOWN))
     }
 
     async fn bearer_unknown(
@@ -281,7 +285,9 @@ impl Inner {
             self.in_turn(hash, from, now, Some(claims)).await
         };
         match read.await {
-            Err(error) if error.is_away() => self.known.get_stale(&hash, STALE_MAX, now).unwrap_or(Err(Error::Away)),
+            Err(error) if error.is_away() => {
+                self.known.get_stale(&hash, STALE_MAX, now).unwrap_or_else(|| Err(error.into_away()))
+            }
             Err(error @ Error::TooManyFailures { .. }) => Err(error),
             Err(error) => {
                 if let Some(failures) = self.failures_of(&hash, from) {
@@ -341,16 +347,20 @@ impl Inner {
             let key = key.map_err(damaged)?;
             return Ok(Source::Key(key.ok_or(Error::refused("the key is unknown"))?));
         };
-        let (standing, codes) = self.outage.ask(ASKING_MAX, self.standing(&claims)).await.map_err(damaged)?;
+        let standing = self.accounts.standing(claims.token, &claims.subject, claims.session.as_deref());
+        let standing = self.outage.ask(ASKING_MAX, standing).await.map_err(damaged)?;
+        let codes = self.codes(&standing).await.map_err(damaged)?;
         Ok(Source::Token { claims, standing, codes })
     }
 
-    async fn standing(&self, claims: &Claims) -> Result<(Standing, BTreeMap<TenantId, TenantCode>), Error> {
-        let standing = self.accounts.standing(claims.token, &claims.subject, claims.session.as_deref()).await?;
+    /// The codes of the tenants in which a user has a role.
+    async fn codes(&self, standing: &Standing) -> Result<BTreeMap<TenantId, TenantCode>, Error> {
         let granted = standing.user.iter().flat_map(|user| &user.grants).map(|grant| grant.tenant);
         let ids: Vec<TenantId> = granted.collect();
-        let codes = self.catalog.tenant_codes(&ids).await?;
-        Ok((standing, codes))
+        if ids.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        self.shared_outage.ask(ASKING_MAX, self.catalog.tenant_codes(&ids)).await
     }
 
     fn caller(&self, source: Source, now: OffsetDateTime, read_at: tokio::time::Instant) -> Result<Arc<Caller>, Error> {

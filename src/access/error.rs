@@ -5,6 +5,9 @@ use std::time::Duration;
 use crate::domain::permission::Permission;
 use crate::{accounts, catalog};
 
+pub(super) const AUTH_DATABASE: &str = "the auth database";
+pub(super) const SHARED_DATABASE: &str = "the shared database";
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(
@@ -29,10 +32,8 @@ pub enum Error {
     #[error("there is no method {path}")]
     MethodUnknown { path: String },
     /// Logged once, when it began.
-    #[error(
-        "the auth database does not answer, and without it neither credentials that are not known yet can be checked nor the audit log be written; try again"
-    )]
-    Away,
+    #[error("{what} does not answer, and without it this call can neither be checked nor written down; try again")]
+    Away { what: &'static str },
     #[error("credentials cannot be checked: {0}")]
     Accounts(Box<accounts::Error>),
     #[error("the tenants of a user cannot be looked up: {0}")]
@@ -72,7 +73,7 @@ impl Error {
             Self::Withdrawn { .. } => Some("a right was taken away while the call went on"),
             Self::TooManyCalls { .. }
             | Self::MethodUnknown { .. }
-            | Self::Away
+            | Self::Away { .. }
             | Self::Accounts(_)
             | Self::Catalog(_) => None,
         }
@@ -81,11 +82,21 @@ impl Error {
     /// Whether the databases behind the answer did not answer.
     pub fn is_away(&self) -> bool {
         match self {
-            Self::Away => true,
+            Self::Away { .. } => true,
             Self::Accounts(error) => error.is_away(),
             Self::Catalog(error) => error.is_away(),
             _ => false,
         }
+    }
+
+    /// Of what is away, only which part it is.
+    pub(super) fn into_away(self) -> Self {
+        let what = match self {
+            Self::Away { what } => what,
+            Self::Catalog(_) => SHARED_DATABASE,
+            _ => AUTH_DATABASE,
+        };
+        Self::Away { what }
     }
 
     /// Whether a row cannot be used as it is.

@@ -19,6 +19,8 @@ use crate::config::KeysFrom;
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 const SET_BYTES_MAX: usize = 256 << 10;
 const KEYS_MAX: usize = 64;
+/// What is away when there are no keys.
+const ISSUER: &str = "the issuer's set of keys";
 /// How long an old set serves while the issuer does not answer.
 const STALE_MAX: Duration = Duration::from_hours(1);
 /// Readings because of keys that are not there, and after a failure: a few at once, then one in ten seconds.
@@ -95,8 +97,8 @@ impl KeySet {
         self.read(asked_at).await;
         let (keys, age) = self.current(Instant::now());
         match age {
-            None => Err(Error::Away),
-            Some(age) if age > self.age_max + STALE_MAX => Err(Error::Away),
+            None => Err(Error::Away { what: ISSUER }),
+            Some(age) if age > self.age_max + STALE_MAX => Err(Error::Away { what: ISSUER }),
             Some(_) => find(&keys, id, algorithm).ok_or(Error::refused("no key of the issuer fits")),
         }
     }

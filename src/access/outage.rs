@@ -1,4 +1,4 @@
-//! Whether the auth database answers: told once when it stops and once when it begins again. While it is away one
+//! Whether a database answers that callers are checked with: told once when it stops and once when it begins again. While it is away one
 //! caller a second tries it; the others do not wait for it.
 
 use std::fmt::Display;
@@ -11,8 +11,11 @@ use super::error::Error;
 
 const TRY_INTERVAL: Duration = Duration::from_secs(1);
 
-#[derive(Debug, Default)]
-pub(super) struct Outage(Mutex<State>);
+#[derive(Debug)]
+pub(super) struct Outage {
+    what: &'static str,
+    state: Mutex<State>,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -21,8 +24,12 @@ struct State {
 }
 
 impl Outage {
+    pub(super) fn of(what: &'static str) -> Self {
+        Self { what, state: Mutex::default() }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks within `time_max`, unless it is known that nobody answers.
@@ -32,7 +39,7 @@ impl Outage {
         question: impl Future<Output = Result<T, E>>,
     ) -> Result<T, Error> {
         if !self.state().may_ask(Instant::now()) {
-            return Err(Error::Away);
+            return Err(Error::Away { what: self.what });
         }
         match timeout(time_max, question).await.map(|answer| answer.map_err(Into::into)) {
             Ok(Err(error)) if error.is_away() => {
@@ -45,20 +52,20 @@ impl Outage {
             }
             Err(_elapsed) => {
                 self.away(&format_args!("no answer within {} s", time_max.as_secs()));
-                Err(Error::Away)
+                Err(Error::Away { what: self.what })
             }
         }
     }
 
     fn away(&self, error: &dyn Display) {
         if self.state().away(Instant::now()) {
-            tracing::warn!(%error, "the auth database does not answer: callers that are known go on, others are sent away");
+            tracing::warn!(%error, "{} does not answer: callers that are known go on, others are sent away", self.what);
         }
     }
 
     fn back(&self) {
         if let Some(since) = self.state().back() {
-            tracing::info!(away = ?since.elapsed(), "the auth database answers again");
+            tracing::info!(away = ?since.elapsed(), "{} answers again", self.what);
         }
     }
 }

@@ -125,7 +125,7 @@ impl From<access::Error> for Status {
                     },
                 )
             }
-            E::Away => {
+            E::Away { .. } => {
                 Refusal::new(Code::Unavailable, Reason::ConnectionUnavailable, error).retry_after(RETRY_AFTER).status()
             }
             E::Catalog(error) => (*error).into(),

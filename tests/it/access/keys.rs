@@ -135,13 +135,13 @@ async fn while_the_auth_database_is_away_who_is_known_goes_on() {
     allow(false).await;
     let end = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = $1";
     judge.query(end, &[&database.as_str()]).await.unwrap();
-    assert!(matches!(ask(&fresh).await, Err(Error::Away)));
+    assert!(matches!(ask(&fresh).await, Err(Error::Away { what: "the auth database" })));
     // Older than anything may be while the database answers.
     let read_at = Instant::now();
     until("what is known is old", async || (read_at.elapsed() > Duration::from_secs(6)).then_some(())).await;
     ask(&known).await.unwrap();
-    assert!(matches!(ask(&fresh).await, Err(Error::Away)));
-    assert!(matches!(ask("Bearer tnd_unknown").await, Err(Error::Away)));
+    assert!(matches!(ask(&fresh).await, Err(Error::Away { what: "the auth database" })));
+    assert!(matches!(ask("Bearer tnd_unknown").await, Err(Error::Away { what: "the auth database" })));
 
     allow(true).await;
     until("the database answers again", async || ask(&fresh).await.ok()).await;

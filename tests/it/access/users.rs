@@ -177,3 +177,43 @@ async fn an_identity_of_a_provider_is_its_user_where_the_provider_may_speak() {
     until("the provider is out", async || whoami(&daemon, &next).await.err()).await;
     fleet.stop(daemon).await;
 }
+
+#[tokio::test]
+async fn while_the_shared_database_is_away_only_people_are_told_so() {
+    let key = SigningKey::new("key", Algorithm::ES256);
+    let issuer = Issuer::start(&[&key]).await;
+    let fleet = Fleet::new(issuer.spec("user")).await;
+    let daemon = fleet.start().await;
+    let acme = daemon.client.tenant("acme").await;
+    let judge = fleet.judge(fleet.naming.auth_database().as_str()).await;
+    let (id, session) = user(&judge, &[&acme.tenant_id]).await;
+    let mut fresh = Vec::new();
+    for _ in 0..3 {
+        fresh.push(daemon.client.key_new(&["viewer"], &["acme"]).await);
+    }
+    for expected in ["does not answer", "the catalog", "no operation can be claimed"] {
+        fleet.allow_log(expected);
+    }
+    fleet.expect_log("the shared database does not answer: callers that are known go on");
+    let shared = fleet.naming.shared_database();
+    judge.batch_execute(&format!("ALTER DATABASE {shared} ALLOW_CONNECTIONS false")).await.unwrap();
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1";
+    until("the shared database has no sessions", async || {
+        judge.query(end, &[&shared.as_str()]).await.unwrap().is_empty().then_some(())
+    })
+    .await;
+    for fresh in &fresh {
+        let jti = Uuid::new_v4().to_string();
+        let token = key.sign(&claims(json!({ "sub": id.to_string(), "sid": session.to_string(), "jti": jti })));
+        let away = whoami(&daemon, &token).await.unwrap_err();
+        assert_eq!(away.code(), Code::Unavailable, "{away:?}");
+        assert!(away.message().contains("the shared database does not answer"), "{away:?}");
+        // At the same moment, with a key that nobody has shown before.
+        assert_eq!(whoami(&daemon, fresh).await.unwrap().roles, ["viewer"]);
+    }
+    judge.batch_execute(&format!("ALTER DATABASE {shared} ALLOW_CONNECTIONS true")).await.unwrap();
+    let token = key.sign(&claims(json!({ "sub": id.to_string(), "sid": session.to_string() })));
+    let me = until("people get in again", async || whoami(&daemon, &token).await.ok()).await;
+    assert_eq!(me.tenants, ["acme"]);
+    fleet.stop(daemon).await;
+}
