@@ -6,6 +6,7 @@ mod bootstrap;
 mod daemon;
 mod dev;
 mod error;
+mod open_files;
 mod reload;
 mod serve;
 

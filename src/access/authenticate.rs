@@ -204,10 +204,12 @@ impl Access {
         }
     }
 
-    /// Counts a call to a tenant against the limit of the tenant's tier.
+    /// Counts a call to a tenant against the limit of the tenant's tier; of one that the configuration no longer has,
+    /// against the lowest that it has.
     pub fn count_tenant(&self, route: &Route) -> Result<(), Error> {
         let limits = self.0.live.current();
-        let Some(tier) = limits.tiers.get(&route.tier) else { return Ok(()) };
+        let lowest = || limits.tiers.values().min_by_key(|tier| tier.calls_per_second_max);
+        let Some(tier) = limits.tiers.get(&route.tier).or_else(lowest) else { return Ok(()) };
         let calls_per_second_max = tier.calls_per_second_max;
         let bucket = self.0.tenants.of(route.tenant);
         bucket.take(Rate::per_second(calls_per_second_max)).map_err(|retry_after| Error::TooManyCalls {

@@ -9,6 +9,7 @@ mod backups;
 mod called;
 mod convert;
 mod cut;
+mod incoming;
 mod message;
 mod migrations;
 mod ongoing;
@@ -130,7 +131,8 @@ pub async fn serve(listener: TcpListener, api: Api, shutdown: impl Future<Output
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
     let server = server.layer(guard).add_routes(routes);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE_INTERVAL));
+    let sockets = TcpIncoming::from(listener).with_nodelay(Some(true)).with_keepalive(Some(KEEPALIVE_INTERVAL));
+    let incoming = incoming::bounded(sockets, incoming::connections_max());
     let stop = closing.clone().cancelled_owned();
     let mut serving: BoxFuture<'_, _> = match tls {
         None => Box::pin(server.serve_with_incoming_shutdown(incoming, stop)),

@@ -9,11 +9,11 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures_util::{Stream, TryStreamExt as _};
 use rustls::ServerConfig;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tonic::transport::server::TcpIncoming;
+
+use super::incoming::Socket;
 
 /// A client that does not get on with its handshake is cut off.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,7 +34,10 @@ impl Tls {
     }
 
     /// The connections of those who get through their handshakes, as they do.
-    pub(super) fn accept(self, sockets: TcpIncoming) -> impl Stream<Item = io::Result<TlsStream<TcpStream>>> + Send {
+    pub(super) fn accept(
+        self,
+        sockets: impl Stream<Item = io::Result<Socket>> + Send,
+    ) -> impl Stream<Item = io::Result<TlsStream<Socket>>> + Send {
         sockets
             .map_ok(move |socket| {
                 let handshake = TlsAcceptor::from(self.0.load_full()).accept(socket);

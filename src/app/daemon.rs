@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::admin_key::{self, AdminKey};
 use super::error::Error;
+use super::open_files;
 use super::reload::Reload;
 use crate::access::Access;
 use crate::accounts::Accounts;
@@ -212,6 +213,7 @@ impl Running {
 
     async fn serve_in_span(self, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<(), Error> {
         let Self { config, tasks, listener, address, api, shares, spool } = self;
+        open_files::raise();
         tracing::info!(%address, prefix = config.naming.prefix(), "serving");
         let (operations, access) = (api.operations.clone(), api.access.clone());
         let served = api::serve(listener, api, shutdown).await;

@@ -6,9 +6,11 @@ use std::time::Duration;
 use secrecy::ExposeSecret as _;
 use tenantd::access::{Access, Credentials, Error};
 use tenantd::accounts::{Accounts, Change, NewApiKey};
-use tenantd::config::{AccessConfig, Live};
+use tenantd::catalog::TenantRef;
+use tenantd::config::{AccessConfig, Limits, Live};
 use tenantd::domain::permission::Role;
 use tenantd::domain::principal::Scope;
+use tenantd::domain::route::Route;
 use tenantd::secrets::ApiKeySecret;
 use time::OffsetDateTime;
 use tokio::time::Instant;
@@ -42,10 +44,16 @@ fn bearer(header: &str) -> Credentials<'_> {
 }
 
 async fn rooms() -> (Rooms, Accounts, Access) {
+    rooms_with(|_| {}).await
+}
+
+async fn rooms_with(change: impl FnOnce(&mut Limits)) -> (Rooms, Accounts, Access) {
     let rooms = Rooms::new(Spec::default()).await;
     let accounts = Accounts::new(&rooms.server, &rooms.config.naming.auth_database()).unwrap();
     accounts.migrate().await.unwrap();
-    let live = Live::new(rooms.config.limits.clone());
+    let mut limits = rooms.config.limits.clone();
+    change(&mut limits);
+    let live = Live::new(limits);
     let access =
         Access::new(&AccessConfig::default(), live, accounts.clone(), rooms.catalog.clone(), &rooms.tasks).unwrap();
     (rooms, accounts, access)
@@ -148,6 +156,23 @@ async fn while_the_auth_database_is_away_who_is_known_goes_on() {
     accounts.api_key_revoke(id).await.unwrap();
     until("the revocation is known", async || ask(&known).await.err()).await;
     assert!(matches!(ask(&known).await, Err(Error::Refused { .. })));
+    rooms.finish().await;
+    accounts.close();
+}
+
+#[tokio::test]
+async fn a_tier_that_was_taken_from_the_configuration_is_the_lowest_and_not_without_a_limit() {
+    let low = |limits: &mut Limits| limits.tiers.get_mut("free").unwrap().calls_per_second_max = 2;
+    let (rooms, accounts, access) = rooms_with(low).await;
+    let acme = rooms.tenant("acme").await;
+    let route = rooms.catalog.tenant_get(&TenantRef::Id(acme.id)).await.unwrap().into_route();
+    let refused = |tier: &str| {
+        let route = Route { tier: tier.to_owned(), ..route.clone() };
+        (0..20).find_map(|_| access.count_tenant(&route).err())
+    };
+    assert!(refused("standard").is_none());
+    let refusal = refused("a tier of last year").expect("there is a limit");
+    assert!(matches!(refusal, Error::TooManyCalls { calls_per_second_max: 2, .. }), "{refusal:?}");
     rooms.finish().await;
     accounts.close();
 }

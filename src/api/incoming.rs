@@ -1,0 +1,163 @@
+//! The listener's connections: a bounded number at the same moment, so that callers leave the process what it needs to
+//! speak to its servers. More wait in the listener's queue. Where the process or the machine has no room for another
+//! one, it is tried again after a pause, and what runs goes on.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::stream::{Stream, StreamExt as _, unfold};
+use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::sleep;
+use tonic::transport::server::{Connected, TcpConnectInfo};
+
+/// More are no daemon's callers.
+const CONNECTIONS_MAX: u64 = 16_384;
+const NO_ROOM_PAUSE: Duration = Duration::from_secs(1);
+
+/// How many connections callers may have: half of the files that the process may have open.
+pub(super) fn connections_max() -> usize {
+    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    usize::try_from((files / 2).clamp(1, CONNECTIONS_MAX)).unwrap_or(usize::MAX)
+}
+
+/// One connection, which counts as long as it is there.
+#[derive(Debug)]
+pub(super) struct Socket {
+    stream: TcpStream,
+    _counted: OwnedSemaphorePermit,
+}
+
+/// The connections as they come, while there are fewer than `max`.
+pub(super) fn bounded(
+    sockets: impl Stream<Item = io::Result<TcpStream>> + Send + Unpin + 'static,
+    max: usize,
+) -> Pin<Box<dyn Stream<Item = io::Result<Socket>> + Send>> {
+    let places = Arc::new(Semaphore::new(max));
+    Box::pin(unfold((sockets, false), move |(mut sockets, mut is_told)| {
+        let places = Arc::clone(&places);
+        async move {
+            let counted = match Arc::clone(&places).try_acquire_owned() {
+                Ok(counted) => counted,
+                Err(_full) => {
+                    if !is_told {
+                        tracing::warn!(
+                            max,
+                            "callers have as many connections as they may; more wait for one that is closed"
+                        );
+                    }
+                    is_told = true;
+                    places.acquire_owned().await.ok()?
+                }
+            };
+            loop {
+                match sockets.next().await? {
+                    Ok(stream) => return Some((Ok(Socket { stream, _counted: counted }), (sockets, is_told))),
+                    Err(error) if is_no_room(&error) => {
+                        tracing::warn!(%error, "no connection can be accepted; it is tried again in {NO_ROOM_PAUSE:?}");
+                        sleep(NO_ROOM_PAUSE).await;
+                    }
+                    Err(error) => tracing::debug!(%error, "a connection was not accepted"),
+                }
+            }
+        }
+    }))
+}
+
+/// Whether the next one would fail as well.
+fn is_no_room(error: &io::Error) -> bool {
+    let no_room = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    Errno::from_io_error(error).is_some_and(|error| no_room.contains(&error))
+}
+
+impl Connected for Socket {
+    type ConnectInfo = TcpConnectInfo;
+
+    fn connect_info(&self) -> TcpConnectInfo {
+        self.stream.connect_info()
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, into)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::future::poll_immediate;
+    use tokio::net::TcpListener;
+    use tonic::transport::server::TcpIncoming;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_is_one_too_many_waits_until_another_one_has_gone() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut sockets = bounded(TcpIncoming::from(listener), 2);
+        let mut clients = Vec::new();
+        for _ in 0..3 {
+            clients.push(TcpStream::connect(address).await.unwrap());
+        }
+        let first = sockets.next().await.unwrap().unwrap();
+        let _second = sockets.next().await.unwrap().unwrap();
+        assert!(poll_immediate(sockets.next()).await.is_none(), "two are as many as there may be");
+        drop(first);
+        let third = sockets.next().await.unwrap().unwrap();
+        assert_eq!(third.connect_info().remote_addr(), Some(clients[2].local_addr().unwrap()));
+    }
+
+    #[tokio::test]
+    async fn without_a_file_to_open_it_is_tried_again_after_a_pause_and_others_errors_are_passed_over() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
+        let errors = [Errno::CONNABORTED, Errno::MFILE, Errno::NFILE].map(|error| Err(io::Error::from(error)));
+        let failing = futures_util::stream::iter(errors).inspect(move |_| {
+            counted.fetch_add(1, Ordering::SeqCst);
+        });
+        let mut sockets = bounded(failing.chain(TcpIncoming::from(listener)), 2);
+        let mut next = sockets.next();
+        assert!(poll_immediate(&mut next).await.is_none());
+        assert_eq!(asked.load(Ordering::SeqCst), 2, "not again at once");
+        next.await.unwrap().unwrap();
+        assert_eq!(asked.load(Ordering::SeqCst), 3);
+    }
+}
