@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::certificates::Certificates;
 use super::denials::{self, Denial, Denials};
@@ -349,23 +349,24 @@ impl Inner {
             let key = key.map_err(damaged)?;
             return Ok(Source::Key(key.ok_or(Error::refused("the key is unknown"))?));
         };
+        let begun = Instant::now();
         let standing = self.accounts.standing(claims.token, &claims.subject, claims.session.as_deref());
         let standing = self.outage.ask(ASKING_MAX, standing).await.map_err(damaged)?;
-        let codes = self.codes(&standing).await.map_err(damaged)?;
+        let codes = self.codes(&standing, ASKING_MAX.saturating_sub(begun.elapsed())).await.map_err(damaged)?;
         Ok(Source::Token { claims, standing, codes })
     }
 
     /// The codes of the tenants in which a user has a role.
-    async fn codes(&self, standing: &Standing) -> Result<BTreeMap<TenantId, TenantCode>, Error> {
+    async fn codes(&self, standing: &Standing, time_max: Duration) -> Result<BTreeMap<TenantId, TenantCode>, Error> {
         let granted = standing.user.iter().flat_map(|user| &user.grants).map(|grant| grant.tenant);
         let ids: Vec<TenantId> = granted.collect();
         if ids.is_empty() {
             return Ok(BTreeMap::new());
         }
-        self.shared_outage.ask(ASKING_MAX, self.catalog.tenant_codes(&ids)).await
+        self.shared_outage.ask(time_max, self.catalog.tenant_codes(&ids)).await
     }
 
-    fn caller(&self, source: Source, now: OffsetDateTime, read_at: tokio::time::Instant) -> Result<Arc<Caller>, Error> {
+    fn caller(&self, source: Source, now: OffsetDateTime, read_at: Instant) -> Result<Arc<Caller>, Error> {
         let rights = source.rights(now)?;
         let usage = match &source {
             Source::Key(key) => Some(self.usage.of(key.id)),

@@ -14,11 +14,12 @@ use rustix::process::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 /// More are no daemon's callers.
 const CONNECTIONS_MAX: u64 = 16_384;
+const TOLD_INTERVAL: Duration = Duration::from_mins(1);
 const NO_ROOM_PAUSE: Duration = Duration::from_secs(1);
 
 /// How many connections callers may have: half of the files that the process may have open.
@@ -40,25 +41,25 @@ pub(super) fn bounded(
     max: usize,
 ) -> Pin<Box<dyn Stream<Item = io::Result<Socket>> + Send>> {
     let places = Arc::new(Semaphore::new(max));
-    Box::pin(unfold((sockets, false), move |(mut sockets, mut is_told)| {
+    Box::pin(unfold((sockets, None::<Instant>), move |(mut sockets, mut told_at)| {
         let places = Arc::clone(&places);
         async move {
             let counted = match Arc::clone(&places).try_acquire_owned() {
                 Ok(counted) => counted,
                 Err(_full) => {
-                    if !is_told {
+                    if told_at.is_none_or(|at| at.elapsed() > TOLD_INTERVAL) {
+                        told_at = Some(Instant::now());
                         tracing::warn!(
                             max,
                             "callers have as many connections as they may; more wait for one that is closed"
                         );
                     }
-                    is_told = true;
                     places.acquire_owned().await.ok()?
                 }
             };
             loop {
                 match sockets.next().await? {
-                    Ok(stream) => return Some((Ok(Socket { stream, _counted: counted }), (sockets, is_told))),
+                    Ok(stream) => return Some((Ok(Socket { stream, _counted: counted }), (sockets, told_at))),
                     Err(error) if is_no_room(&error) => {
                         tracing::warn!(%error, "no connection can be accepted; it is tried again in {NO_ROOM_PAUSE:?}");
                         sleep(NO_ROOM_PAUSE).await;

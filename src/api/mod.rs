@@ -16,6 +16,7 @@ mod ongoing;
 mod operations;
 mod peer;
 mod pools;
+mod prompt;
 mod queries;
 mod routes;
 mod scope;
@@ -30,6 +31,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::TryStreamExt as _;
 use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout_at};
@@ -59,6 +61,7 @@ use crate::query::Queries;
 use crate::router::Router;
 use crate::shutdown::Tasks;
 use cut::{Cut, Cuts};
+use prompt::Prompt;
 pub use tls::Tls;
 
 /// A request with more is refused.
@@ -135,8 +138,8 @@ pub async fn serve(listener: TcpListener, api: Api, shutdown: impl Future<Output
     let incoming = incoming::bounded(sockets, incoming::connections_max());
     let stop = closing.clone().cancelled_owned();
     let mut serving: BoxFuture<'_, _> = match tls {
-        None => Box::pin(server.serve_with_incoming_shutdown(incoming, stop)),
-        Some(tls) => Box::pin(server.serve_with_incoming_shutdown(tls.accept(incoming), stop)),
+        None => Box::pin(server.serve_with_incoming_shutdown(incoming.map_ok(Prompt::new), stop)),
+        Some(tls) => Box::pin(server.serve_with_incoming_shutdown(tls.accept(incoming).map_ok(Prompt::new), stop)),
     };
     tokio::select! {
         ended = &mut serving => return ended.map_err(Error::Serve),

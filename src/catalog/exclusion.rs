@@ -37,7 +37,7 @@ pub(super) async fn migrating(
         Err(Error::TenantUnknown { .. }) => return Ok(None),
         row => row?.gate,
     };
-    if let (Beside::Nothing, Gate::Paused { operation }) = (beside, gate)
+    if let Gate::Paused { operation } = gate
         && Some(OperationId(operation)) != but_not
     {
         return Ok(Some(OperationId(operation)));

@@ -9,6 +9,7 @@ use super::errors::Error;
 use super::fence::{claimed, fence_holds};
 use super::tenants::tenant_lock;
 use super::{Catalog, Txn};
+use crate::domain::migration::TargetState;
 use crate::domain::operation::OperationId;
 use crate::domain::route::Gate;
 use crate::domain::tenant::{TenantId, TenantRole};
@@ -19,6 +20,8 @@ use crate::postgres::statement::{self, Run};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PausedTarget {
     pub tenant: TenantId,
+    /// Where the target stands in the rollout.
+    pub state: TargetState,
     /// Those that the rollout locked, to be unlocked before the gate opens.
     pub logins: Vec<TenantRole>,
 }
@@ -87,6 +90,7 @@ impl Catalog {
 fn select(rollout: OperationId) -> SelectStatement {
     Query::select()
         .column(("rollout_targets", "tenant_id"))
+        .column(("rollout_targets", "state"))
         .column(("rollout_targets", "locked_logins"))
         .from("rollout_targets")
         .inner_join("tenants", Expr::col(("tenants", "id")).equals(("rollout_targets", "tenant_id")))
@@ -102,7 +106,8 @@ async fn read(on: &impl Run, select: &SelectStatement) -> Result<Vec<PausedTarge
     rows.iter()
         .map(|row| {
             let reader = Reader { table: "rollout_targets", key: "tenant_id", row };
-            Ok(PausedTarget { tenant: TenantId(reader.get("tenant_id")?), logins: reader.json("locked_logins")? })
+            let (tenant, state) = (TenantId(reader.get("tenant_id")?), reader.parse("state")?);
+            Ok(PausedTarget { tenant, state, logins: reader.json("locked_logins")? })
         })
         .collect()
 }

@@ -40,6 +40,8 @@ pub(super) struct Engine {
     pub(super) slots: Arc<Semaphore>,
     /// Beside those, one permit for each backup: further ones stay where they are, and hold up nothing else.
     pub(super) backup_slots: Arc<Semaphore>,
+    /// Instead of those, one permit for each rollout: it may wait for an operation that has not had its turn.
+    pub(super) rollout_slots: Arc<Semaphore>,
     /// What this daemon drives. A lease that ran out while the catalog was slow may be claimed again by the same
     /// daemon: then the older driver goes first.
     pub(super) driven: Mutex<BTreeMap<OperationId, Arc<Driver>>>,
@@ -96,17 +98,27 @@ impl Engine {
             };
             let Ok(permit) = permit else { return };
             let backup_permit = Arc::clone(&this.backup_slots).try_acquire_owned().ok();
-            if let Some((claimed, asked_at)) = this.claim(backup_permit.is_some()).await {
+            let rollout_permit = Arc::clone(&this.rollout_slots).try_acquire_owned().ok();
+            let without = [
+                (OperationKind::Backup, backup_permit.is_none()),
+                (OperationKind::MigrateFleet, rollout_permit.is_none()),
+            ];
+            let but_not: Vec<_> = without.into_iter().filter_map(|(kind, is_full)| is_full.then_some(kind)).collect();
+            if let Some((claimed, asked_at)) = this.claim(&but_not).await {
                 let engine = Arc::clone(&this);
-                let backup_permit = backup_permit.filter(|_| claimed.operation.kind == OperationKind::Backup);
+                let held = match claimed.operation.kind {
+                    OperationKind::Backup => [Some(permit), backup_permit],
+                    OperationKind::MigrateFleet => [rollout_permit, None],
+                    _ => [Some(permit), None],
+                };
                 this.parts.tasks.spawn("operation", async move {
                     engine.drive(claimed, asked_at).await;
-                    drop((permit, backup_permit));
+                    drop(held);
                     engine.wake.notify_one();
                 });
                 continue;
             }
-            drop((permit, backup_permit));
+            drop((permit, backup_permit, rollout_permit));
             tokio::select! {
                 () = this.stop.cancelled() => return,
                 () = this.wake.notified() => {}
@@ -115,8 +127,7 @@ impl Engine {
         }
     }
 
-    async fn claim(&self, takes_backups: bool) -> Option<(ClaimedOperation, Instant)> {
-        let but_not: &[OperationKind] = if takes_backups { &[] } else { &[OperationKind::Backup] };
+    async fn claim(&self, but_not: &[OperationKind]) -> Option<(ClaimedOperation, Instant)> {
         match self.try_claim(but_not).await {
             Ok(claimed) => claimed,
             // The catalog's sessions are closed on the way down.

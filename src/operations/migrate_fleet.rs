@@ -6,6 +6,7 @@
 //! says, because its database may have been changed already.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -18,7 +19,7 @@ use super::step::{Done, Run, Step, StepError, step};
 use crate::catalog::RolloutTarget;
 use crate::domain::migration::{RolloutState, TargetState, rollout_outcome};
 
-pub(super) const STEPS: &[Step] = &[step!("targets", targets, targets_failed).waiting(), step!("finish", finish)];
+pub(super) const STEPS: &[Step] = &[step!("targets", targets, targets_failed), step!("finish", finish)];
 
 /// The first of the steps above.
 const TARGETS_ORDINAL: i32 = 0;
@@ -35,12 +36,17 @@ async fn targets(run: &Run) -> Result<Done, StepError> {
     let work = Work { run, files: &files, budget: &budget, pauses: rollout.pause };
     let concurrency_max = run.parts.config.migrator.concurrency_max;
     let mut running = FuturesUnordered::new();
+    let mut reopening = pin!(paused_target::reopen_left(run, rollout.pause));
     loop {
         while running.len() < concurrency_max {
             let Some((target, is_late)) = queue.next(&budget) else { break };
             running.push(one_target(&work, target, is_late));
         }
-        match running.next().await {
+        let turn = tokio::select! {
+            turn = running.next() => turn,
+            lost = &mut reopening => return Err(lost),
+        };
+        match turn {
             None => break,
             Some(turn) => match turn? {
                 Turn::Ended if run.is_repeated => {
@@ -53,8 +59,7 @@ async fn targets(run: &Run) -> Result<Done, StepError> {
     }
     let reason = "not begun: the failure budget was used up";
     let skipped = catalog.targets_skip(run.id(), run.fence(), reason).await?;
-    // Those that could not be opened in their turn.
-    paused_target::reopen_all(run).await?;
+    paused_target::reopen_rest(run).await?;
     Ok(Done::detail(format!("{} failed, {skipped} not begun", budget.failed())))
 }
 
@@ -88,7 +93,7 @@ impl Queue {
 
 /// The rollout could not be driven to its end. What is migrated stays migrated.
 async fn targets_failed(run: &Run) -> Result<(), StepError> {
-    paused_target::reopen_all(run).await?;
+    paused_target::open_all(run).await?;
     let catalog = &run.parts.catalog;
     let why = run.operation.error.as_ref().map(|record| Failure::read(record).message);
     let reason = "the rollout was given up before this tenant's end was known; run again";

@@ -98,6 +98,8 @@ pub struct Operations {
     stop: CancellationToken,
     /// One permit for each operation that may be driven at the same moment.
     slots: Arc<Semaphore>,
+    /// As many for rollouts.
+    rollout_slots: Arc<Semaphore>,
     /// One permit for each backup that may be verified at the same moment.
     verify_slots: Arc<Semaphore>,
 }
@@ -110,6 +112,7 @@ impl Operations {
         let wake = Arc::new(Notify::new());
         let stop = parts.tasks.token().child_token();
         let slots = Arc::new(Semaphore::new(parts.config.operations.concurrency_max));
+        let rollout_slots = Arc::new(Semaphore::new(parts.config.operations.concurrency_max));
         let engine = engine::Engine {
             parts: Arc::clone(&parts),
             gone: gone::Gone::new(Arc::clone(&parts), Arc::clone(&wake), stop.clone()),
@@ -117,6 +120,7 @@ impl Operations {
             wake: Arc::clone(&wake),
             stop: stop.clone(),
             slots: Arc::clone(&slots),
+            rollout_slots: Arc::clone(&rollout_slots),
             backup_slots: Arc::new(Semaphore::new(parts.config.backup.concurrency_max)),
             driven: std::sync::Mutex::default(),
             patience: std::sync::Mutex::default(),
@@ -124,7 +128,7 @@ impl Operations {
         parts.tasks.spawn("operations", engine.run());
         parts.tasks.spawn("housekeeping", housekeeping::run(Arc::clone(&parts), stop.clone()));
         let verify_slots = Arc::new(Semaphore::new(parts.config.backup.verify_concurrency_max));
-        Self { parts, changed, wake, stop, slots, verify_slots }
+        Self { parts, changed, wake, stop, slots, rollout_slots, verify_slots }
     }
 
     /// Claims nothing more, gives the present claims back, and closes the sessions that only operations and lookups
@@ -132,7 +136,8 @@ impl Operations {
     pub async fn stop(&self, wait_max: Duration) {
         self.stop.cancel();
         let all = u32::try_from(self.parts.config.operations.concurrency_max).unwrap_or(u32::MAX);
-        if tokio::time::timeout(wait_max, self.slots.acquire_many(all)).await.is_err() {
+        let ended = async { tokio::join!(self.slots.acquire_many(all), self.rollout_slots.acquire_many(all)) };
+        if tokio::time::timeout(wait_max, ended).await.is_err() {
             tracing::warn!(?wait_max, "an operation's claim was not given back in time; it runs out by itself");
         }
         self.parts.catalog.close();

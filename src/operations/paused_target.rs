@@ -2,7 +2,8 @@
 //! they went well or not. Callers of the router wait meanwhile, and on the server no login but the migrator's gets in.
 //!
 //! Always holds: a target's pause ends before the target does. One that cannot be opened, because its server is away,
-//! holds up its own turn only, then the end of the rollout, and in the end the rollout is stuck with it.
+//! holds up its own turn for a while, is tried again and again while the others have theirs, then holds up the end of
+//! the rollout, and in the end the rollout is stuck with it.
 
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use super::patience::{Attempt, Patience};
 use super::step::{Run, StepError};
 use super::tenant_parts::{self, Place};
 use crate::catalog::PausedTarget;
+use crate::domain::migration::TargetState;
 use crate::domain::route::Gate;
 use crate::domain::tenant::{TenantId, TenantRole};
 use crate::postgres::admin;
@@ -19,6 +21,10 @@ use crate::postgres::admin;
 /// How often it is asked whether somebody still works in the database.
 const BUSY_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
+/// How long a turn goes on only because its tenant cannot be opened.
+const TURN_MAX: Duration = Duration::from_secs(30);
+/// How often those that were left shut are tried again.
+const LEFT_INTERVAL: Duration = Duration::from_secs(15);
 /// How long other daemons may take to hear of a pause before it counts that nobody works there. One that needs longer
 /// loses what it runs, and its callers are told so.
 const HEARD_WITHIN: Duration = Duration::from_millis(250);
@@ -56,30 +62,42 @@ async fn busy_wait(place: &Place, until: Instant) -> Result<(), StepError> {
     Ok(())
 }
 
-/// Opens the tenant's door, if this rollout has shut it. A server that is away is waited for.
+/// Opens the tenant's door, if this rollout has shut it. A server that is away is waited for a while.
 pub(super) async fn reopen(run: &Run, tenant: TenantId) -> Result<(), StepError> {
-    let attempt = Attempt { step: "reopen", is_undo: true };
-    let repeat_max = run.parts.config.operations.repeat_max;
-    let mut patience = Patience::default();
+    patiently(run, TURN_MAX, Some(tenant)).await
+}
+
+/// While others have their turns, tries to open those that could not be opened in theirs. Answers only when the claim
+/// is lost.
+pub(super) async fn reopen_left(run: &Run, pauses: bool) -> StepError {
     loop {
-        let Some(paused) = run.parts.catalog.target_paused(run.id(), tenant).await? else { return Ok(()) };
-        let failure = match open(run, &paused).await {
-            Ok(()) => return Ok(()),
-            Err(StepError::Claim(error)) => return Err(StepError::Claim(error)),
-            Err(failure) => failure,
-        };
-        let pause = patience.pause(run.id(), attempt, failure.passes(), repeat_max, Instant::now());
-        let Some(pause) = pause else { return Err(failure) };
-        tracing::warn!(%tenant, ?pause, "a paused tenant cannot be opened; it is tried again: {failure}");
-        sleep(pause).await;
+        sleep(LEFT_INTERVAL).await;
+        let opened = if pauses { opened(run, |state| state != TargetState::Running).await } else { Ok(()) };
+        match opened {
+            Err(StepError::Claim(error)) => return StepError::Claim(error),
+            Err(failure) => tracing::warn!("a paused tenant cannot be opened; it is tried again: {failure}"),
+            Ok(()) => {}
+        }
     }
+}
+
+/// At the end of all turns, opens those that are left, and waits for servers that are away.
+pub(super) async fn reopen_rest(run: &Run) -> Result<(), StepError> {
+    patiently(run, run.parts.config.operations.repeat_max, None).await
 }
 
 /// Opens every door that this rollout still keeps shut, past those that cannot be opened. Of their failures one is told
 /// that passes, if there is one: as long as that is waited for, all are tried again.
-pub(super) async fn reopen_all(run: &Run) -> Result<(), StepError> {
+pub(super) async fn open_all(run: &Run) -> Result<(), StepError> {
+    opened(run, |_| true).await
+}
+
+async fn opened(run: &Run, which: fn(TargetState) -> bool) -> Result<(), StepError> {
     let mut outcome: Result<(), StepError> = Ok(());
     for paused in run.parts.catalog.targets_paused(run.id()).await? {
+        if !which(paused.state) {
+            continue;
+        }
         match open(run, &paused).await {
             Err(StepError::Claim(error)) => return Err(StepError::Claim(error)),
             Err(failure) if outcome.as_ref().is_ok() || failure.passes() => outcome = Err(failure),
@@ -87,6 +105,35 @@ pub(super) async fn reopen_all(run: &Run) -> Result<(), StepError> {
         }
     }
     outcome
+}
+
+/// Opens one tenant's door or all; repeats what fails, for no longer than this if it passes by itself.
+async fn patiently(run: &Run, repeat_max: Duration, tenant: Option<TenantId>) -> Result<(), StepError> {
+    let attempt = Attempt { step: "reopen", is_undo: true };
+    let repeat_max = repeat_max.min(run.parts.config.operations.repeat_max);
+    let mut patience = Patience::default();
+    loop {
+        let opened = match tenant {
+            Some(tenant) => open_one(run, tenant).await,
+            None => open_all(run).await,
+        };
+        let failure = match opened {
+            Ok(()) => return Ok(()),
+            Err(StepError::Claim(error)) => return Err(StepError::Claim(error)),
+            Err(failure) => failure,
+        };
+        let pause = patience.pause(run.id(), attempt, failure.passes(), repeat_max, Instant::now());
+        let Some(pause) = pause else { return Err(failure) };
+        tracing::warn!(?pause, "a paused tenant cannot be opened; it is tried again: {failure}");
+        sleep(pause).await;
+    }
+}
+
+async fn open_one(run: &Run, tenant: TenantId) -> Result<(), StepError> {
+    match run.parts.catalog.target_paused(run.id(), tenant).await? {
+        Some(paused) => open(run, &paused).await,
+        None => Ok(()),
+    }
 }
 
 async fn open(run: &Run, paused: &PausedTarget) -> Result<(), StepError> {

@@ -132,16 +132,21 @@ async fn a_rollout_that_pauses_goes_beside_nothing() {
     let refused = create(&bench, OperationKind::Backup, acme).await.unwrap_err();
     assert!(matches!(refused, Error::OperationConflict { id, .. } if id == pausing.id), "{refused:?}");
 
-    // Stuck with a tenant that it has paused: it may be backed up and migrated, and whatever moves the gate is refused.
+    // Stuck with a tenant that it has paused: nobody else begins there.
     bench.catalog.target_pause(pausing.id, pausing.fence, acme, &TenantRole::CALLERS).await.unwrap();
     bench.sql(&format!("UPDATE operations SET state = 'STUCK' WHERE id = '{}'", pausing.id)).await;
-    assert_eq!(held_by(other.begin(&bench, Beside::Nothing).await), Some(pausing.id));
-    for kind in [OperationKind::SuspendTenant, OperationKind::ResumeTenant, OperationKind::RestoreInPlace] {
+    for (rollout, beside) in [(&other, Beside::Nothing), (&plain, Beside::Rollouts), (&plain, Beside::All)] {
+        assert_eq!(held_by(rollout.begin(&bench, beside).await), Some(pausing.id));
+    }
+    for kind in [
+        OperationKind::SuspendTenant,
+        OperationKind::ResumeTenant,
+        OperationKind::RestoreInPlace,
+        OperationKind::Backup,
+    ] {
         let refused = create(&bench, kind, acme).await.unwrap_err();
         assert!(matches!(refused, Error::OperationConflict { id, .. } if id == pausing.id), "{refused:?}");
     }
-    assert!(matches!(plain.begin(&bench, Beside::Rollouts).await, TargetBegun::Begun(_)));
-    create(&bench, OperationKind::Backup, acme).await.unwrap();
     bench.finish().await;
 }
 
@@ -155,7 +160,7 @@ async fn a_pause_keeps_the_logins_that_were_noted_first_and_opens_no_other_gate(
     for noted in [&logins[..], &[]] {
         catalog.target_pause(id, fence, acme, noted).await.unwrap();
     }
-    let paused = PausedTarget { tenant: acme, logins: logins.to_vec() };
+    let paused = PausedTarget { tenant: acme, state: TargetState::Pending, logins: logins.to_vec() };
     assert_eq!(catalog.target_paused(id, acme).await.unwrap(), Some(paused.clone()));
     assert_eq!(catalog.targets_paused(id).await.unwrap(), [paused]);
     catalog.target_unpause(id, fence, acme).await.unwrap();

@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use tenantd::domain::tenant::TenantRole;
-use tenantd::proto::v1::{CreateRolloutRequest, OperationState, Rollout, RolloutState, RolloutTargetState};
+use tenantd::proto::v1::{
+    CreateRolloutRequest, GetRolloutRequest, OperationState, Rollout, RolloutState, RolloutTargetState,
+};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -243,6 +245,72 @@ async fn a_rollout_waits_for_a_tenant_that_another_one_has_paused() {
         assert_eq!(summary(only(&ended)), (RolloutTargetState::Current, 2, 2, 0), "{ended:#?}");
     }
     paused.assert_open(client, "acme").await;
+    paused.fleet.stop(daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_that_cannot_be_opened_in_its_turn_is_opened_while_the_others_have_theirs() {
+    let paused = Paused::with(Spec::default().setting("[operations]", "repeat_max", "\"1s\"")).await;
+    paused.fleet.expect_log("a paused tenant cannot be opened; it is tried again");
+    let daemon = paused.fleet.start().await;
+    let client = &daemon.client;
+    for code in ["acme", "beta"] {
+        client.tenant(code).await;
+    }
+    let wait = "WHILE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = current_database() || '_go') LOOP PERFORM pg_sleep(0.05)";
+    paused.fleet.migration(SECOND.0, &format!("DO $$ BEGIN {wait}; END LOOP; END $$;\n"));
+    let go = async |code: &str| {
+        let role = format!("{}_{code}_go", paused.fleet.naming.prefix());
+        paused.judge.batch_execute(&format!("CREATE ROLE {role}")).await.unwrap();
+    };
+    let rollout = begin_paused(client, &["acme", "beta"]).await;
+    paused.migrating("acme").await;
+    paused.migrating("beta").await;
+    let (reader, away) = (paused.role("acme", TenantRole::Reader), format!("{}_away", paused.fleet.naming.prefix()));
+    paused.judge.batch_execute(&format!("ALTER ROLE {reader} RENAME TO {away}")).await.unwrap();
+    go("acme").await;
+    let target = async |number: usize| {
+        let request = GetRolloutRequest { rollout_id: rollout.rollout_id.clone(), ..GetRolloutRequest::default() };
+        let rollout = client.migrations().get_rollout(request).await.unwrap().into_inner().rollout.unwrap();
+        rollout.targets[number].clone()
+    };
+    let left = until("its turn has ended", || async {
+        Some(target(0).await).filter(|target| target.state() != RolloutTargetState::Running)
+    })
+    .await;
+    assert_eq!(left.state(), RolloutTargetState::Migrated);
+    assert!(left.error.contains("was not opened in its turn"), "{left:?}");
+    assert_eq!(paused.gate("acme").await, "PAUSED");
+    paused.judge.batch_execute(&format!("ALTER ROLE {away} RENAME TO {reader}")).await.unwrap();
+    until("it is opened", || async { (paused.gate("acme").await == "OPEN").then_some(()) }).await;
+    paused.assert_open(client, "acme").await;
+    assert_eq!(target(1).await.state(), RolloutTargetState::Running);
+    assert_eq!(paused.logins("beta").await, [TenantRole::Migrator]);
+    go("beta").await;
+    assert_eq!(client.rollout_ended(&rollout.rollout_id).await.state(), RolloutState::Succeeded);
+    paused.assert_open(client, "beta").await;
+    paused.fleet.stop(daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_has_its_turn_while_a_rollout_waits_for_it() {
+    let spec = Spec::default().setting("[operations]", "concurrency_max", "1");
+    let paused = Paused::with(spec.setting("[migrator]", "concurrency_max", "1")).await;
+    let daemon = paused.fleet.start().await;
+    let client = &daemon.client;
+    for code in ["acme", "beta"] {
+        client.tenant(code).await;
+    }
+    paused.migration("");
+    let rollout = begin_paused(client, &["acme", "beta"]).await;
+    paused.migrating("acme").await;
+    // Before the rollout comes to this tenant.
+    let backup = client.backup_create(Uuid::new_v4(), "beta").await.unwrap();
+    paused.go().await;
+    client.succeeded(&backup).await;
+    let ended = client.rollout_ended(&rollout.rollout_id).await;
+    assert_eq!((ended.state(), ended.counts.unwrap().migrated), (RolloutState::Succeeded, 2));
+    paused.assert_open(client, "beta").await;
     paused.fleet.stop(daemon).await;
 }
 
