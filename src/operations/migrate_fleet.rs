@@ -33,34 +33,37 @@ async fn targets(run: &Run) -> Result<Done, StepError> {
     let mut queue = Queue::new(catalog.targets_next(run.id(), TARGETS_MAX).await?);
     let failed = catalog.targets_count(run.id()).await?.get(TargetState::Failed.name()).copied().unwrap_or(0);
     let budget = Budget::new(failed, rollout.failures_max);
-    let work = Work { run, files: &files, budget: &budget, pauses: rollout.pause };
-    let concurrency_max = run.parts.config.migrator.concurrency_max;
-    let mut running = FuturesUnordered::new();
-    let mut reopening = pin!(paused_target::reopen_left(run, rollout.pause));
-    loop {
-        while running.len() < concurrency_max {
-            let Some((target, is_late)) = queue.next(&budget) else { break };
-            running.push(one_target(&work, target, is_late));
-        }
-        let turn = tokio::select! {
-            turn = running.next() => turn,
-            lost = &mut reopening => return Err(lost),
-        };
-        match turn {
-            None => break,
-            Some(turn) => match turn? {
-                Turn::Ended if run.is_repeated => {
-                    catalog.step_attempts_reset(run.id(), run.fence(), TARGETS_ORDINAL).await?;
-                }
-                Turn::Ended | Turn::NotBegun => {}
-                Turn::Later(target) => queue.late.push_back(*target),
-            },
-        }
-    }
+    turns(&Work { run, files: &files, budget: &budget, pauses: rollout.pause }, &mut queue).await?;
     let reason = "not begun: the failure budget was used up";
     let skipped = catalog.targets_skip(run.id(), run.fence(), reason).await?;
     paused_target::reopen_rest(run).await?;
     Ok(Done::detail(format!("{} failed, {skipped} not begun", budget.failed())))
+}
+
+/// Lets every target have its turn, and tries meanwhile to open those that could not be opened in theirs.
+async fn turns(work: &Work<'_>, queue: &mut Queue) -> Result<(), StepError> {
+    let run = work.run;
+    let concurrency_max = run.parts.config.migrator.concurrency_max;
+    let mut running = FuturesUnordered::new();
+    let mut reopening = pin!(paused_target::reopen_left(run, work.pauses));
+    loop {
+        while running.len() < concurrency_max {
+            let Some((target, is_late)) = queue.next(work.budget) else { break };
+            running.push(one_target(work, target, is_late));
+        }
+        let turn = tokio::select! {
+            turn = running.next() => turn,
+            never = &mut reopening => match never {},
+        };
+        let Some(turn) = turn else { return Ok(()) };
+        match turn? {
+            Turn::Ended if run.is_repeated => {
+                run.parts.catalog.step_attempts_reset(run.id(), run.fence(), TARGETS_ORDINAL).await?;
+            }
+            Turn::Ended | Turn::NotBegun => {}
+            Turn::Later(target) => queue.late.push_back(*target),
+        }
+    }
 }
 
 /// Targets that have not ended, in the order in which they have their turns.

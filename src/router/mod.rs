@@ -238,7 +238,7 @@ impl Router {
                 }
                 // Another daemon's operation has locked the login, after the gate was passed here.
                 Err(error) if error.is_login_refused() && Box::pin(self.is_paused(tenant, deadline)).await => {
-                    // It says nothing of a login that is unlocked again.
+                    // As in `pass_gate`.
                     inner.shared.accounts.breaker_reset(tenant);
                 }
                 other => return other,
@@ -283,6 +283,8 @@ impl Router {
                 Gate::Open => return Ok(fresh),
                 Gate::Paused { .. } | Gate::Closed { .. } => self.wait_at_gate(&fresh.route, until, told).await?,
             }
+            // What failed at logins that were locked says nothing of those that are open again.
+            self.0.shared.accounts.breaker_reset(tenant);
             *connect_until = None;
         }
     }
