@@ -76,7 +76,7 @@ pub(super) async fn reopen_left(run: &Run, pauses: bool) -> Infallible {
         let opened = if pauses { opened(run, |state| state != TargetState::Running).await } else { Ok(()) };
         match opened {
             Err(StepError::Claim(error)) => {
-                tracing::info!(%error, "whether a tenant is left paused is looked at later")
+                tracing::info!(%error, "whether a tenant is left paused is looked at later");
             }
             Err(failure) => tracing::warn!("a paused tenant cannot be opened; it is tried again: {failure}"),
             Ok(()) => {}
