@@ -88,7 +88,8 @@ pub(super) async fn one_target(work: &Work<'_>, target: RolloutTarget, is_late: 
             }
         }
     };
-    match paused_target::reopen(run, tenant).await {
+    let opened = if work.pauses { paused_target::reopen(run, tenant).await } else { Ok(()) };
+    match opened {
         Ok(()) => {}
         Err(StepError::Claim(error)) => return Err(StepError::Claim(error)),
         Err(failure) => {

@@ -19,48 +19,25 @@ use crate::domain::route::Gate;
 use crate::domain::tenant::{TenantId, TenantRole};
 use crate::postgres::admin;
 
-/// How often it is asked whether somebody still works in the database.
-const BUSY_POLL_INTERVAL: Duration = Duration::from_millis(50);
-
 /// How long a turn goes on only because its tenant cannot be opened.
 const TURN_MAX: Duration = Duration::from_secs(30);
 /// How often those that were left shut are tried again.
 const LEFT_INTERVAL: Duration = Duration::from_secs(15);
-/// How long other daemons may take to hear of a pause before it counts that nobody works there. One that needs longer
-/// loses what it runs, and its callers are told so.
-const HEARD_WITHIN: Duration = Duration::from_millis(250);
 
-/// Shuts the tenant's door until [`reopen`]. Whoever works there has a time to end by itself. In this order nobody who
-/// waits for a connection is refused: the routers' login is locked when their pools are empty and their callers wait at
-/// the gate.
+/// Shuts the tenant's door until [`reopen`]. In this order nobody who waits for a connection is refused: the routers'
+/// login is locked when their pools are empty and their callers wait at the gate.
 pub(super) async fn pause(run: &Run, place: &Place) -> Result<(), StepError> {
     let tenant = place.tenant.id;
     let logins = tenant_parts::logins_enabled(place, &TenantRole::CALLERS).await?;
     run.parts.catalog.target_pause(run.id(), run.fence(), tenant, &logins).await?;
     run.parts.router.route_forget(tenant);
     tenant_parts::logins_enable(place, &TenantRole::DIRECT, false).await?;
-    let until = Instant::now() + run.parts.config.backup.pause_drain_max;
-    // A daemon without a name is alone.
-    if run.parts.config.instance.is_some() {
-        sleep(HEARD_WITHIN).await;
-    }
-    busy_wait(place, until).await?;
-    tenant_parts::drain_within(run, place, until.saturating_duration_since(Instant::now())).await?;
+    tenant_parts::drain(run, place).await?;
     // A daemon that has not heard of the pause may have let somebody in.
     tenant_parts::logins_enable(place, &[TenantRole::Router], false).await?;
     let client = place.server.connect_admin(place.server.maintenance_database()).await?;
     admin::sessions_end(&client, &place.tenant.database).await?;
     run.claim_check().await
-}
-
-/// Waits while anybody but the migrator runs something, through whichever daemon.
-async fn busy_wait(place: &Place, until: Instant) -> Result<(), StepError> {
-    let client = place.server.connect_admin(place.server.maintenance_database()).await?;
-    let callers: Vec<_> = TenantRole::CALLERS.iter().filter_map(|role| place.roles.name(*role)).cloned().collect();
-    while admin::role_sessions_busy(&client, &place.tenant.database, &callers).await? > 0 && Instant::now() < until {
-        sleep(BUSY_POLL_INTERVAL).await;
-    }
-    Ok(())
 }
 
 /// Opens the tenant's door, if this rollout has shut it. A server that is away is waited for a while.

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::time::{Instant, sleep};
 
 use super::Parts;
 use super::step::{Done, NAME_TAKEN, Run, StepError};
@@ -18,6 +19,11 @@ use crate::postgres::identity::Identity;
 use crate::postgres::roles::{TenantContext, TenantLogin, TenantRoles};
 use crate::postgres::{ConnectRequest, Connection, Lane, Server, SessionOptions, admin, identity, roles};
 
+/// How long other daemons may take to hear of a gate that was shut before it counts that nobody works behind it. One
+/// that needs longer loses what it runs, and its callers are told so.
+const HEARD_WITHIN: Duration = Duration::from_millis(250);
+/// How often it is asked whether somebody still works in a database.
+const BUSY_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// For everything together: the queues, the connect, the login.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -259,7 +265,7 @@ async fn connect(
         database,
         application_name: &server.session_name(purpose),
         options: SessionOptions::default(),
-        deadline: tokio::time::Instant::now() + CONNECT_TIMEOUT,
+        deadline: Instant::now() + CONNECT_TIMEOUT,
     };
     server.connect(&request).await
 }
@@ -310,12 +316,19 @@ pub(super) async fn login_restore(
     Ok(roles::login_restore(&client, database, &place.roles, &made, &place.context()).await?)
 }
 
-/// Waits for the router's leases and ends what is left, until the server has no session in the tenant's database.
+/// Waits for whoever works in the tenant's database, through whichever daemon or none, and ends what is left, until the
+/// server has no session there. The gate is shut by now.
 pub(super) async fn drain(run: &Run, place: &Place) -> Result<(), StepError> {
-    drain_within(run, place, run.parts.config.backup.pause_drain_max).await
-}
-
-/// As [`drain`], with leases waited for no longer than this.
-pub(super) async fn drain_within(run: &Run, place: &Place, wait_max: Duration) -> Result<(), StepError> {
-    Ok(run.parts.router.drain(place.tenant.id, wait_max).await?)
+    let until = Instant::now() + run.parts.config.backup.pause_drain_max;
+    // A daemon without a name is alone.
+    if run.parts.config.instance.is_some() {
+        sleep(HEARD_WITHIN).await;
+    }
+    let client = place.server.connect_admin(place.server.maintenance_database()).await?;
+    let callers: Vec<_> = TenantRole::CALLERS.iter().filter_map(|role| place.roles.name(*role)).cloned().collect();
+    while admin::role_sessions_busy(&client, &place.tenant.database, &callers).await? > 0 && Instant::now() < until {
+        sleep(BUSY_POLL_INTERVAL).await;
+    }
+    drop(client);
+    Ok(run.parts.router.drain(place.tenant.id, until.saturating_duration_since(Instant::now())).await?)
 }
