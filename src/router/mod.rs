@@ -236,8 +236,8 @@ impl Router {
                     was_mismatched = true;
                     inner.routes.forget(tenant);
                 }
-                // Another daemon's operation has locked the login, after the gate was passed here.
-                Err(error) if error.is_login_refused() && Box::pin(self.is_paused(tenant, deadline)).await => {
+                // Another daemon's operation has locked the login, after the gate was passed here: what it says counts.
+                Err(error) if error.is_login_refused() && Box::pin(self.is_shut(tenant, &error, deadline)).await => {
                     // As in `pass_gate`.
                     inner.shared.accounts.breaker_reset(tenant);
                 }
@@ -246,9 +246,14 @@ impl Router {
         }
     }
 
-    async fn is_paused(&self, tenant: TenantId, deadline: Instant) -> bool {
+    /// Whether the tenant's gate was shut before its login refused somebody. Who was there first reads the route anew;
+    /// those who come while it is known go by what that has brought.
+    async fn is_shut(&self, tenant: TenantId, refusal: &Error, deadline: Instant) -> bool {
+        if !matches!(refusal, Error::Blocked { .. }) {
+            self.0.routes.forget(tenant);
+        }
         let fresh = self.route(tenant, deadline).await;
-        fresh.is_ok_and(|fresh| matches!(gate::check(&fresh.route), Ok(Gate::Paused { .. })))
+        fresh.is_ok_and(|fresh| !matches!(gate::check(&fresh.route), Ok(Gate::Open)))
     }
 
     /// Waits for a connection of the pool.

@@ -50,14 +50,14 @@ fn soon() -> Instant {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_first_requests_make_one_pool() {
-    let rooms = Arc::new(Rooms::new(Spec::default()).await);
+    let rooms = Arc::new(Rooms::new(Spec::default().setting("[router]", "acquire_timeout", "\"2m\"")).await);
     let acme = rooms.tenant("acme").await;
     let watch = Watch::start(&rooms).await;
     let mut calls = JoinSet::new();
     for _ in 0..1000 {
         let (rooms, acme) = (Arc::clone(&rooms), acme.clone());
         calls.spawn(async move {
-            let lease = rooms.lease(&acme).await.unwrap();
+            let lease = rooms.router.acquire(acme.id, Instant::now() + PATIENCE).await.unwrap();
             assert_eq!(one(&lease).await, 1);
             lease.release(Residue::Nothing);
         });
@@ -451,6 +451,7 @@ async fn a_paused_tenant_is_empty_until_it_is_reopened() {
     assert!(matches!(&refusal, Error::Paused { operation: Some(by), .. } if *by == operation), "{refusal}");
     assert!(refusal.retry_after().is_some());
 
+    rooms.limits(|limits| limits.router.pause_wait_max = PATIENCE);
     let waits = rooms.router.acquire(acme.id, soon());
     let reopen = async {
         gate_set(&rooms, &acme, Gate::Open, operation).await;
@@ -471,9 +472,13 @@ async fn who_is_refused_because_a_pause_has_locked_the_login_waits_for_its_end()
     rooms.fleet.expect_log("the tenant cannot be reached; its callers are refused until it can");
     let acme = rooms.tenant("acme").await;
     let (holder, judge) = (rooms.fleet.judge("postgres").await, rooms.fleet.judge("postgres").await);
-    let waits = "SELECT FROM pg_locks WHERE relation = 'pg_catalog.pg_authid'::regclass AND NOT granted";
+    let waits = "SELECT FROM pg_locks WHERE relation = 'pg_catalog.pg_authid'::regclass AND NOT granted LIMIT 1";
     assert!(judge.query_opt(waits, &[]).await.unwrap().is_none());
     let login = acme.roles.name(TenantRole::Router).unwrap().quoted();
+    // All is known but a connection, so that only the tenant's connect needs a new session.
+    rooms.call(&acme).await.unwrap();
+    rooms.router.pool_evict(acme.id);
+    rooms.sessions_become(0).await;
     let txn = rooms.catalog.begin().await.unwrap();
     let locked = format!("BEGIN; LOCK TABLE pg_catalog.pg_authid; ALTER ROLE {login} NOLOGIN");
     holder.batch_execute(&locked).await.unwrap();
@@ -513,7 +518,7 @@ async fn a_drain_waits_for_what_runs() {
     .await;
     let lease = rooms.lease(&acme).await.unwrap();
     let running = tokio::spawn(async move {
-        let written = lease.batch_execute("INSERT INTO public.kept SELECT 1 FROM pg_sleep(1)").await;
+        let written = lease.batch_execute("INSERT INTO public.kept SELECT 1 FROM pg_sleep(3)").await;
         lease.release(Residue::Nothing);
         written
     });

@@ -31,6 +31,7 @@ pub fn woken_logs(fleet: &Fleet) {
         "the shared database does not answer",
         "the shared database cannot be followed",
         "could not be given up",
+        "the server takes no connections",
     ] {
         fleet.allow_log(part);
     }

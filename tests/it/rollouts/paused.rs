@@ -68,7 +68,7 @@ impl Paused {
 
     /// As whom anybody is in the tenant's database.
     async fn sessions(&self, code: &str) -> Vec<String> {
-        let sql = "SELECT DISTINCT usename::text FROM pg_stat_activity WHERE datname = $1 ORDER BY 1";
+        let sql = "SELECT DISTINCT usename::text FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend' ORDER BY 1";
         let database = format!("{}_{code}", self.fleet.naming.prefix());
         self.judge.query(sql, &[&database]).await.unwrap().iter().map(|row| row.get(0)).collect()
     }

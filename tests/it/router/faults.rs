@@ -368,7 +368,7 @@ async fn a_server_that_freezes_and_thaws_never_sees_too_many() {
 async fn a_database_that_does_not_say_whose_it_is_keeps_no_other_tenant_waiting() {
     let spec = Spec::default()
         .setting("[[servers]]", "connects_parallel_max", "1")
-        .setting("[router]", "connect_timeout", "\"1s\"")
+        .setting("[router]", "connect_timeout", "\"5s\"")
         .setting("[router]", "statement_timeout", "\"10m\"");
     let rooms = Rooms::new(spec).await;
     let (acme, beta) = (rooms.tenant("acme").await, rooms.tenant("beta").await);

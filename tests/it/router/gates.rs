@@ -90,7 +90,7 @@ async fn a_pause_makes_callers_wait_and_keeps_direct_clients_out() {
     ended(&session).await;
     assert_eq!(direct(&route).await.err().as_deref(), Some("28000"));
     let judge = fleet.judge("postgres").await;
-    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1";
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend'";
     assert_eq!(judge.query_one(sessions, &[&acme.database]).await.unwrap().get::<_, i64>(0), 0);
     let refusal = client.execute("acme", "SELECT 1").await.unwrap_err();
     let details = refusal.get_error_details();

@@ -77,7 +77,7 @@ async fn a_daemon_that_begins_opens_nothing_for_a_tenant_until_somebody_asks() {
     // Whatever has been opened since in a tenant's database, by whomever.
     let opened = async || -> Vec<String> {
         let sql = "SELECT datname::text FROM pg_stat_activity WHERE backend_start > $1 AND datname <> ALL ($2) \
-                   AND starts_with(datname, $3 || '_')";
+                   AND starts_with(datname, $3 || '_') AND backend_type = 'client backend'";
         let own = [fleet.naming.shared_database(), fleet.naming.auth_database()].map(|name| name.to_string());
         let rows = judge.query(sql, &[&begun, &own.as_slice(), &prefix]).await.unwrap();
         rows.iter().map(|row| row.get(0)).collect()

@@ -13,7 +13,14 @@ const EACH: i32 = WHOLE / 3;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_daemons_keep_the_budget_when_one_stands_still_and_one_is_killed_and_comes_again() {
     let fleet = Fleet::new(spec()).await;
-    for part in ["shared database", "auth database", "no operation can be claimed", "stands still"] {
+    for part in [
+        "shared database",
+        "auth database",
+        "no operation can be claimed",
+        "stands still",
+        "the server takes no connections",
+        "the tenant cannot be reached",
+    ] {
         fleet.allow_log(part);
     }
     let watch = Watch::start(&fleet).await;
@@ -56,8 +63,12 @@ async fn three_daemons_keep_the_budget_when_one_stands_still_and_one_is_killed_a
     let operation = c.client.tenant_suspend(Uuid::new_v4(), TENANTS[0], "unpaid").await.unwrap();
     c.client.succeeded(&operation).await;
     for daemon in [&a, &b, &c] {
-        let refused = daemon.client.execute(TENANTS[0], "SELECT 1").await.unwrap_err();
-        assert_eq!(reason(&refused), "TENANT_STATE");
+        // Whatever it knows by then, nobody is served.
+        let refused = async || {
+            let refused = daemon.client.execute(TENANTS[0], "SELECT 1").await.unwrap_err();
+            (reason(&refused) == "TENANT_STATE").then_some(())
+        };
+        until("it knows why", refused).await;
     }
     let operation = b.client.tenant_resume(Uuid::new_v4(), TENANTS[0]).await.unwrap();
     b.client.succeeded(&operation).await;
@@ -75,6 +86,10 @@ async fn three_daemons_keep_the_budget_when_one_stands_still_and_one_is_killed_a
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn daemons_that_come_at_the_same_moment_go_through_the_door_one_after_the_other() {
     let fleet = Fleet::new(spec()).await;
+    // The load takes every place, and on a slow machine what the daemon asks for itself comes late.
+    for part in ["shared database", "auth database"] {
+        fleet.allow_log(part);
+    }
     let a = spawn(&fleet, "a");
     shares_become(&fleet, &[("a", WHOLE)]).await;
     for tenant in TENANTS {
