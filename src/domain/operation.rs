@@ -32,7 +32,7 @@ named! {
 }
 
 impl OperationKind {
-    /// Whether the tenant may be migrated meanwhile.
+    /// Whether the tenant may be migrated meanwhile, by a rollout that does not pause it.
     pub fn is_beside_migrations(self) -> bool {
         matches!(self, Self::Backup | Self::MigrateFleet)
     }
