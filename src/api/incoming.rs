@@ -5,17 +5,14 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::stream::{Stream, StreamExt as _, unfold};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep};
-use tonic::transport::server::{Connected, TcpConnectInfo};
 
 /// More are no daemon's callers.
 const CONNECTIONS_MAX: u64 = 16_384;
@@ -28,24 +25,24 @@ pub(super) fn connections_max() -> usize {
     usize::try_from((files / 2).clamp(1, CONNECTIONS_MAX)).unwrap_or(usize::MAX)
 }
 
-/// One connection, which counts as long as it is there.
+/// One connection, and the place that it has as long as it is there.
 #[derive(Debug)]
-pub(super) struct Socket {
-    stream: TcpStream,
-    _counted: OwnedSemaphorePermit,
+pub(super) struct Accepted<S> {
+    pub(super) stream: S,
+    pub(super) place: OwnedSemaphorePermit,
 }
 
 /// The connections as they come, while there are fewer than `max`.
 pub(super) fn bounded(
     sockets: impl Stream<Item = io::Result<TcpStream>> + Send + Unpin + 'static,
     max: usize,
-) -> Pin<Box<dyn Stream<Item = io::Result<Socket>> + Send>> {
+) -> Pin<Box<dyn Stream<Item = io::Result<Accepted<TcpStream>>> + Send>> {
     let places = Arc::new(Semaphore::new(max));
     Box::pin(unfold((sockets, None::<Instant>), move |(mut sockets, mut told_at)| {
         let places = Arc::clone(&places);
         async move {
-            let counted = match Arc::clone(&places).try_acquire_owned() {
-                Ok(counted) => counted,
+            let place = match Arc::clone(&places).try_acquire_owned() {
+                Ok(place) => place,
                 Err(_full) => {
                     if told_at.is_none_or(|at| at.elapsed() > TOLD_INTERVAL) {
                         told_at = Some(Instant::now());
@@ -59,7 +56,7 @@ pub(super) fn bounded(
             };
             loop {
                 match sockets.next().await? {
-                    Ok(stream) => return Some((Ok(Socket { stream, _counted: counted }), (sockets, told_at))),
+                    Ok(stream) => return Some((Ok(Accepted { stream, place }), (sockets, told_at))),
                     Err(error) if is_no_room(&error) => {
                         tracing::warn!(%error, "no connection can be accepted; it is tried again in {NO_ROOM_PAUSE:?}");
                         sleep(NO_ROOM_PAUSE).await;
@@ -75,46 +72,6 @@ pub(super) fn bounded(
 fn is_no_room(error: &io::Error) -> bool {
     let no_room = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
     Errno::from_io_error(error).is_some_and(|error| no_room.contains(&error))
-}
-
-impl Connected for Socket {
-    type ConnectInfo = TcpConnectInfo;
-
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
-    }
-}
-
-impl AsyncRead for Socket {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, into)
-    }
-}
-
-impl AsyncWrite for Socket {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, bytes)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
 }
 
 #[cfg(test)]
@@ -141,7 +98,7 @@ mod tests {
         assert!(poll_immediate(sockets.next()).await.is_none(), "two are as many as there may be");
         drop(first);
         let third = sockets.next().await.unwrap().unwrap();
-        assert_eq!(third.connect_info().remote_addr(), Some(clients[2].local_addr().unwrap()));
+        assert_eq!(third.stream.peer_addr().unwrap(), clients[2].local_addr().unwrap());
     }
 
     #[tokio::test]

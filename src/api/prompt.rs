@@ -7,8 +7,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Sleep, sleep};
 use tonic::transport::server::Connected;
+
+use super::incoming::Accepted;
 
 /// The connection preface of RFC 9113, section 3.4.
 const PREFACE_BYTES: usize = 24;
@@ -19,6 +22,7 @@ const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct Prompt<S> {
     stream: S,
     awaited: Option<Awaited>,
+    _place: OwnedSemaphorePermit,
 }
 
 #[derive(Debug)]
@@ -28,12 +32,13 @@ struct Awaited {
 }
 
 impl<S> Prompt<S> {
-    pub(super) fn new(stream: S) -> Self {
-        Self::within(stream, PREFACE_TIMEOUT)
+    pub(super) fn new(Accepted { stream, place }: Accepted<S>) -> Self {
+        Self::within(stream, place, PREFACE_TIMEOUT)
     }
 
-    fn within(stream: S, timeout: Duration) -> Self {
-        Self { stream, awaited: Some(Awaited { bytes: PREFACE_BYTES, until: Box::pin(sleep(timeout)) }) }
+    fn within(stream: S, place: OwnedSemaphorePermit, timeout: Duration) -> Self {
+        let awaited = Awaited { bytes: PREFACE_BYTES, until: Box::pin(sleep(timeout)) };
+        Self { stream, awaited: Some(awaited), _place: place }
     }
 }
 
@@ -88,15 +93,20 @@ impl<S: Connected> Connected for Prompt<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+    use tokio::sync::Semaphore;
 
     use super::*;
 
     #[tokio::test]
     async fn who_says_nothing_or_too_little_is_cut_off_and_who_has_begun_may_be_silent() {
+        let places = Arc::new(Semaphore::new(1));
         for (bytes, is_cut) in [(0, true), (PREFACE_BYTES - 1, true), (PREFACE_BYTES, false)] {
             let (mut client, server) = duplex(64);
-            let mut server = Prompt::within(server, Duration::from_millis(100));
+            let place = Arc::clone(&places).try_acquire_owned().expect("the one before has given its place back");
+            let mut server = Prompt::within(server, place, Duration::from_millis(100));
             client.write_all(&[b'x'; PREFACE_BYTES][..bytes]).await.unwrap();
             let mut all = Vec::new();
             let read = tokio::time::timeout(Duration::from_millis(400), server.read_to_end(&mut all)).await;

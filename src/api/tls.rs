@@ -9,11 +9,12 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures_util::{Stream, TryStreamExt as _};
 use rustls::ServerConfig;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use super::incoming::Socket;
+use super::incoming::Accepted;
 
 /// A client that does not get on with its handshake is cut off.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,14 +37,14 @@ impl Tls {
     /// The connections of those who get through their handshakes, as they do.
     pub(super) fn accept(
         self,
-        sockets: impl Stream<Item = io::Result<Socket>> + Send,
-    ) -> impl Stream<Item = io::Result<TlsStream<Socket>>> + Send {
+        sockets: impl Stream<Item = io::Result<Accepted<TcpStream>>> + Send,
+    ) -> impl Stream<Item = io::Result<Accepted<TlsStream<TcpStream>>>> + Send {
         sockets
-            .map_ok(move |socket| {
-                let handshake = TlsAcceptor::from(self.0.load_full()).accept(socket);
-                async {
+            .map_ok(move |Accepted { stream, place }| {
+                let handshake = TlsAcceptor::from(self.0.load_full()).accept(stream);
+                async move {
                     match timeout(HANDSHAKE_TIMEOUT, handshake).await {
-                        Ok(Ok(stream)) => return Ok(Some(stream)),
+                        Ok(Ok(stream)) => return Ok(Some(Accepted { stream, place })),
                         Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
                         Err(_elapsed) => tracing::debug!("a TLS handshake took too long"),
                     }
