@@ -219,9 +219,17 @@ impl Access {
         })
     }
 
-    /// Writes a refusal down before its answer is given, or counts it.
+    /// Writes a refusal down before its answer is given, or counts it. Whoever does not wait for the answer was refused
+    /// as well.
     pub async fn denied(&self, denial: &Denial<'_>) {
-        self.0.denials.note(denial, &self.0.accounts, &self.0.outage).await;
+        let Some(first) = self.0.denials.note(denial) else { return };
+        let inner = Arc::clone(&self.0);
+        let written = self.0.tasks.spawn("audit of a denial", async move {
+            inner.denials.append(first, &inner.accounts, &inner.outage).await;
+        });
+        if let Err(error) = written.await {
+            tracing::error!(%error, "a denial was not written down");
+        }
     }
 
     /// Writes down that something is about to be done, or credentials to be shown. Without that it may not be.

@@ -25,7 +25,8 @@ const NOBODYS_KINDS_MAX: usize = KINDS_MAX / 2;
 const APPEND_RATE: Rate = Rate { interval: Duration::from_millis(100), burst: 50 };
 /// How long a caller waits for its denial to be written down.
 const APPEND_MAX: Duration = Duration::from_secs(2);
-const USER_AGENT_CHARACTERS_MAX: usize = 200;
+/// Of a text that a caller chose.
+const CHARACTERS_MAX: usize = 200;
 /// Who is nobody.
 const NOBODY: &str = "unauthenticated";
 const OTHERS: &str = "others";
@@ -52,6 +53,13 @@ struct Kind {
     address: Option<IpAddr>,
 }
 
+/// The first denial of its kind.
+#[derive(Debug)]
+pub(super) struct First {
+    kind: Kind,
+    user_agent: Option<String>,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Denials {
     /// Calls of each kind that are not in the log yet.
@@ -65,17 +73,17 @@ impl Denials {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes the denial down, or counts it.
-    pub(super) async fn note(&self, denial: &Denial<'_>, accounts: &Accounts, outage: &Outage) {
+    /// What is to be written down at once; otherwise the denial is counted.
+    pub(super) fn note(&self, denial: &Denial<'_>) -> Option<First> {
         let kind = kind(denial);
-        if !self.is_first(&kind) {
-            return;
-        }
-        let mut event = event(&kind, 1);
-        let agent = |text: &str| text.chars().take(USER_AGENT_CHARACTERS_MAX).filter(|c| !c.is_control()).collect();
-        event.user_agent = denial.user_agent.map(agent);
+        self.is_first(&kind).then(|| First { user_agent: denial.user_agent.map(short), kind })
+    }
+
+    /// Writes it down. What cannot be written down is counted.
+    pub(super) async fn append(&self, first: First, accounts: &Accounts, outage: &Outage) {
+        let event = AuditEvent { user_agent: first.user_agent, ..event(&first.kind, 1) };
         if outage.ask(APPEND_MAX, accounts.audit_append(&[event])).await.is_err() {
-            *self.counts().entry(kind).or_default() += 1;
+            *self.counts().entry(first.kind).or_default() += 1;
         }
     }
 
@@ -120,7 +128,6 @@ impl Denials {
 
 fn kind(denial: &Denial<'_>) -> Kind {
     let path = denial.path.strip_prefix("/tenantd.v1.").unwrap_or(denial.path);
-    let short = |text: &str| text.chars().take(USER_AGENT_CHARACTERS_MAX).filter(|c| !c.is_control()).collect();
     Kind {
         principal: denial.principal.unwrap_or(NOBODY).to_owned(),
         user: denial.user,
@@ -129,6 +136,10 @@ fn kind(denial: &Denial<'_>) -> Kind {
         reason: denial.reason.to_owned(),
         address: denial.address,
     }
+}
+
+fn short(text: &str) -> String {
+    text.chars().take(CHARACTERS_MAX).filter(|c| !c.is_control()).collect()
 }
 
 fn others() -> Kind {

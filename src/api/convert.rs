@@ -239,6 +239,7 @@ fn json(value: Value) -> ProstValue {
 pub(super) fn rollout(rollout: Rollout, counts: v1::RolloutCounts) -> v1::Rollout {
     let state = match rollout.state {
         RolloutState::Running => v1::RolloutState::Running,
+        RolloutState::Stuck => v1::RolloutState::Stuck,
         RolloutState::Succeeded => v1::RolloutState::Succeeded,
         RolloutState::Partial => v1::RolloutState::Partial,
         RolloutState::Halted => v1::RolloutState::Halted,

@@ -1,7 +1,7 @@
 //! Fleet migrations as they are persisted: the files' texts, the failure budget, the outcome. Targets have a file of
 //! their own.
 
-use sea_query::{Expr, ExprTrait as _, Order, Query};
+use sea_query::{Expr, ExprTrait as _, Order, Query, SelectStatement};
 use time::OffsetDateTime;
 use tokio_postgres::Row;
 
@@ -10,7 +10,7 @@ use super::fence::{claimed, fence_holds};
 use super::targets::{self, NewTarget};
 use super::{Catalog, Txn};
 use crate::domain::migration::{MigrationFile, RolloutState, TargetState};
-use crate::domain::operation::OperationId;
+use crate::domain::operation::{OperationId, OperationState};
 use crate::domain::page::{Page, Paged};
 use crate::postgres::read::{Corrupt, Reader};
 use crate::postgres::statement;
@@ -44,8 +44,8 @@ pub struct NewRollout<'a> {
     pub targets: &'a [NewTarget],
 }
 
-const COLUMNS: [&str; 9] =
-    ["id", "directory_hash", "target_version", "failures_max", "pause", "state", "error", "created_at", "ended_at"];
+const COLUMNS: [&str; 8] =
+    ["id", "directory_hash", "target_version", "failures_max", "pause", "error", "created_at", "ended_at"];
 
 impl Catalog {
     pub async fn rollout_create_in_txn(&self, txn: &Txn, new: &NewRollout<'_>) -> Result<(), Error> {
@@ -71,7 +71,7 @@ impl Catalog {
     }
 
     pub async fn rollout_get(&self, id: OperationId) -> Result<Rollout, Error> {
-        let select = Query::select().columns(COLUMNS).from("rollouts").and_where(Expr::col("id").eq(id.0)).take();
+        let select = selection().and_where(Expr::col("id").eq(id.0)).take();
         let row = statement::row(&self.session().await?, &select).await?;
         row.as_ref().map_or_else(|| Err(Error::RolloutUnknown { id }), read)
     }
@@ -86,9 +86,7 @@ impl Catalog {
 
     /// Rollouts, newest first.
     pub async fn rollout_list(&self, page: &Page) -> Result<Paged<Rollout>, Error> {
-        let select = Query::select()
-            .columns(COLUMNS)
-            .from("rollouts")
+        let select = selection()
             .and_where_option(page.after_id()?.map(|id| Expr::col("id").lt(id)))
             .order_by("id", Order::Desc)
             .limit(page.limit())
@@ -143,6 +141,19 @@ impl Catalog {
         }
         Ok(())
     }
+}
+
+/// Rollouts; one that runs, and whose operation is stuck, is stuck.
+fn selection() -> SelectStatement {
+    let stuck = Query::select()
+        .expr(Expr::val(1_i32))
+        .from("operations")
+        .and_where(Expr::col(("operations", "id")).equals(("rollouts", "id")))
+        .and_where(Expr::col(("operations", "state")).eq(OperationState::Stuck.name()))
+        .and_where(Expr::col(("rollouts", "state")).eq(RolloutState::Running.name()))
+        .take();
+    let state = Expr::case(Expr::exists(stuck), RolloutState::Stuck.name()).finally(Expr::col(("rollouts", "state")));
+    Query::select().columns(COLUMNS).expr_as(state, "state").from("rollouts").take()
 }
 
 fn read(row: &Row) -> Result<Rollout, Error> {

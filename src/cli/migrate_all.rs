@@ -20,7 +20,8 @@ use crate::proto::v1::{
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Exit codes: 0 every tenant is at the target version, 2 some tenants failed within --max-failures,
-3 halted because more failed, 64 the migration directory or the command line is not usable.
+3 halted because more failed, 64 the migration directory or the command line is not usable; 1 the rollout is
+stuck, or could not be driven to its end.
 
 With --output jsonl there is one line for each tenant when it has ended, and the rollout as the last line.")]
 pub struct Arguments {
@@ -71,7 +72,7 @@ pub async fn run(arguments: Arguments, context: &Context) -> Result<ExitCode, Er
         _ = tokio::signal::ctrl_c() => return Err(Error::Interrupted { program: context.program.clone(), id }),
     }
     view.finish();
-    report(context.output, rollout_get(&connection, id).await?)
+    report(context, rollout_get(&connection, id).await?)
 }
 
 /// Watches until the rollout has ended, and begins again when the stream breaks.
@@ -175,14 +176,17 @@ fn failure(target: &RolloutTarget) -> String {
 }
 
 /// Prints how it ended.
-fn report(output: Output, rollout: Rollout) -> Result<ExitCode, Error> {
+fn report(context: &Context, rollout: Rollout) -> Result<ExitCode, Error> {
+    let output = context.output;
     let code = match rollout.state() {
         RolloutState::Succeeded => ExitCode::Done,
         RolloutState::Partial => ExitCode::Partial,
         RolloutState::Halted => ExitCode::Halted,
-        RolloutState::Failed | RolloutState::Running | RolloutState::Unspecified => ExitCode::Failed,
+        RolloutState::Failed | RolloutState::Stuck | RolloutState::Running | RolloutState::Unspecified => {
+            ExitCode::Failed
+        }
     };
-    let text = || report_text(&rollout);
+    let text = || report_text(&context.program, &rollout);
     if output.format() == super::Format::Jsonl {
         output.event(&Rollout { targets: Vec::new(), ..rollout })?;
     } else {
@@ -195,7 +199,7 @@ fn begun_text(program: &str, rollout_id: &str) -> String {
     format!("Rollout {rollout_id} has begun.\n\nFollow it: {program} operation watch {rollout_id}\n")
 }
 
-fn report_text(rollout: &Rollout) -> String {
+fn report_text(program: &str, rollout: &Rollout) -> String {
     let counts = rollout.counts.unwrap_or_default();
     let version = rollout.target_version;
     if rollout.state() == RolloutState::Succeeded && counts.migrated + counts.ahead + counts.skipped == 0 {
@@ -217,8 +221,11 @@ fn report_text(rollout: &Rollout) -> String {
     let table = list(&columns, rollout.targets.iter().filter(changed).map(row));
     let took = human::elapsed(rollout.create_time.as_ref(), rollout.end_time.as_ref());
     let took = if took.is_empty() { took } else { format!(" in {took}") };
-    let error =
-        if rollout.error.is_empty() { String::new() } else { format!("\n{}", human::printable(&rollout.error)) };
+    let error = match (rollout.state(), rollout.error.as_str()) {
+        (RolloutState::Stuck, _) => format!("\nWhy, and what helps: {program} operation show {}", rollout.rollout_id),
+        (_, "") => String::new(),
+        (_, error) => format!("\n{}", human::printable(error)),
+    };
     let state = human::state(rollout.state().as_str_name(), "ROLLOUT_STATE_");
     format!("{table}\n{state}{took}: version {version}, {}.{error}\n", counted(&counts))
 }
@@ -281,13 +288,30 @@ mod tests {
             ],
             ..Rollout::default()
         };
-        insta::assert_snapshot!(report_text(&rollout), @r#"
+        insta::assert_snapshot!(report_text("tenantd", &rollout), @r#"
         TENANT  STATE     FROM  TO  APPLIED  TOOK  ERROR
         acme    MIGRATED     3   4        1     -  -
         globex  FAILED       3   3        0     -  V4__x.sql: relation "y" does not exist (42P01)
 
         PARTIAL: version 4, 1 migrated, 1 failed, 1 up to date before.
         "#);
+    }
+
+    #[test]
+    fn a_stuck_rollout_says_where_to_look() {
+        let rollout = Rollout {
+            rollout_id: "0197".to_owned(),
+            state: RolloutState::Stuck.into(),
+            target_version: 4,
+            counts: Some(RolloutCounts { pending: 1, ..RolloutCounts::default() }),
+            targets: vec![target("acme", RolloutTargetState::Running, "")],
+            ..Rollout::default()
+        };
+        let text = report_text("tenantd", &rollout);
+        assert!(
+            text.ends_with("STUCK: version 4, 1 pending.\nWhy, and what helps: tenantd operation show 0197\n"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -299,6 +323,6 @@ mod tests {
             targets: vec![target("acme", RolloutTargetState::Current, "")],
             ..Rollout::default()
         };
-        assert_eq!(report_text(&rollout), "Nothing to do: the tenant is at version 4.\n");
+        assert_eq!(report_text("tenantd", &rollout), "Nothing to do: the tenant is at version 4.\n");
     }
 }

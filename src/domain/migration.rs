@@ -43,6 +43,8 @@ named! {
     /// Where a rollout stands.
     RolloutState, "rollout state", {
         Running => "RUNNING",
+        // Its operation needs help; said of one that is persisted as running.
+        Stuck => "STUCK",
         Succeeded => "SUCCEEDED",
         Partial => "PARTIAL",
         Halted => "HALTED",

@@ -103,25 +103,33 @@ impl Routes {
 
     /// `None` when there is no such tenant, or no longer.
     pub(super) async fn find(&self, catalog: &Catalog, selector: &Selector) -> Result<Option<Fresh>, Error> {
-        if let ControlFlow::Break(answer) = self.at_once(selector)? {
+        let mut probes = false;
+        if let ControlFlow::Break(answer) = self.at_once(selector, &mut probes)? {
             return Ok(answer);
         }
         // Rare, and large: not part of each call's future.
-        Box::pin(self.find_in_catalog(catalog, selector)).await
+        Box::pin(self.find_in_catalog(catalog, selector, probes)).await
     }
 
-    async fn find_in_catalog(&self, catalog: &Catalog, selector: &Selector) -> Result<Option<Fresh>, Error> {
+    async fn find_in_catalog(
+        &self,
+        catalog: &Catalog,
+        selector: &Selector,
+        mut probes: bool,
+    ) -> Result<Option<Fresh>, Error> {
         let lane = usize::try_from(self.hasher.hash_one(selector)).unwrap_or_default() % LANES;
         let _turn = self.lanes[lane].lock().await;
         loop {
             // Whoever was before us may have asked already.
-            if let ControlFlow::Break(answer) = self.at_once(selector)? {
+            if let ControlFlow::Break(answer) = self.at_once(selector, &mut probes)? {
                 return Ok(answer);
             }
             let known = matches!(self.look(selector), Look::Old(_));
             let patience = if known { PATIENCE_KNOWN } else { PATIENCE_UNKNOWN };
             let (read_at, forgets) = (Instant::now(), self.table.forgets());
-            match timeout(patience, ask(catalog, selector)).await {
+            let asked = timeout(patience, ask(catalog, selector)).await;
+            probes = false;
+            match asked {
                 Ok(Ok(Some(tenant))) => {
                     self.back();
                     // Forgotten while it was being read: the answer may be the old one.
@@ -159,14 +167,14 @@ impl Routes {
         found.collect()
     }
 
-    /// The answer, when the catalog need not or cannot be asked for it.
-    fn at_once(&self, selector: &Selector) -> Result<ControlFlow<Option<Fresh>>, Error> {
+    /// The answer, when the catalog need not or cannot be asked for it. Whoever `probes` asks one that is away.
+    fn at_once(&self, selector: &Selector, probes: &mut bool) -> Result<ControlFlow<Option<Fresh>>, Error> {
         match self.look(selector) {
             Look::Current(fresh) => Ok(ControlFlow::Break(Some(fresh))),
             Look::Absent => Ok(ControlFlow::Break(None)),
-            Look::Old(fresh) if self.away().is_some() => Ok(ControlFlow::Break(Some(fresh))),
+            Look::Old(fresh) if self.away(probes).is_some() => Ok(ControlFlow::Break(Some(fresh))),
             Look::Old(_) => Ok(ControlFlow::Continue(())),
-            Look::Unknown => match self.away() {
+            Look::Unknown => match self.away(probes) {
                 Some(cause) => Err(Error::CatalogAway { cause: cause.to_string() }),
                 None => Ok(ControlFlow::Continue(())),
             },
@@ -224,18 +232,17 @@ impl Routes {
         self.table.sweep(Instant::now());
     }
 
-    /// Why the catalog should not be asked now. Once in a while nobody is told, so that somebody asks.
-    fn away(&self) -> Option<Arc<str>> {
+    /// Why the catalog should not be asked now. Once in a while a caller becomes the one who does.
+    fn away(&self, probes: &mut bool) -> Option<Arc<str>> {
         let mut away = lock(&self.away);
+        let away = away.as_mut().filter(|_| !*probes)?;
         let now = Instant::now();
-        match away.as_mut() {
-            Some(away) if now < away.probe_at => Some(Arc::clone(&away.cause)),
-            Some(away) => {
-                away.probe_at = now + PROBE_INTERVAL;
-                None
-            }
-            None => None,
+        if now < away.probe_at {
+            return Some(Arc::clone(&away.cause));
         }
+        away.probe_at = now + PROBE_INTERVAL;
+        *probes = true;
+        None
     }
 
     pub(super) fn away_since(&self, cause: &str) {

@@ -187,6 +187,37 @@ async fn tenants_keep_working_while_the_shared_database_is_away() {
 }
 
 #[tokio::test]
+async fn a_catalog_that_cannot_be_followed_is_asked_again_once_it_answers() {
+    let rooms = Rooms::new(Spec::default().setting("[router]", "route_age_max", "\"200ms\"")).await;
+    let (acme, _beta) = (rooms.tenant("acme").await, rooms.tenant("beta").await);
+    // Nobody can read all tenants any more, and each other one can be asked for.
+    rooms.fleet.expect_log("the shared database cannot be followed");
+    let mut judge = rooms.fleet.judge(&rooms.fleet.naming.shared_database().to_string()).await;
+    let damage = "ALTER TABLE tenants DROP CONSTRAINT tenants_state_check;
+        UPDATE catalog_meta SET revision = revision + 1;
+        UPDATE tenants SET state = 'LOST', revision = (SELECT revision FROM catalog_meta) WHERE code = 'beta'";
+    judge.batch_execute(damage).await.unwrap();
+    judge
+        .execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'", &[])
+        .await
+        .unwrap();
+    until("it cannot be followed", async || {
+        rooms.fleet.has_logged("the shared database cannot be followed").then_some(())
+    })
+    .await;
+    let held = judge.transaction().await.unwrap();
+    held.batch_execute("LOCK TABLE tenants; UPDATE tenants SET tier = 'premium' WHERE code = 'acme'").await.unwrap();
+    until("it gives no answer", async || locate(&rooms.router, "acme").await.unwrap().stale).await;
+    held.commit().await.unwrap();
+    until("it is asked again", async || {
+        let route = locate(&rooms.router, "acme").await.unwrap().route;
+        (route.tenant == acme.id && route.tier == "premium").then_some(())
+    })
+    .await;
+    rooms.finish().await;
+}
+
+#[tokio::test]
 async fn what_was_changed_while_the_catalog_was_away_is_read_when_it_is_back() {
     let rooms = Rooms::new(nothing_by_time()).await;
     rooms.fleet.allow_log("the shared database cannot be followed");

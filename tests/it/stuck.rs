@@ -2,11 +2,12 @@
 //! person does about an operation that is stuck. The tenants' server is a cluster of the test's own, and the daemon's
 //! databases are on the common one. Daemons that are restarted in the middle of a step belong here too.
 
+use futures_util::StreamExt as _;
 use tenantd::config::write_private;
 use tenantd::domain::tenant::database_under_construction;
 use tenantd::proto::v1::{
     AbandonOperationRequest, CreateRolloutRequest, Operation, OperationState, OperationStepState,
-    RetryOperationRequest, Rollout, RolloutState, TenantState,
+    RetryOperationRequest, Rollout, RolloutState, TenantState, WatchRolloutRequest,
 };
 use tonic::{Code, Status};
 use uuid::Uuid;
@@ -367,6 +368,10 @@ async fn a_rollout_that_cannot_open_a_tenant_is_stuck_and_opens_it_when_it_is_to
     apart.fleet.expect_log("the step cannot be undone; the operation is stuck");
     let operation = apart.client().operation(&rollout.rollout_id).await;
     let stuck = apart.becomes(&operation, OperationState::Stuck).await;
+    let request = WatchRolloutRequest { rollout_id: rollout.rollout_id.clone() };
+    let watched = apart.client().migrations().watch_rollout(request).await.unwrap().into_inner();
+    let seen: Vec<_> = watched.map(|update| update.unwrap().rollout.unwrap().state()).collect().await;
+    assert_eq!(seen.last(), Some(&RolloutState::Stuck), "whoever watches it is told, and waits no longer");
     assert_eq!(apart.on_the_catalog("acme").await, "PAUSED");
     let busy = apart.client().tenant_suspend(Uuid::new_v4(), "acme", "x").await.unwrap_err();
     assert_eq!(reason(&busy), "OPERATION_CONFLICT");

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
-use tenantd::access::{Access, Credentials, Error};
+use tenantd::access::{Access, Credentials, Denial, Error};
 use tenantd::accounts::{Accounts, Change, NewApiKey};
 use tenantd::catalog::TenantRef;
 use tenantd::config::{AccessConfig, Limits, Live};
@@ -199,6 +199,29 @@ async fn another_daemons_revocation_is_heard() {
     .await;
     rooms.finish().await;
     accounts.close();
+}
+
+#[tokio::test]
+async fn who_is_denied_and_hangs_up_is_in_the_audit_log() {
+    let (rooms, _accounts, access) = rooms().await;
+    let denial = Denial {
+        principal: Some("api-key:curious"),
+        user: None,
+        path: "/tenantd.v1.TenantService/GetTenant",
+        reason: "PERMISSION_DENIED",
+        address: None,
+        user_agent: Some("test"),
+    };
+    {
+        let mut call = Box::pin(access.denied(&denial));
+        assert!(futures_util::poll!(&mut call).is_pending());
+    }
+    let judge = rooms.fleet.judge(&rooms.config.naming.auth_database().to_string()).await;
+    let sql = "SELECT action, user_agent, details ->> 'calls' FROM audit_log WHERE principal = 'api-key:curious'";
+    let row = until("it is in the log", async || judge.query_opt(sql, &[]).await.unwrap()).await;
+    let (action, agent, calls): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+    assert_eq!((action.as_str(), agent.as_str(), calls.as_str()), ("TenantService/GetTenant", "test", "1"));
+    rooms.finish().await;
 }
 
 #[tokio::test]
