@@ -25,7 +25,7 @@ pub enum Command {
 pub struct Evict {
     /// A tenant's id or code.
     tenant: String,
-    /// Kept in the daemon's log.
+    /// Kept in the audit log and the daemon's log.
     #[arg(long, value_name = "TEXT")]
     reason: String,
     #[command(flatten)]
