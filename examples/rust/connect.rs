@@ -95,7 +95,7 @@ impl Tenants {
     }
 
     /// (a) Drops the connections of every tenant that has changed, for as long as the application runs: its epoch has
-    /// grown (a migration, a restore, new credentials), it is not active any more, or it is gone.
+    /// grown (a migration, a restore), it is not active any more, or it is gone.
     pub async fn follow(self) {
         let mut since = None;
         loop {

@@ -12,7 +12,7 @@ use super::{Catalog, Txn};
 use crate::domain::lifecycle::{TenantState, Transition};
 use crate::domain::operation::OperationId;
 use crate::domain::route::Gate;
-use crate::domain::tenant::{DatabaseName, TenantId};
+use crate::domain::tenant::TenantId;
 use crate::postgres::{self, statement};
 
 /// A tenant's schema, as the catalog keeps it.
@@ -156,17 +156,7 @@ impl Catalog {
         change(txn, id, |update| epoch_next(update).value("generation", generation)).await
     }
 
-    /// Notes the database's new name. The epoch grows.
-    pub async fn tenant_database_set_in_txn(
-        &self,
-        txn: &Txn,
-        id: TenantId,
-        database: &DatabaseName,
-    ) -> Result<Tenant, Error> {
-        change(txn, id, |update| epoch_next(update).value("database", database.as_str())).await
-    }
-
-    /// Has every connection to the tenant dropped, as after a rotation of its credentials.
+    /// Has every connection to the tenant dropped.
     pub async fn tenant_epoch_bump_in_txn(&self, txn: &Txn, id: TenantId) -> Result<Tenant, Error> {
         change(txn, id, epoch_next).await
     }
