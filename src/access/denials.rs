@@ -3,7 +3,7 @@
 //! none of its calls is left out of the count. Nor can whoever has no key at all hide with one what callers are denied
 //! who have one: nobody's denials have a part of their own.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -25,6 +25,8 @@ const NOBODYS_KINDS_MAX: usize = KINDS_MAX / 2;
 const APPEND_RATE: Rate = Rate { interval: Duration::from_millis(100), burst: 50 };
 /// How long a caller waits for its denial to be written down.
 const APPEND_MAX: Duration = Duration::from_secs(2);
+/// Tenants that a row names.
+const TENANTS_MAX: usize = 16;
 /// Of a text that a caller chose.
 const CHARACTERS_MAX: usize = 200;
 /// Who is nobody.
@@ -32,7 +34,7 @@ const NOBODY: &str = "unauthenticated";
 const OTHERS: &str = "others";
 
 /// A call that was refused.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Denial<'a> {
     /// `None`: nobody who is known.
     pub principal: Option<&'a str>,
@@ -40,6 +42,8 @@ pub struct Denial<'a> {
     /// As `/tenantd.v1.TenantService/GetTenant`.
     pub path: &'a str,
     pub reason: &'a str,
+    /// Whose tenant the caller may not reach, as the caller named it.
+    pub tenant: Option<String>,
     pub address: Option<IpAddr>,
     pub user_agent: Option<&'a str>,
 }
@@ -57,41 +61,61 @@ struct Kind {
 #[derive(Debug)]
 pub(super) struct First {
     kind: Kind,
+    calls: Calls,
     user_agent: Option<String>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Calls {
+    count: u64,
+    /// Some of those that were named.
+    tenants: BTreeSet<String>,
+}
+
+impl Calls {
+    fn add(&mut self, other: Self) {
+        self.count += other.count;
+        for tenant in other.tenants {
+            if self.tenants.len() < TENANTS_MAX {
+                self.tenants.insert(tenant);
+            }
+        }
+    }
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Denials {
     /// Calls of each kind that are not in the log yet.
-    counts: Mutex<HashMap<Kind, u64>>,
+    counts: Mutex<HashMap<Kind, Calls>>,
     appends: Bucket,
     nobodys_appends: Bucket,
 }
 
 impl Denials {
-    fn counts(&self) -> MutexGuard<'_, HashMap<Kind, u64>> {
+    fn counts(&self) -> MutexGuard<'_, HashMap<Kind, Calls>> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is to be written down at once; otherwise the denial is counted.
     pub(super) fn note(&self, denial: &Denial<'_>) -> Option<First> {
-        let kind = kind(denial);
-        self.is_first(&kind).then(|| First { user_agent: denial.user_agent.map(short), kind })
+        let (kind, tenants) = (kind(denial), denial.tenant.as_deref().map(short).into_iter().collect());
+        let calls = Calls { count: 1, tenants };
+        self.is_first(&kind, &calls).then(|| First { user_agent: denial.user_agent.map(short), kind, calls })
     }
 
     /// Writes it down. What cannot be written down is counted.
     pub(super) async fn append(&self, first: First, accounts: &Accounts, outage: &Outage) {
-        let event = AuditEvent { user_agent: first.user_agent, ..event(&first.kind, 1) };
+        let event = AuditEvent { user_agent: first.user_agent, ..event(&first.kind, &first.calls) };
         if outage.ask(APPEND_MAX, accounts.audit_append(&[event])).await.is_err() {
-            *self.counts().entry(first.kind).or_default() += 1;
+            self.counts().entry(first.kind).or_default().add(first.calls);
         }
     }
 
     /// Whether the kind is new and may be appended at once; otherwise it is counted.
-    fn is_first(&self, kind: &Kind) -> bool {
+    fn is_first(&self, kind: &Kind, calls: &Calls) -> bool {
         let mut counts = self.counts();
-        if let Some(count) = counts.get_mut(kind) {
-            *count += 1;
+        if let Some(counted) = counts.get_mut(kind) {
+            counted.add(calls.clone());
             return false;
         }
         let is_nobodys = |kind: &Kind| kind.principal == NOBODY;
@@ -99,29 +123,29 @@ impl Denials {
         if counts.len() >= KINDS_MAX
             || (is_one && counts.keys().filter(|kind| is_nobodys(kind)).count() >= NOBODYS_KINDS_MAX)
         {
-            *counts.entry(others()).or_default() += 1;
+            counts.entry(others()).or_default().add(calls.clone());
             return false;
         }
         let appends = if is_one { &self.nobodys_appends } else { &self.appends };
         let is_now = appends.take(APPEND_RATE).is_ok();
-        counts.insert(kind.clone(), u64::from(!is_now));
+        counts.insert(kind.clone(), if is_now { Calls::default() } else { calls.clone() });
         is_now
     }
 
     /// Appends what was counted. What cannot be appended is counted on.
     pub(super) async fn flush(&self, accounts: &Accounts) {
-        let counted: Vec<(Kind, u64)> = self.counts().drain().filter(|(_, count)| *count > 0).collect();
+        let counted: Vec<(Kind, Calls)> = self.counts().drain().filter(|(_, calls)| calls.count > 0).collect();
         if counted.is_empty() {
             return;
         }
-        let events: Vec<AuditEvent> = counted.iter().map(|(kind, count)| event(kind, *count)).collect();
+        let events: Vec<AuditEvent> = counted.iter().map(|(kind, calls)| event(kind, calls)).collect();
         let Err(error) = accounts.audit_append(&events).await else { return };
-        let calls: u64 = counted.iter().map(|(_, count)| count).sum();
+        let calls: u64 = counted.iter().map(|(_, calls)| calls.count).sum();
         tracing::warn!(%error, calls, "denials could not be written to the audit log yet");
         let mut counts = self.counts();
-        for (kind, count) in counted {
+        for (kind, calls) in counted {
             let place = if counts.len() < KINDS_MAX { kind } else { others() };
-            *counts.entry(place).or_default() += count;
+            counts.entry(place).or_default().add(calls);
         }
     }
 }
@@ -146,7 +170,7 @@ fn others() -> Kind {
     Kind { principal: OTHERS.to_owned(), user: None, action: OTHERS.to_owned(), reason: String::new(), address: None }
 }
 
-fn event(kind: &Kind, calls: u64) -> AuditEvent {
+fn event(kind: &Kind, calls: &Calls) -> AuditEvent {
     AuditEvent {
         occurred_at: OffsetDateTime::now_utc(),
         principal: kind.principal.clone(),
@@ -159,7 +183,7 @@ fn event(kind: &Kind, calls: u64) -> AuditEvent {
         request_id: None,
         address: kind.address,
         user_agent: None,
-        details: json!({ "reason": kind.reason, "calls": calls }),
+        details: json!({ "reason": kind.reason, "calls": calls.count, "tenants": calls.tenants }),
     }
 }
 
@@ -173,6 +197,7 @@ mod tests {
             user: None,
             path: "/tenantd.v1.TenantService/GetTenant",
             reason: "PERMISSION_DENIED",
+            tenant: Some("acme".to_owned()),
             address: None,
             user_agent: None,
         }
@@ -183,19 +208,23 @@ mod tests {
         let denials = Denials::default();
         let one = kind(&denial("api-key:ci"));
         assert_eq!(one.action, "TenantService/GetTenant");
-        assert!(denials.is_first(&one));
-        assert!(!denials.is_first(&one) && !denials.is_first(&one));
-        assert_eq!(denials.counts()[&one], 2);
+        assert!(denials.note(&denial("api-key:ci")).is_some());
+        for number in 0..100 {
+            let again = Denial { tenant: Some(format!("t{number}")), ..denial("api-key:ci") };
+            assert!(denials.note(&again).is_none());
+        }
+        let counts = denials.counts();
+        assert_eq!((counts[&one].count, counts[&one].tenants.len()), (100, TENANTS_MAX));
     }
 
     #[test]
     fn a_flood_is_bounded_and_counted_whole() {
         let denials = Denials::default();
         let names: Vec<String> = (0..1_000).map(|number| format!("p{number}")).collect();
-        let written = names.iter().filter(|name| denials.is_first(&kind(&denial(name)))).count() as u64;
+        let written = names.iter().filter(|name| denials.note(&denial(name)).is_some()).count() as u64;
         assert!(written < 100);
         assert!(denials.counts().len() <= KINDS_MAX + 1);
-        assert_eq!(written + denials.counts().values().sum::<u64>(), 1_000);
+        assert_eq!(written + denials.counts().values().map(|calls| calls.count).sum::<u64>(), 1_000);
     }
 
     #[test]
@@ -203,11 +232,11 @@ mod tests {
         let denials = Denials::default();
         let nobodys = |number: u32| Denial { principal: None, address: Some(IpAddr::V4(number.into())), ..denial("") };
         for number in 0..10_000 {
-            denials.is_first(&kind(&nobodys(number)));
+            drop(denials.note(&nobodys(number)));
         }
-        let caller = kind(&denial("api-key:stolen"));
-        assert!(denials.is_first(&caller), "it is written at once");
-        assert!(!denials.is_first(&caller));
-        assert_eq!(denials.counts()[&caller], 1);
+        let caller = denial("api-key:stolen");
+        assert!(denials.note(&caller).is_some(), "it is written at once");
+        assert!(denials.note(&caller).is_none());
+        assert_eq!(denials.counts()[&kind(&caller)].count, 1);
     }
 }

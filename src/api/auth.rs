@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::Instrument as _;
 
-use super::called::calling;
+use super::called::{calling, tenant_refused};
 use super::cut::{Bounded, Cut, Cuts};
 use super::peer::Peer;
 use super::{HEALTH_BYTES_MAX, REQUEST_BYTES_MAX, message, status};
@@ -251,6 +251,7 @@ impl Guard {
             user: principal.and_then(|principal| principal.user),
             path: origin.path.path(),
             reason,
+            tenant: tenant_refused(),
             address: origin.peer.address,
             user_agent: origin.user_agent.as_ref().and_then(|agent| agent.to_str().ok()),
         };

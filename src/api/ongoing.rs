@@ -181,6 +181,7 @@ impl Ongoing {
             user: principal.user,
             path: inner.path,
             reason,
+            tenant: None,
             address: inner.peer.address,
             user_agent: inner.user_agent.as_ref().and_then(|agent| agent.to_str().ok()),
         };

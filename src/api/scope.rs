@@ -1,8 +1,10 @@
 //! Which tenants a caller may see. The router guards its own calls; these guard the others.
 
+use std::fmt::Display;
+
 use tonic::Status;
 
-use super::{Service, convert, status};
+use super::{Service, called, convert, status};
 use crate::catalog::{Error, Tenant, TenantRef};
 use crate::domain::principal::{Principal, Scope};
 use crate::domain::tenant::TenantCode;
@@ -16,7 +18,7 @@ impl Service {
         }
         match self.api.catalog.tenant_get(&wanted).await {
             Ok(found) => reach(principal, &found.code).map(|()| found),
-            Err(Error::TenantUnknown { .. }) if principal.scope != Scope::All => Err(status::out_of_scope()),
+            Err(Error::TenantUnknown { .. }) if principal.scope != Scope::All => Err(out_of_scope(&wanted)),
             Err(error) => Err(error.into()),
         }
     }
@@ -24,7 +26,12 @@ impl Service {
 
 /// Refuses a tenant that is not in the caller's scope.
 pub(super) fn reach(principal: &Principal, code: &TenantCode) -> Result<(), Status> {
-    if principal.reaches(code) { Ok(()) } else { Err(status::out_of_scope()) }
+    if principal.reaches(code) { Ok(()) } else { Err(out_of_scope(code)) }
+}
+
+fn out_of_scope(tenant: &dyn Display) -> Status {
+    called::refused_for(tenant);
+    status::out_of_scope()
 }
 
 /// Refuses a caller whose scope is not the whole fleet.

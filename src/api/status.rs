@@ -19,7 +19,7 @@ use tonic_types::QuotaViolation;
 
 use self::refusal::Refusal;
 
-use super::called::method;
+use super::called::{method, refused_for};
 use crate::domain::host::HostError;
 use crate::domain::lifecycle::{IllegalTransition, TenantState};
 use crate::domain::route::SelectError;
@@ -252,7 +252,10 @@ impl From<router::Error> for Status {
         match &error {
             E::Select(select) => select.clone().into(),
             E::TenantUnknown { tenant } => not_found(Reason::TenantNotFound, "tenant", tenant, &error),
-            E::NotPermitted => denied(&error),
+            E::NotPermitted { tenant } => {
+                refused_for(tenant);
+                denied(&error)
+            }
             E::State { state: found, allowed, .. } => state(&error, *found, allowed),
             E::Closed { operation, .. } => Refusal::new(Code::FailedPrecondition, Reason::TenantState, &error)
                 .meta_if("operation_id", *operation)

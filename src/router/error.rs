@@ -21,7 +21,10 @@ pub enum Error {
     #[error("there is no tenant {tenant}")]
     TenantUnknown { tenant: String },
     #[error("the tenant is not in this caller's scope, or does not exist")]
-    NotPermitted,
+    NotPermitted {
+        /// As the caller named it, and not to be told.
+        tenant: String,
+    },
     #[error("the tenant {tenant} is {state}{}; it can be reached when it is {}", because(.reason.as_deref()), names(.allowed))]
     State { tenant: TenantCode, state: TenantState, reason: Option<String>, allowed: Vec<TenantState> },
     #[error("the tenant {tenant} is paused by an operation for a moment; try again")]

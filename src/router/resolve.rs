@@ -42,7 +42,7 @@ impl Router {
         if let Selector::Code(code) = &selector
             && !principal.reaches(code)
         {
-            return Err(Error::NotPermitted);
+            return Err(Error::NotPermitted { tenant: code.to_string() });
         }
         let found = match &selector {
             Selector::Host(host) if self.0.shared.limits().own_hosts.contains(host) => None,
@@ -51,14 +51,14 @@ impl Router {
         match found {
             Some(fresh) => admit(fresh, principal),
             None if principal.scope == Scope::All => Err(Error::TenantUnknown { tenant: selector.to_string() }),
-            None => Err(Error::NotPermitted),
+            None => Err(Error::NotPermitted { tenant: selector.to_string() }),
         }
     }
 }
 
 fn admit(fresh: Fresh, principal: &Principal) -> Result<Fresh, Error> {
     if !principal.reaches(&fresh.route.code) {
-        return Err(Error::NotPermitted);
+        return Err(Error::NotPermitted { tenant: fresh.route.code.to_string() });
     }
     gate::check(&fresh.route)?;
     Ok(fresh)

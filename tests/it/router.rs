@@ -393,7 +393,7 @@ async fn who_may_not_reach_a_tenant_cannot_tell_whether_it_exists() {
     for selector in [Selector::Id(acme.id), Selector::code("acme").unwrap(), host] {
         assert_eq!(resolve(Some(selector.clone()), &all).await.unwrap().tenant, acme.id);
         assert_eq!(resolve(Some(selector.clone()), &own).await.unwrap().code, acme.code);
-        assert!(matches!(resolve(Some(selector), &other).await, Err(Error::NotPermitted)));
+        assert!(matches!(resolve(Some(selector), &other).await, Err(Error::NotPermitted { .. })));
     }
     assert_eq!(resolve(None, &own).await.unwrap().tenant, acme.id);
     let nobody = [
@@ -403,7 +403,7 @@ async fn who_may_not_reach_a_tenant_cannot_tell_whether_it_exists() {
     ];
     for selector in nobody {
         assert!(matches!(resolve(Some(selector.clone()), &all).await, Err(Error::TenantUnknown { .. })));
-        assert!(matches!(resolve(Some(selector), &own).await, Err(Error::NotPermitted)));
+        assert!(matches!(resolve(Some(selector), &own).await, Err(Error::NotPermitted { .. })));
     }
     rooms.finish().await;
 }

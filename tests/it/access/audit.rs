@@ -63,7 +63,9 @@ async fn refusals_are_written_down_once_and_counted_whole() {
     };
     // A tenant of somebody else's, a method for others, a key that nobody has.
     assert_eq!(narrow.tenant_get("acme").await.unwrap_err().code(), Code::PermissionDenied);
-    assert_eq!(count("principal = 'api-key:narrow' AND action = 'TenantService/GetTenant'").await, (1, 1));
+    let named =
+        "principal = 'api-key:narrow' AND action = 'TenantService/GetTenant' AND details -> 'tenants' = '[\"acme\"]'";
+    assert_eq!(count(named).await, (1, 1));
     assert_eq!(narrow.execute("bolt", "SELECT 1").await.unwrap_err().code(), Code::PermissionDenied);
     assert_eq!(count("action = 'QueryService/Execute' AND details ->> 'reason' LIKE '%permission'").await, (1, 1));
     for _ in 0..30 {

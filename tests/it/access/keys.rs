@@ -209,6 +209,7 @@ async fn who_is_denied_and_hangs_up_is_in_the_audit_log() {
         user: None,
         path: "/tenantd.v1.TenantService/GetTenant",
         reason: "PERMISSION_DENIED",
+        tenant: Some("acme".to_owned()),
         address: None,
         user_agent: Some("test"),
     };
