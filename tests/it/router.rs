@@ -10,8 +10,9 @@ mod overview;
 mod pressure;
 mod refusals;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tenantd::domain::operation::OperationId;
@@ -25,7 +26,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::harness::{Fleet, Machine, PATIENCE, Spec, until};
-use crate::tenants::{Made, Rooms, try_sessions};
+use crate::tenants::{Made, Rooms};
 
 fn principal(scope: Scope) -> Principal {
     Principal::new("test", [].into(), scope)
@@ -76,12 +77,40 @@ async fn a_thousand_first_requests_make_one_pool() {
     Arc::into_inner(rooms).unwrap().finish().await;
 }
 
-/// Counts the tenants' sessions again and again, as a superuser, and keeps the largest number. While the server is away
-/// there are none, and the first moment afterwards counts.
+/// Looks at the tenants' sessions again and again, as a superuser. While the server is away there are none, and the first
+/// moment afterwards counts.
 pub struct Watch {
-    most: Arc<AtomicI64>,
     over: Arc<AtomicBool>,
-    task: tokio::task::JoinHandle<()>,
+    task: tokio::task::JoinHandle<Seen>,
+}
+
+/// What was there at some moment.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// The most sessions.
+    pub most: i64,
+    /// The most in each database.
+    pub most_in: BTreeMap<String, i64>,
+    /// The most that were idle in a transaction.
+    pub in_transaction: i64,
+    /// The most that were so for longer than it takes until a caller's next word.
+    pub left_open: i64,
+}
+
+impl Seen {
+    fn note(&mut self, sessions: &[tokio_postgres::Row]) {
+        let [mut all, mut in_transaction, mut left_open] = [0; 3];
+        for row in sessions {
+            let most = self.most_in.entry(row.get(0)).or_default();
+            *most = (*most).max(row.get(1));
+            all += row.get::<_, i64>(1);
+            in_transaction += row.get::<_, i64>(2);
+            left_open += row.get::<_, i64>(3);
+        }
+        self.most = self.most.max(all);
+        self.in_transaction = self.in_transaction.max(in_transaction);
+        self.left_open = self.left_open.max(left_open);
+    }
 }
 
 impl Watch {
@@ -90,30 +119,75 @@ impl Watch {
     }
 
     pub async fn of(fleet: &Fleet) -> Self {
+        Self::every(fleet, Duration::from_millis(5)).await
+    }
+
+    pub async fn every(fleet: &Fleet, interval: Duration) -> Self {
         let (machine, judge) = (fleet.machine, fleet.judge("postgres").await);
-        let (most, over) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicBool::new(false)));
-        let (count, end, prefix) = (Arc::clone(&most), Arc::clone(&over), fleet.naming.prefix().to_owned());
+        let over = Arc::new(AtomicBool::new(false));
+        let (end, prefix) = (Arc::clone(&over), fleet.naming.prefix().to_owned());
+        let sql = "SELECT coalesce(datname::text, ''), count(*), count(*) FILTER (WHERE is_open), \
+                   count(*) FILTER (WHERE is_open AND state_change < clock_timestamp() - interval '5 s') \
+                   FROM (SELECT *, starts_with(state, 'idle in transaction') AS is_open FROM pg_stat_activity) AS a \
+                   WHERE starts_with(application_name, $1 || '_') GROUP BY 1";
         let task = tokio::spawn(async move {
-            let mut judge = Some(judge);
-            while !end.load(Ordering::Relaxed) {
+            let (mut judge, mut seen) = (Some(judge), Seen::default());
+            loop {
+                let is_last = end.load(Ordering::Relaxed);
                 judge = match judge {
-                    Some(judge) => try_sessions(&judge, &prefix).await.ok().map(|seen| {
-                        count.fetch_max(seen, Ordering::Relaxed);
+                    Some(judge) => judge.query(sql, &[&prefix]).await.ok().map(|sessions| {
+                        seen.note(&sessions);
                         judge
                     }),
                     None => machine.try_judge("postgres").await.ok(),
                 };
-                tokio::time::sleep(Duration::from_millis(5)).await;
+                if is_last {
+                    return seen;
+                }
+                tokio::time::sleep(interval).await;
             }
         });
-        Self { most, over, task }
+        Self { over, task }
     }
 
+    /// The most sessions at once.
     pub async fn end(self) -> i64 {
-        self.over.store(true, Ordering::Relaxed);
-        self.task.await.unwrap();
-        self.most.load(Ordering::Relaxed)
+        self.seen().await.most
     }
+
+    pub async fn seen(self) -> Seen {
+        self.over.store(true, Ordering::Relaxed);
+        self.task.await.unwrap()
+    }
+}
+
+/// Awaits that no session of a tenant has a statement or a transaction.
+pub async fn nothing_is_left_open(fleet: &Fleet) {
+    let judge = fleet.judge("postgres").await;
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE starts_with(application_name, $1 || '_') \
+               AND state <> 'idle'";
+    let prefix = fleet.naming.prefix();
+    until("nothing runs, and nothing is left in a transaction", async || {
+        let count: i64 = judge.query_one(sql, &[&prefix]).await.unwrap().get(0);
+        (count == 0).then_some(())
+    })
+    .await;
+}
+
+/// Every connection of these tenants is closed, and then the budget has exactly so many places for tenants.
+pub async fn all_places_come_back(rooms: &Rooms, tenants: &[Made], places: usize) {
+    for tenant in tenants {
+        rooms.router.pool_evict(tenant.id);
+    }
+    rooms.sessions_become(0).await;
+    let budget = rooms.server.budget();
+    let mut permits = Vec::new();
+    for number in 1..=places {
+        let permit = budget.acquire(Lane::Tenant, Instant::now() + PATIENCE).await;
+        permits.push(permit.unwrap_or_else(|error| panic!("the place {number} of {places} is not free: {error}")));
+    }
+    let one_more = budget.acquire(Lane::Tenant, Instant::now() + Duration::from_millis(50)).await;
+    assert!(one_more.is_err(), "tenants have more than {places} places");
 }
 
 /// Six places for tenants.
@@ -584,21 +658,13 @@ async fn a_storm_of_deadlines_leaves_nothing_running() {
     while let Some(done) = calls.join_next().await {
         done.unwrap();
     }
-    let judge = rooms.fleet.judge("postgres").await;
-    let busy =
-        "SELECT count(*) FROM pg_stat_activity WHERE starts_with(application_name, $1 || '_') AND state <> 'idle'";
-    let prefix = rooms.config.naming.prefix();
-    until("no statement and no transaction is left", async || {
-        let count: i64 = judge.query_one(busy, &[&prefix]).await.unwrap().get(0);
-        (count == 0).then_some(())
-    })
-    .await;
+    nothing_is_left_open(&rooms.fleet).await;
     assert!(watch.end().await <= 6);
     for tenant in &tenants {
         let lease = rooms.lease(tenant).await.unwrap();
         assert_eq!(one(&lease).await, 1);
         lease.release(Residue::Nothing);
     }
-    until("the budget is free but for what idles", async || (rooms.server.budget().in_use() <= 12).then_some(())).await;
+    all_places_come_back(&rooms, &tenants, 6).await;
     Arc::into_inner(rooms).unwrap().finish().await;
 }
