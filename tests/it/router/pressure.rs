@@ -5,16 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use tenantd::proto::v1::{ExecuteRequest, ListPoolsRequest};
 use tenantd::router::{Error, Lease, Residue};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+use tonic::{Code, Request};
 
-use super::{Watch, one, refusal_at_once, small_budget};
-use crate::harness::{Machine, PATIENCE, Proxy, Spec, machine, until};
-use crate::tenants::{Made, Rooms};
+use super::{Watch, nothing_is_left_open, one, refusal_at_once, small_budget};
+use crate::harness::{Client, Fleet, Machine, Proxy, Spec, machine, reason, until};
+use crate::tenants::Rooms;
 
 async fn backend(lease: &Lease) -> i32 {
     lease.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0)
@@ -74,44 +75,80 @@ async fn a_frequent_tenant_keeps_its_connection_while_others_pass_through() {
     rooms.finish().await;
 }
 
+/// A thousand callers of one tenant's slow statements, over gRPC, who come again whatever they have heard.
+struct Noise {
+    callers: JoinSet<()>,
+    answered: Arc<AtomicUsize>,
+}
+
+impl Noise {
+    fn start(client: &Client) -> Self {
+        let (mut callers, answered) = (JoinSet::new(), Arc::<AtomicUsize>::default());
+        let clients: Vec<Client> = (0..10).map(|_| client.moved(client.address())).collect();
+        for number in 0..1_000 {
+            let (client, answered) = (clients[number % clients.len()].clone(), Arc::clone(&answered));
+            callers.spawn(async move {
+                loop {
+                    let (tenant, sql) = ("noisy".to_owned(), "SELECT pg_sleep(0.2)".to_owned());
+                    let mut request = Request::new(ExecuteRequest { tenant, sql, ..ExecuteRequest::default() });
+                    request.set_timeout(Duration::from_secs(10 + number as u64 % 20));
+                    match client.query().execute(request).await.map_err(|refusal| (refusal.code(), refusal)) {
+                        Ok(_) => drop(answered.fetch_add(1, Ordering::SeqCst)),
+                        Err((Code::ResourceExhausted, refusal)) => {
+                            assert_eq!(reason(&refusal), "CONNECTION_UNAVAILABLE", "{refusal:?}");
+                        }
+                        Err((Code::DeadlineExceeded, _late)) => {}
+                        // tonic's own clock was first.
+                        Err((Code::Cancelled, refusal)) => assert_eq!(refusal.message(), "Timeout expired"),
+                        Err((_, refusal)) => panic!("{refusal:?}"),
+                    }
+                }
+            });
+        }
+        Self { callers, answered }
+    }
+
+    fn answered(&self) -> usize {
+        self.answered.load(Ordering::SeqCst)
+    }
+
+    /// None of them has ended, as they do when they hear what they may not.
+    async fn end(mut self) {
+        assert!(self.callers.try_join_next().is_none_or(|ended| panic!("{ended:?}")));
+        self.callers.shutdown().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_slow_callers_do_not_starve_a_quiet_tenant() {
-    let rooms = Arc::new(Rooms::new(small_budget().setting("[router]", "acquire_timeout", "\"2m\"")).await);
-    let (noisy, quiet) = (rooms.tenant("noisy").await, rooms.tenant("quiet").await);
-    let watch = Watch::start(&rooms).await;
-    // Each keeps its connection until it is its turn to give it back.
-    let turns = Arc::new(Semaphore::new(0));
-    let mut callers = JoinSet::new();
-    for _ in 0..1_000 {
-        let (rooms, noisy, turns) = (Arc::clone(&rooms), noisy.clone(), Arc::clone(&turns));
-        callers.spawn(async move {
-            while let Ok(lease) = rooms.router.acquire(noisy.id, Instant::now() + PATIENCE).await {
-                one(&lease).await;
-                turns.acquire().await.unwrap().forget();
-                lease.release(Residue::Nothing);
-            }
-        });
+async fn a_thousand_callers_of_slow_statements_do_not_starve_a_quiet_tenant() {
+    let fleet = Fleet::new(small_budget().setting("[router]", "acquire_timeout", "\"25s\"")).await;
+    let daemon = fleet.start().await;
+    for code in ["noisy", "quiet"] {
+        daemon.client.tenant(code).await;
     }
-    let waiting = |tenant: &Made| rooms.router.pool(tenant.id).map_or(0, |pool| pool.waiting);
-    until("the noisy tenant has every place, and all others of it wait", async || {
-        let leased = rooms.router.pool(noisy.id).map_or(0, |pool| pool.leased);
-        (leased == 6 && waiting(&noisy) == 994).then_some(())
-    })
-    .await;
+    let pool = async || {
+        let pools = daemon.client.router().list_pools(ListPoolsRequest::default()).await.unwrap().into_inner().pools;
+        pools.into_iter().find(|pool| pool.tenant_code == "noisy")
+    };
+    let watch = Watch::of(&fleet).await;
+    let noise = Noise::start(&daemon.client);
     for _ in 0..5 {
-        let call = tokio::spawn({
-            let (rooms, quiet) = (Arc::clone(&rooms), quiet.clone());
-            async move { rooms.call(&quiet).await.unwrap() }
-        });
-        until("it waits", async || (waiting(&quiet) == 1 || call.is_finished()).then_some(())).await;
-        // Counted in the noisy tenant's turns, and not in seconds: no queue of a thousand is waited for.
-        turns.add_permits(60);
-        assert_eq!(call.await.unwrap(), quiet.database);
-        until("the turns are over", async || (turns.available_permits() == 0).then_some(())).await;
+        let is_crowded = async || pool().await.filter(|pool| pool.waiting > 800).map(drop);
+        until("most of the noisy tenant's callers wait", is_crowded).await;
+        let before = noise.answered();
+        let database = daemon.client.sql("quiet", "SELECT current_database()").await;
+        assert_eq!(database, format!("{}_quiet", fleet.naming.prefix()));
+        // In the noisy tenant's turns, and not in seconds: the queue of a thousand was not waited for.
+        let turns = noise.answered() - before;
+        assert!(turns < 400, "{turns} slow statements were ahead of the quiet tenant's");
+        tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    callers.shutdown().await;
-    assert!(watch.end().await <= 6);
-    Arc::into_inner(rooms).unwrap().finish().await;
+    assert!(noise.answered() > 0, "no slow statement has ended");
+    noise.end().await;
+    nothing_is_left_open(&fleet).await;
+    let seen = watch.seen().await;
+    assert_eq!((seen.most, seen.left_open), (6, 0), "{seen:?}");
+    fleet.stop(daemon).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
