@@ -22,6 +22,7 @@ use tonic::{Code, Request, Status};
 use uuid::Uuid;
 
 use crate::harness::{Client, Fleet, Spec, reason, until};
+use crate::router::{Watch, all_places_come_back, small_budget};
 use crate::tenants::{Made, Rooms};
 
 fn soon() -> Instant {
@@ -183,6 +184,66 @@ async fn tenants_keep_working_while_the_shared_database_is_away() {
         matches!(locate(&rooms.router, "nobody").await, Err(Error::TenantUnknown { .. })).then_some(())
     })
     .await;
+    rooms.finish().await;
+}
+
+/// One call for each tenant, all at the same time: it reads its own row, by a route that is known to be stale.
+async fn each_is_served_stale(rooms: &Rooms, tenants: &[Made]) {
+    let calls = tenants.iter().map(async |tenant| {
+        let known = locate(&rooms.router, tenant.code.as_str()).await.unwrap();
+        assert!(known.stale.is_some(), "{known:?}");
+        let lease = rooms.lease(tenant).await.unwrap();
+        let sql = "SELECT current_database()::text, tenant FROM tenantd.identity";
+        let row = lease.query_one(sql, &[]).await.unwrap();
+        assert_eq!((row.get(0), row.get(1)), (tenant.database.clone(), tenant.id.0));
+        lease.release(Residue::Nothing);
+    });
+    futures_util::future::join_all(calls).await;
+}
+
+/// It mostly sleeps.
+#[tokio::test]
+async fn a_minute_without_the_shared_database_costs_no_tenant_anything() {
+    let spec = small_budget().setting("[router]", "acquire_timeout", "\"60s\"");
+    let rooms = Rooms::new(spec).await;
+    rooms.fleet.expect_log("the shared database cannot be followed");
+    // More than there are places, so that connections are opened all the time.
+    let tenants = rooms.tenants(8).await;
+    for tenant in &tenants {
+        locate(&rooms.router, tenant.code.as_str()).await.unwrap();
+    }
+    let shared = Shared::take_away(&rooms).await;
+    let back = Instant::now() + Duration::from_secs(65);
+    for tenant in &tenants {
+        let stale = async || locate(&rooms.router, tenant.code.as_str()).await.unwrap().stale;
+        until("each route is stale", stale).await;
+    }
+    let watch = Watch::every(&rooms.fleet, Duration::from_millis(50)).await;
+    while Instant::now() < back {
+        each_is_served_stale(&rooms, &tenants).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let refusal = locate(&rooms.router, "nobody").await.unwrap_err();
+    assert!(matches!(&refusal, Error::CatalogAway { cause } if cause.contains("3D000")), "{refusal}");
+    each_is_served_stale(&rooms, &tenants).await;
+    shared
+        .change(
+            "UPDATE catalog_meta SET revision = revision + 1;
+             UPDATE tenants SET tier = 'premium', revision = (SELECT revision FROM catalog_meta) WHERE code = 't0'",
+        )
+        .await;
+    shared.give_back().await;
+    until("what was changed meanwhile is seen", async || {
+        let fresh = locate(&rooms.router, "t0").await.unwrap();
+        (fresh.route.tier == "premium" && fresh.stale.is_none()).then_some(())
+    })
+    .await;
+    let later = rooms.tenant("later").await;
+    until("a new tenant is seen", async || locate(&rooms.router, "later").await.ok()).await;
+    assert_eq!(rooms.call(&later).await.unwrap(), later.database);
+    let seen = watch.seen().await;
+    assert!((5..=6).contains(&seen.most) && seen.in_transaction == 0, "{seen:?}");
+    all_places_come_back(&rooms, &[tenants, vec![later]].concat(), 6).await;
     rooms.finish().await;
 }
 
