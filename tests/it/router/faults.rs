@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::breakers::names_nobody_else;
-use super::{Watch, small_budget, soon};
+use super::{Watch, all_places_come_back, nothing_is_left_open, small_budget, soon};
 use crate::harness::{Machine, Spec, signal, until};
 use crate::tenants::{Made, Rooms};
 
@@ -143,18 +143,6 @@ async fn call(rooms: &Rooms, tenant: &Made) -> Result<bool, Error> {
     Ok(true)
 }
 
-async fn nothing_is_left_open(rooms: &Rooms) {
-    let judge = rooms.fleet.judge("postgres").await;
-    let sql = "SELECT count(*) FROM pg_stat_activity WHERE starts_with(application_name, $1 || '_') \
-               AND state <> 'idle'";
-    let prefix = rooms.config.naming.prefix();
-    until("nothing is left in a transaction", async || {
-        let count: i64 = judge.query_one(sql, &[&prefix]).await.unwrap().get(0);
-        (count == 0).then_some(())
-    })
-    .await;
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn backends_that_are_ended_at_random_are_replaced() {
     let rooms = Arc::new(Rooms::new(small_budget()).await);
@@ -177,7 +165,7 @@ async fn backends_that_are_ended_at_random_are_replaced() {
         assert!(errors.iter().all(|(cause, _)| cause.name() != "blocked"), "{errors:?}");
     }
     assert!(watch.end().await <= 6);
-    nothing_is_left_open(&rooms).await;
+    nothing_is_left_open(&rooms.fleet).await;
     done.is_true(&rooms, &tenants).await;
     Arc::into_inner(rooms).unwrap().finish().await;
 }
@@ -257,7 +245,7 @@ async fn a_server_that_crashes_and_starts_again_is_used_again() {
         until("each tenant is reached again", async || call(&rooms, tenant).await.ok()).await;
     }
     assert!(watch.end().await <= 6);
-    nothing_is_left_open(&rooms).await;
+    nothing_is_left_open(&rooms.fleet).await;
     Arc::into_inner(rooms).unwrap().finish().await;
 }
 
@@ -298,29 +286,109 @@ async fn a_server_that_is_stopped_and_started_is_used_again() {
     }
     let done = load.end().await;
     assert!(watch.end().await <= 6);
-    nothing_is_left_open(&rooms).await;
+    nothing_is_left_open(&rooms.fleet).await;
     done.is_true(&rooms, &tenants).await;
     Arc::into_inner(rooms).unwrap().finish().await;
 }
 
+/// A caller of each tenant, who comes again and again.
+struct Crowd {
+    callers: JoinSet<()>,
+    over: Arc<AtomicBool>,
+    heard: Arc<[Heard]>,
+}
+
+/// How often one of them was served and refused.
+#[derive(Debug, Default)]
+struct Heard {
+    served: AtomicUsize,
+    refused: AtomicUsize,
+}
+
+impl Crowd {
+    fn start(rooms: &Arc<Rooms>, tenants: &[Made]) -> Self {
+        let (mut callers, over) = (JoinSet::new(), Arc::new(AtomicBool::new(false)));
+        let heard: Arc<[Heard]> = tenants.iter().map(|_| Heard::default()).collect();
+        for (number, tenant) in tenants.iter().enumerate() {
+            let (rooms, tenant) = (Arc::clone(rooms), tenant.clone());
+            let (over, heard) = (Arc::clone(&over), Arc::clone(&heard));
+            callers.spawn(async move {
+                while !over.load(Ordering::Relaxed) {
+                    match call(&rooms, &tenant).await {
+                        Ok(true) => heard[number].served.fetch_add(1, Ordering::SeqCst),
+                        Ok(false) => continue,
+                        Err(error) => {
+                            assert!(error.is_transient(), "{error}");
+                            heard[number].refused.fetch_add(1, Ordering::SeqCst)
+                        }
+                    };
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            });
+        }
+        Self { callers, over, heard }
+    }
+
+    fn served(&self) -> usize {
+        self.heard.iter().filter(|heard| heard.served.load(Ordering::SeqCst) > 0).count()
+    }
+
+    fn refused(&self) -> usize {
+        self.heard.iter().filter(|heard| heard.refused.load(Ordering::SeqCst) > 0).count()
+    }
+
+    async fn end(mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        while let Some(done) = self.callers.join_next().await {
+            done.unwrap();
+        }
+    }
+}
+
+/// Statements that go on, whoever cancels them, until a lock in the tenant's database is given up.
+struct Stubborn {
+    callers: JoinSet<()>,
+    holder: tokio_postgres::Client,
+}
+
+impl Stubborn {
+    async fn start(rooms: &Arc<Rooms>, tenant: &Made, count: usize) -> Self {
+        let sql = "DO $$ BEGIN LOOP BEGIN PERFORM pg_advisory_lock_shared(7); RETURN; \
+                   EXCEPTION WHEN query_canceled THEN NULL; END; END LOOP; END $$";
+        let (mut callers, holder) = (JoinSet::new(), rooms.fleet.judge(&tenant.database).await);
+        holder.batch_execute("SELECT pg_advisory_lock(7)").await.unwrap();
+        for _ in 0..count {
+            let lease = until("there is a connection", async || rooms.lease(tenant).await.ok()).await;
+            callers.spawn(async move { drop(lease.batch_execute(sql).await) });
+        }
+        let this = Self { callers, holder };
+        until("they run", async || (this.running().await == count).then_some(())).await;
+        this
+    }
+
+    async fn running(&self) -> usize {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                   AND state = 'active' AND query LIKE 'DO %'";
+        let count: i64 = self.holder.query_one(sql, &[]).await.unwrap().get(0);
+        usize::try_from(count).unwrap()
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_freezes_and_thaws_never_sees_too_many() {
-    let spec = own_server().setting("[router]", "acquire_timeout", "\"300ms\"").setting(
-        "[router]",
-        "connect_timeout",
-        "\"300ms\"",
-    );
-    // Ten places for tenants.
-    let spec = spec.setting("[router]", "connection_idle_timeout", "\"500ms\"").setting(
-        "[[servers]]",
-        "connections_max",
-        "26",
-    );
-    let rooms = Arc::new(Rooms::new(spec).await);
+    let mut spec = own_server();
+    for (name, value) in
+        [("acquire_timeout", "300ms"), ("connect_timeout", "300ms"), ("connection_idle_timeout", "500ms")]
+    {
+        spec = spec.setting("[router]", name, &format!("{value:?}"));
+    }
+    // Fourteen places for tenants.
+    let rooms = Arc::new(Rooms::new(spec.setting("[[servers]]", "connections_max", "30")).await);
     rooms.fleet.allow_log("the server takes no connections");
     rooms.fleet.allow_log("the shared database cannot be followed");
-    let tenants = rooms.tenants(4).await;
-    let (hot, cold) = tenants.split_at(2);
+    let tenants = rooms.tenants(23).await;
+    let (hot, others) = tenants.split_at(2);
+    let (stubborn, cold) = others.split_first().unwrap();
     for tenant in cold {
         until("each is reached", async || call(&rooms, tenant).await.ok()).await;
     }
@@ -330,6 +398,8 @@ async fn a_server_that_freezes_and_thaws_never_sees_too_many() {
         (idle == 0).then_some(())
     })
     .await;
+    let watch = Watch::start(&rooms).await;
+    let mut abandoned = Stubborn::start(&rooms, stubborn, 6).await;
     // So few that places are left, and not one more for a connection that takes its time to be cleaned: those of frozen
     // sessions are not given to anybody else, and each that is left makes the block longer.
     let connections_max = |max| {
@@ -338,7 +408,6 @@ async fn a_server_that_freezes_and_thaws_never_sees_too_many() {
     connections_max(1);
     let load = Load::start(&rooms, hot, 2).await;
     load.goes_on(20).await;
-    let watch = Watch::start(&rooms).await;
     let frozen = Frozen::new(family(postmaster(&rooms).await));
     // E6: whoever needs a new connection hears of it within the one deadline, and soon at once.
     let refusal = until("the server is taken to be away", async || match call(&rooms, &cold[0]).await {
@@ -351,16 +420,24 @@ async fn a_server_that_freezes_and_thaws_never_sees_too_many() {
     })
     .await;
     assert!(refusal.retry_after().is_some());
+    // Many want the places of those who have left, whose statements the server does not end.
+    abandoned.callers.shutdown().await;
+    let crowd = Crowd::start(&rooms, cold);
+    until("each is refused", async || (crowd.refused() == cold.len()).then_some(())).await;
+    assert_eq!(crowd.served(), 0, "a frozen server has answered");
     connections_max(10);
     drop(frozen);
+    until("each tenant is reached again", async || (crowd.served() == cold.len()).then_some(())).await;
     load.goes_on(50).await;
-    for tenant in cold {
-        until("each tenant is reached again", async || call(&rooms, tenant).await.ok()).await;
-    }
+    assert_eq!(abandoned.running().await, 6, "their places are still in use");
+    drop(abandoned);
+    crowd.end().await;
     let done = load.end().await;
-    assert!(watch.end().await <= 10);
-    nothing_is_left_open(&rooms).await;
+    nothing_is_left_open(&rooms.fleet).await;
+    let most = watch.end().await;
+    assert!((7..=14).contains(&most), "the server saw {most} sessions, and the budget has 14 for tenants");
     done.is_true(&rooms, hot).await;
+    all_places_come_back(&rooms, &tenants, 14).await;
     Arc::into_inner(rooms).unwrap().finish().await;
 }
 
