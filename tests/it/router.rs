@@ -111,6 +111,11 @@ impl Seen {
         self.in_transaction = self.in_transaction.max(in_transaction);
         self.left_open = self.left_open.max(left_open);
     }
+
+    /// The most that were in the tenant's database.
+    fn most_of(&self, tenant: &Made) -> i64 {
+        self.most_in.get(&tenant.database).copied().unwrap_or_default()
+    }
 }
 
 impl Watch {

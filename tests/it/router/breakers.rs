@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -10,10 +10,11 @@ use futures_util::stream::FuturesUnordered;
 use tenantd::domain::tenant::TenantRole;
 use tenantd::postgres::Kind;
 use tenantd::router::{Cause, Error, Residue};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::direct;
 use super::pressure::silent_server;
+use super::{Watch, direct, small_budget};
 use crate::harness::{Machine, Proxy, Spec, machine, until};
 use crate::tenants::{Made, Rooms};
 
@@ -73,6 +74,74 @@ async fn works_again(rooms: &Rooms, tenant: &Made) {
     until("it works again", async || matches!(reached(rooms, tenant).await, Ok(true)).then_some(())).await;
 }
 
+/// Callers of a tenant who are served all the time, whatever is wrong with another one.
+struct Beside {
+    callers: JoinSet<()>,
+    over: Arc<AtomicBool>,
+    served: Arc<AtomicUsize>,
+}
+
+impl Beside {
+    fn start(rooms: &Arc<Rooms>, tenant: &Made) -> Self {
+        let (mut callers, over, served) = (JoinSet::new(), Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+        for _ in 0..4 {
+            let (rooms, tenant) = (Arc::clone(rooms), tenant.clone());
+            let (over, served) = (Arc::clone(&over), Arc::clone(&served));
+            callers.spawn(async move {
+                while !over.load(Ordering::SeqCst) {
+                    assert_eq!(rooms.call(&tenant).await.unwrap(), tenant.database);
+                    served.fetch_add(1, Ordering::SeqCst);
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            });
+        }
+        Self { callers, over, served }
+    }
+
+    async fn goes_on(&self) {
+        let enough = self.served.load(Ordering::SeqCst) + 20;
+        until("it is served", async || (self.served.load(Ordering::SeqCst) >= enough).then_some(())).await;
+    }
+
+    async fn end(mut self) {
+        self.over.store(true, Ordering::SeqCst);
+        while let Some(done) = self.callers.join_next().await {
+            done.unwrap();
+        }
+    }
+}
+
+/// Awaits that the tenant has no session of the router's.
+async fn has_no_session(rooms: &Rooms, tenant: &Made) {
+    let judge = rooms.fleet.judge("postgres").await;
+    let sql = "SELECT FROM pg_stat_activity WHERE datname = $1 AND starts_with(application_name, $2 || '_')";
+    until("its sessions have ended", async || {
+        let left = judge.query(sql, &[&tenant.database, &rooms.config.naming.prefix()]).await.unwrap();
+        left.is_empty().then_some(())
+    })
+    .await;
+}
+
+/// The tenant is refused and has no session, and all the time the other one is served.
+async fn refused_alone(rooms: &Rooms, tenant: &Made, kind: Kind, beside: &Beside) {
+    has_no_session(rooms, tenant).await;
+    let watch = Watch::start(rooms).await;
+    blocked(rooms, tenant, kind).await;
+    beside.goes_on().await;
+    blocked(rooms, tenant, kind).await;
+    let seen = watch.seen().await;
+    assert!(seen.most > 0 && seen.most_of(tenant) == 0, "{seen:?}");
+}
+
+/// Ends the callers of the other tenant; of the refused one there never was more than one session.
+async fn judged(rooms: Arc<Rooms>, tenant: &Made, beside: Beside, watch: Watch) {
+    beside.end().await;
+    let seen = watch.seen().await;
+    assert!(seen.most <= 6 && seen.in_transaction == 0, "{seen:?}");
+    assert_eq!(seen.most_of(tenant), 1, "{seen:?}");
+    Arc::into_inner(rooms).unwrap().finish().await;
+}
+
 #[tokio::test]
 async fn a_missing_database_blocks_its_tenant_and_nobody_else() {
     let rooms = Rooms::new(Spec::default()).await;
@@ -93,11 +162,18 @@ async fn a_missing_database_blocks_its_tenant_and_nobody_else() {
     rooms.finish().await;
 }
 
+/// The refusal has the server's words and its SQLSTATE.
+fn says(refusal: &Error, words: &str, sqlstate: &str) {
+    let text = refusal.to_string();
+    assert!(text.contains(words) && text.contains(sqlstate), "{text}");
+}
+
 #[tokio::test]
-async fn a_wrong_password_blocks_its_tenant_until_the_gate_opens() {
-    let rooms = Rooms::new(Spec::default()).await;
-    let acme = rooms.tenant("acme").await;
+async fn a_wrong_password_blocks_its_tenant_alone_until_the_gate_opens() {
+    let rooms = Arc::new(Rooms::new(small_budget()).await);
+    let (acme, beta) = (rooms.tenant("acme").await, rooms.tenant("beta").await);
     rooms.fleet.expect_log("the tenant cannot be reached");
+    let (watch, beside) = (Watch::start(&rooms).await, Beside::start(&rooms, &beta));
     let role = acme.roles.name(TenantRole::Router).unwrap().quoted();
     let judge = rooms.fleet.judge("postgres").await;
     let sql = "SELECT rolpassword FROM pg_authid WHERE quote_ident(rolname) = $1 OR '\"' || rolname || '\"' = $1";
@@ -108,19 +184,20 @@ async fn a_wrong_password_blocks_its_tenant_until_the_gate_opens() {
     rooms.call(&acme).await.unwrap();
     rooms.router.pool_evict(acme.id);
     let refusal = rooms.call(&acme).await.unwrap_err();
-    assert!(refusal.to_string().contains("28P01"), "{refusal}");
-    blocked(&rooms, &acme, Kind::Authentication).await;
+    says(&refusal, "password authentication failed", "28P01");
+    refused_alone(&rooms, &acme, Kind::Authentication, &beside).await;
     judge.batch_execute(&format!("ALTER ROLE {role} PASSWORD '{verifier}'")).await.unwrap();
     rooms.router.reopen(acme.id);
     rooms.call(&acme).await.unwrap();
-    rooms.finish().await;
+    judged(rooms, &acme, beside, watch).await;
 }
 
 #[tokio::test]
 async fn the_tenants_own_limit_is_not_the_servers() {
-    let rooms = Rooms::new(Spec::default()).await;
+    let rooms = Arc::new(Rooms::new(small_budget()).await);
     let (acme, beta) = (rooms.tenant("acme").await, rooms.tenant("beta").await);
     rooms.fleet.expect_log("the tenant cannot be reached");
+    let (watch, beside) = (Watch::start(&rooms).await, Beside::start(&rooms, &beta));
     let judge = rooms.fleet.judge("postgres").await;
     judge.batch_execute(&format!("ALTER DATABASE {} CONNECTION LIMIT 1", acme.database)).await.unwrap();
     // One of its own fits, and whoever needs a second one waits for it instead of being refused.
@@ -138,23 +215,24 @@ async fn the_tenants_own_limit_is_not_the_servers() {
     assert_eq!(tokio::join!(waits, give_back).0.unwrap(), acme.database);
     // With the place taken by its own client there is nothing to wait for.
     rooms.router.pool_evict(acme.id);
-    rooms.sessions_become(0).await;
+    has_no_session(&rooms, &acme).await;
     rooms.router.reopen(acme.id);
     let own = direct(&rooms, &acme).await;
     let refusal = rooms.call(&acme).await.unwrap_err();
-    assert!(refusal.to_string().contains("53300"), "{refusal}");
-    blocked(&rooms, &acme, Kind::LimitReached).await;
-    assert_eq!(rooms.call(&beta).await.unwrap(), beta.database, "the server is not full");
+    says(&refusal, "too many connections for database", "53300");
+    // The server is not full.
+    refused_alone(&rooms, &acme, Kind::LimitReached, &beside).await;
     drop(own);
     works_again(&rooms, &acme).await;
-    rooms.finish().await;
+    judged(rooms, &acme, beside, watch).await;
 }
 
 #[tokio::test]
 async fn the_limit_of_a_tenants_role_is_not_the_servers() {
-    let rooms = Rooms::new(Spec::default()).await;
+    let rooms = Arc::new(Rooms::new(small_budget()).await);
     let (acme, beta) = (rooms.tenant("acme").await, rooms.tenant("beta").await);
     rooms.fleet.expect_log("the tenant cannot be reached");
+    let (watch, beside) = (Watch::start(&rooms).await, Beside::start(&rooms, &beta));
     let role = acme.roles.name(TenantRole::Router).unwrap();
     let judge = rooms.fleet.judge("postgres").await;
     judge.batch_execute(&format!("ALTER ROLE {} CONNECTION LIMIT 1", role.quoted())).await.unwrap();
@@ -162,13 +240,13 @@ async fn the_limit_of_a_tenants_role_is_not_the_servers() {
     let login = rooms.router.tenant_login(acme.id, role).await.unwrap();
     let other = rooms.fleet.machine.connect(&login, &acme.database).await.unwrap();
     let refusal = rooms.call(&acme).await.unwrap_err();
-    assert!(refusal.to_string().contains("too many connections for role"), "{refusal}");
+    says(&refusal, "too many connections for role", "53300");
     assert!(matches!(&refusal, Error::Connect { source, .. } if source.kind() == Kind::LimitReached), "{refusal}");
-    blocked(&rooms, &acme, Kind::LimitReached).await;
-    assert_eq!(rooms.call(&beta).await.unwrap(), beta.database, "the server is not full");
+    // The server is not full.
+    refused_alone(&rooms, &acme, Kind::LimitReached, &beside).await;
     drop(other);
     works_again(&rooms, &acme).await;
-    rooms.finish().await;
+    judged(rooms, &acme, beside, watch).await;
 }
 
 #[tokio::test]
