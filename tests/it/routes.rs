@@ -14,7 +14,8 @@ use tenantd::domain::route::{Gate, Selector, Sources};
 use tenantd::domain::tenant::{TenantId, TenantRole};
 use tenantd::proto::v1::resolve_tenant_request::Selector as Wanted;
 use tenantd::proto::v1::{
-    AddTenantHostRequest, CreateTenantRequest, RemoveTenantHostRequest, ResolveTenantRequest, ResolveTenantResponse,
+    AddTenantHostRequest, CreateApiKeyRequest, CreateTenantRequest, RemoveTenantHostRequest, ResolveTenantRequest,
+    ResolveTenantResponse,
 };
 use tenantd::router::{Error, Fresh, Residue, Router};
 use tokio::time::Instant;
@@ -421,6 +422,21 @@ async fn a_call_means_the_tenant_of_the_host_that_it_came_to() {
             (Code::InvalidArgument, "INVALID_ARGUMENT"),
             "{origin}"
         );
+    }
+    // Of several tenants, the caller's default one: unless the host is a tenant's.
+    for (default_tenant, meant) in [("acme", Some("acme")), ("beta", Some("beta")), ("", None)] {
+        let request = CreateApiKeyRequest {
+            name: format!("by default {default_tenant}"),
+            roles: vec!["resolver".to_owned()],
+            tenants: vec!["acme".to_owned(), "beta".to_owned()],
+            default_tenant: default_tenant.to_owned(),
+            ..CreateApiKeyRequest::default()
+        };
+        let both = client.with_key(&client.access().create_api_key(request).await.unwrap().into_inner().secret);
+        assert_eq!(code(resolve_at(&both, "http://localhost:7432").await).ok().as_deref(), meant, "{default_tenant}");
+        for (origin, its) in [(acme, "acme"), ("http://beta.example.com", "beta")] {
+            assert_eq!(code(resolve_at(&both, origin).await).unwrap(), its, "{default_tenant}");
+        }
     }
     // Names come and go, each with one tenant at a time.
     let shop = "Shop.Example.com.";

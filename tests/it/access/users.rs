@@ -60,6 +60,8 @@ async fn a_user_reaches_its_tenants_and_nothing_else() {
         (whoami(&daemon, &token).await.unwrap().default_tenant == "bolt").then_some(())
     })
     .await;
+    let chosen = caller.router().resolve_tenant(ResolveTenantRequest::default()).await.unwrap().into_inner();
+    assert_eq!(chosen.route.unwrap().code, "bolt");
     let narrow = key.sign(&claims(json!({ "sub": id.to_string(), "tenants": ["acme", "cusp"], "roles": ["viewer"] })));
     let me = whoami(&daemon, &narrow).await.unwrap();
     assert_eq!((me.tenants.join(" ").as_str(), me.roles.join(" ").as_str()), ("acme", "viewer user"));
