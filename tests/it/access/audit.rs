@@ -68,6 +68,26 @@ async fn refusals_are_written_down_once_and_counted_whole() {
     assert_eq!(count(named).await, (1, 1));
     assert_eq!(narrow.execute("bolt", "SELECT 1").await.unwrap_err().code(), Code::PermissionDenied);
     assert_eq!(count("action = 'QueryService/Execute' AND details ->> 'reason' LIKE '%permission'").await, (1, 1));
+    // Whether the tenant exists, neither the answer nor the log says.
+    let mut answers = Vec::new();
+    for (name, tenant) in [("curious", "acme"), ("clumsy", "nobody")] {
+        let wish = CreateApiKeyRequest {
+            name: name.to_owned(),
+            roles: vec!["resolver".to_owned()],
+            tenants: vec!["bolt".to_owned()],
+            ..CreateApiKeyRequest::default()
+        };
+        let secret = daemon.client.access().create_api_key(wish).await.unwrap().into_inner().secret;
+        let resolver = daemon.client.with_key(&secret);
+        let wanted = ResolveTenantRequest { include_credentials: false, ..with_credentials(tenant) };
+        let refused = resolver.router().resolve_tenant(wanted).await.unwrap_err();
+        answers.push((refused.code(), reason(&refused), refused.message().to_owned()));
+        let filter = format!("principal = 'api-key:{name}' AND action = 'RouterService/ResolveTenant'");
+        assert_eq!(count(&filter).await, (1, 1), "{tenant}");
+        assert_eq!(count(&format!("{filter} AND tenant_id IS NULL AND details ->> 'reason' IS NOT NULL")).await.0, 1);
+    }
+    assert_eq!((answers[0].0, answers[0].1.as_str()), (Code::PermissionDenied, "PERMISSION_DENIED"));
+    assert_eq!(answers[0], answers[1]);
     for _ in 0..30 {
         let stranger = Client::new(daemon.address, Some("tnd_nobody"));
         let refused = stranger.access().who_am_i(WhoAmIRequest {}).await.unwrap_err();
