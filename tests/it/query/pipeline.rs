@@ -80,6 +80,14 @@ fn sqlstate(outcome: &Outcome) -> &str {
     }
 }
 
+/// SQLSTATE, and where in the statement it is wrong.
+fn position(outcome: &Outcome) -> (&str, i32) {
+    match outcome {
+        Outcome::Error(error) => (&error.sqlstate, error.position),
+        Outcome::Result(result) => panic!("{result:?}"),
+    }
+}
+
 async fn quiet(fleet: &Fleet) {
     let judge = fleet.judge("postgres").await;
     let name = format!("{}_%", fleet.naming.prefix());
@@ -132,7 +140,7 @@ async fn the_only_read_on_a_new_connection_takes_one_round_trip_and_leaves_nothi
     // What is refused is refused as ever.
     evict(client, "acme").await;
     caller.send(vec![statement(5, "acme", "SELECT * FROM missing")]).await;
-    assert_eq!(sqlstate(&caller.take(1).await[&5]), "42P01");
+    assert_eq!(position(&caller.take(1).await[&5]), ("42P01", 15));
     evict(client, "acme").await;
     caller.send(vec![PipelineStatement { max_rows: -1, ..statement(6, "acme", "SELECT 1") }]).await;
     assert!(matches!(caller.take(1).await[&6], Outcome::Error(_)));
@@ -269,13 +277,15 @@ async fn each_statement_stands_for_itself() {
             statement(11, "acme", "SELECT $1::int"),
             no_user,
             statement(13, "acme", "SELECT id FROM things WHERE id = 13"),
+            statement(14, "acme", "SELECT * FORM things"),
         ])
         .await;
-    let answers = caller.take(13).await;
+    let answers = caller.take(14).await;
     let text = |text: &str| Value { kind: Some(Kind::TextValue(text.to_owned())) };
     assert_eq!(value(&answers[&1]), &text("acme"));
     assert_eq!(value(&answers[&2]), &text("other"));
-    assert_eq!(sqlstate(&answers[&3]), "42703");
+    assert_eq!(position(&answers[&3]), ("42703", 8));
+    assert_eq!(position(&answers[&14]), ("42601", 10));
     assert!(matches!(&answers[&4], Outcome::Result(result) if result.row_count == 1));
     assert_eq!(value(&answers[&5]), &text(&user.to_string()));
     let code = |id: u64| match &answers[&id] {

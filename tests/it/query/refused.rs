@@ -34,6 +34,34 @@ async fn streamed(client: &Client, request: StreamQueryRequest) -> Status {
     }
 }
 
+/// SQLSTATE, and where in the statement it is wrong.
+fn position(status: &Status) -> (Code, String, String) {
+    let metadata = status.get_error_details().error_info().unwrap().metadata.clone();
+    (status.code(), metadata["sqlstate"].clone(), metadata["position"].clone())
+}
+
+#[tokio::test]
+async fn a_statement_that_is_wrong_is_told_where() {
+    let fleet = Fleet::new(Spec::default()).await;
+    let daemon = fleet.start().await;
+    let client = &daemon.client;
+    client.tenant("acme").await;
+    let wrong = [
+        ("SELECT * FORM things", "42601", "10"),
+        ("SELECT 'ü', nothing FROM things", "42703", "13"),
+        ("UPDATE things SET nothing = 1", "42703", "19"),
+    ];
+    // On a new connection, and on one that was used.
+    for _ in 0..2 {
+        for (sql, sqlstate, place) in wrong {
+            let expected = (Code::InvalidArgument, sqlstate.to_owned(), place.to_owned());
+            assert_eq!(position(&client.rows(request(sql)).await.unwrap_err()), expected, "{sql}");
+            assert_eq!(position(&streamed(client, stream(sql)).await), expected, "{sql}");
+        }
+    }
+    fleet.stop(daemon).await;
+}
+
 fn field(status: &Status) -> String {
     assert_eq!((status.code(), reason(status).as_str()), (Code::InvalidArgument, "INVALID_ARGUMENT"), "{status:?}");
     status.get_error_details().bad_request().expect("BadRequest").field_violations[0].field.clone()
