@@ -5,6 +5,7 @@ mod changed;
 pub mod convoy;
 mod deadlines;
 mod drained;
+pub mod ends;
 mod harmless;
 mod holders;
 mod long;

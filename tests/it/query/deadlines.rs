@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request};
 
+use super::ends::Running;
 use crate::harness::{Client, Daemon, Fleet, PATIENCE, Spec, last, reason, until};
 use crate::router::Watch;
 
@@ -44,7 +45,7 @@ async fn busy(fleet: &Fleet, count: i64) {
 async fn a_pipelines_deadline_cancels_what_runs() {
     let (fleet, daemon) = fleet(Spec::default()).await;
     // Again, when a busy machine has not begun with the statement by then.
-    let _open = until("a statement runs until the deadline", async || {
+    let (running, _open) = until("a statement runs until the deadline", async || {
         let (requests, stream) = tokio::sync::mpsc::channel(1);
         let mut request = Request::new(ReceiverStream::new(stream));
         request.set_timeout(Duration::from_secs(1));
@@ -52,19 +53,21 @@ async fn a_pipelines_deadline_cancels_what_runs() {
         let (tenant, sql) = ("acme".to_owned(), ENDLESS.to_owned());
         let statement = PipelineStatement { id: 1, tenant, sql, ..PipelineStatement::default() };
         requests.send(PipelineRequest { statements: vec![statement] }).await.ok()?;
+        let running;
         {
             let mut ended = pin!(last(&mut answers));
-            tokio::select! {
+            running = tokio::select! {
                 _early = &mut ended => return None,
-                () = busy(&fleet, 1) => {}
-            }
+                running = Running::find(&fleet, ENDLESS, 1) => running,
+            };
             let ended = timeout(PATIENCE, ended).await.expect("the deadline ends it");
             assert_eq!((ended.code(), reason(&ended).as_str()), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"));
         }
         // The caller is still there.
-        Some((requests, answers))
+        Some((running, (requests, answers)))
     })
     .await;
+    running.cancelled().await;
     busy(&fleet, 0).await;
     assert_eq!(daemon.client.sql("acme", "SELECT 1").await, "1");
     fleet.stop(daemon).await;
@@ -78,19 +81,20 @@ async fn a_deadline_is_kept_for_a_caller_who_goes_on_waiting() {
     let transport = Transport::builder(TokioExecutor::new()).http2_only(true).build_http::<tonic::body::Body>();
     let origin = format!("http://{}", daemon.address).parse().unwrap();
     let mut query = QueryServiceClient::with_origin(transport, origin);
-    let ended = until("a statement runs until the deadline", async || {
+    let (running, ended) = until("a statement runs until the deadline", async || {
         let mut request = Request::new(endless());
         request.set_timeout(Duration::from_secs(1));
         request.metadata_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
         let mut query = query.clone();
         let mut call = pin!(query.execute(request));
-        tokio::select! {
+        let running = tokio::select! {
             _early = &mut call => return None,
-            () = busy(&fleet, 1) => {}
-        }
-        Some(timeout(PATIENCE, call).await.expect("the deadline ends it").unwrap_err())
+            running = Running::find(&fleet, ENDLESS, 1) => running,
+        };
+        Some((running, timeout(PATIENCE, call).await.expect("the deadline ends it").unwrap_err()))
     })
     .await;
+    running.cancelled().await;
     assert_eq!((ended.code(), reason(&ended).as_str()), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"));
     busy(&fleet, 0).await;
     let mut request = Request::new(ExecuteRequest { sql: "SELECT 1".to_owned(), ..endless() });

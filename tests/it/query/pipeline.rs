@@ -12,6 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Streaming};
 use uuid::Uuid;
 
+use super::ends::Running;
 use crate::harness::{Client, Fleet, Spec, until};
 
 /// A caller with an open stream.
@@ -316,7 +317,7 @@ async fn each_statement_stands_for_itself() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_asks_and_goes_leaves_nothing_and_who_reads_nothing_is_not_read_from() {
-    let fleet = Fleet::new(Spec::default()).await;
+    let fleet = Fleet::new(Spec::default().setting("[router]", "statement_timeout", "\"10m\"")).await;
     let daemon = fleet.start().await;
     daemon.client.tenant("acme").await;
     daemon.client.sql("acme", "CREATE SEQUENCE made").await;
@@ -331,7 +332,9 @@ async fn who_asks_and_goes_leaves_nothing_and_who_reads_nothing_is_not_read_from
         (count == 8).then_some(())
     })
     .await;
+    let running = Running::find(&fleet, "pg_sleep(600)", 8).await;
     drop(gone);
+    running.cancelled().await;
     quiet(&fleet).await;
 
     // 500 results of half a MiB, of which nobody reads one: few are made, and the lease is free.

@@ -9,6 +9,7 @@ use tenantd::proto::v1::{Row, StreamQueryRequest, StreamQueryResponse};
 use tonic::{Code, Request, Status, Streaming};
 use tonic_types::StatusExt as _;
 
+use super::ends::Running;
 use crate::harness::{Client, Fleet, Spec, reason, until};
 
 fn of(sql: &str) -> StreamQueryRequest {
@@ -159,7 +160,7 @@ async fn rows_are_made_as_they_are_read() {
 
 #[tokio::test]
 async fn a_caller_who_goes_away_leaves_nothing() {
-    let fleet = Fleet::new(Spec::default()).await;
+    let fleet = Fleet::new(Spec::default().setting("[router]", "statement_timeout", "\"10m\"")).await;
     let daemon = fleet.start().await;
     daemon.client.tenant("acme").await;
     // In the middle of a statement, and between two batches.
@@ -173,7 +174,13 @@ async fn a_caller_who_goes_away_leaves_nothing() {
             std::future::pending::<Result<(), Status>>().await
         });
         until("the statement runs", async || (busy(&fleet).await == 1).then_some(())).await;
-        call.abort();
+        if sql.contains("pg_sleep") {
+            let running = Running::find(&fleet, sql, 1).await;
+            call.abort();
+            running.cancelled().await;
+        } else {
+            call.abort();
+        }
         quiet(&fleet).await;
     }
     // By the deadline, whether it reads or not.

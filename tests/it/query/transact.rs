@@ -15,6 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, Streaming};
 use uuid::Uuid;
 
+use super::ends::Running;
 use crate::harness::{Client, Fleet, Spec, reason, until};
 
 /// A caller in a transaction.
@@ -276,7 +277,7 @@ async fn it_begins_as_it_is_told() {
 
 #[tokio::test]
 async fn nobody_leaves_a_transaction_open() {
-    let fleet = Fleet::new(Spec::default()).await;
+    let fleet = Fleet::new(Spec::default().setting("[router]", "statement_timeout", "\"10m\"")).await;
     let daemon = fleet.start().await;
     daemon.client.tenant("acme").await;
     let client = &daemon.client;
@@ -293,15 +294,9 @@ async fn nobody_leaves_a_transaction_open() {
     // In the middle of a statement.
     let gone = Caller::begin(client).await;
     gone.requests.send(TransactRequest { action: Some(execute("SELECT pg_sleep(600)")) }).await.unwrap();
-    let judge = fleet.judge("postgres").await;
-    let name = format!("{}_acme", fleet.naming.prefix());
-    until("the statement runs", async || {
-        let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 \
-                   AND query LIKE 'SELECT pg_sleep(600)%' AND state = 'active'";
-        (judge.query_one(sql, &[&name]).await.unwrap().get::<_, i64>(0) > 0).then_some(())
-    })
-    .await;
+    let running = Running::find(&fleet, "SELECT pg_sleep(600)", 1).await;
     drop(gone);
+    running.cancelled().await;
     quiet(&fleet).await;
     assert_eq!(things(client).await, "20");
     fleet.stop(daemon).await;
