@@ -7,13 +7,17 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use hyper_util::client::legacy::Client as Transport;
 use hyper_util::rt::TokioExecutor;
+use tenantd::proto::v1::pipeline_answer::Outcome;
 use tenantd::proto::v1::query_service_client::QueryServiceClient;
-use tenantd::proto::v1::{ExecuteRequest, GetTenantStatsRequest, PipelineRequest, PipelineStatement};
+use tenantd::proto::v1::{
+    ExecuteRequest, GetTenantStatsRequest, PipelineRequest, PipelineStatement, StreamQueryRequest,
+};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request};
+use tonic_types::StatusExt as _;
 
-use super::ends::Running;
+use super::ends::{Running, ends};
 use crate::harness::{Client, Daemon, Fleet, PATIENCE, Spec, last, reason, until};
 use crate::router::Watch;
 
@@ -100,6 +104,51 @@ async fn a_deadline_is_kept_for_a_caller_who_goes_on_waiting() {
     let mut request = Request::new(ExecuteRequest { sql: "SELECT 1".to_owned(), ..endless() });
     request.metadata_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
     assert_eq!(query.execute(request).await.unwrap().into_inner().rows.len(), 1);
+    fleet.stop(daemon).await;
+}
+
+#[tokio::test]
+async fn a_statement_that_takes_longer_than_statement_timeout_is_ended_by_the_server() {
+    let fleet = Fleet::new(Spec::default().setting("[router]", "statement_timeout", "\"2s\"")).await;
+    let daemon = fleet.start().await;
+    let client = &daemon.client;
+    client.tenant("acme").await;
+    let refused = client.query().execute(endless()).await.unwrap_err();
+    let stream = StreamQueryRequest { tenant: "acme".to_owned(), sql: ENDLESS.to_owned(), ..Default::default() };
+    let streamed = match client.query().stream_query(stream).await {
+        Ok(stream) => last(&mut stream.into_inner()).await,
+        Err(status) => status,
+    };
+    for status in [refused, streamed] {
+        let metadata = status.get_error_details().error_info().unwrap().metadata.clone();
+        let told = (status.code(), reason(&status), metadata["sqlstate"].clone());
+        assert_eq!(told, (Code::DeadlineExceeded, "SQL".to_owned(), "57014".to_owned()), "{status:?}");
+    }
+    let mut pipeline = client.pipeline().await;
+    for (id, sql) in [(1, ENDLESS), (2, "SELECT 1")] {
+        pipeline.execute(id, "acme", sql).await;
+        let answer = pipeline.answers.message().await.unwrap().unwrap().answers.remove(0);
+        match answer.outcome.unwrap() {
+            Outcome::Error(error) => {
+                let told = (id, Code::from(error.code), error.sqlstate.as_str());
+                assert_eq!(told, (1, Code::DeadlineExceeded, "57014"), "{error:?}");
+            }
+            Outcome::Result(_) => assert_eq!((id, answer.id), (2, 2)),
+        }
+    }
+    assert_eq!(client.sql("acme", "SELECT count(*) FROM things").await, "20");
+    let ends = ends(&fleet);
+    assert_eq!(ends.len(), 3, "{ends:?}");
+    assert!(ends.iter().all(|(_, how)| how == "canceling statement due to statement timeout"), "{ends:?}");
+    // Each had a session, and has left it as good as it was.
+    let (pids, judge): (Vec<i32>, _) = (ends.into_iter().map(|(pid, _)| pid).collect(), fleet.judge("postgres").await);
+    let others = "SELECT DISTINCT pid FROM unnest($1::int[]) AS pid
+        EXCEPT SELECT pid FROM pg_stat_activity WHERE datname = $2 AND state = 'idle'";
+    let database = format!("{}_acme", fleet.naming.prefix());
+    until("the sessions idle", async || {
+        judge.query(others, &[&pids, &database]).await.unwrap().is_empty().then_some(())
+    })
+    .await;
     fleet.stop(daemon).await;
 }
 
