@@ -1,5 +1,8 @@
 //! The way down: what runs may end, what is new is refused, and no session is left on the server.
 
+use std::pin::pin;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use tenantd::proto::v1::stream_query_response::Part;
 use tenantd::proto::v1::transact_request::Action;
 use tenantd::proto::v1::transact_response::Outcome;
@@ -11,14 +14,44 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt as _;
 
-use crate::harness::{Client, Fleet, Spec, Standstills, last, until};
+use crate::harness::{Client, Fleet, Machine, Spec, Standstills, last, signal, until};
+use crate::query::ends::{Running, ends};
 
-/// Sessions on the fleet's databases.
-async fn sessions(judge: &tokio_postgres::Client, fleet: &Fleet) -> Vec<String> {
-    let sql = "SELECT datname || ' ' || application_name FROM pg_stat_activity
-        WHERE starts_with(datname, $1 || '_') AND application_name NOT IN ('', 'judge') AND pid <> pg_backend_pid()";
-    let rows = judge.query(sql, &[&fleet.naming.prefix()]).await.unwrap();
-    rows.iter().map(|row| row.get(0)).collect()
+/// Whoever has sessions for the daemon: everybody in its databases but judges, and the daemon itself everywhere.
+struct Sessions {
+    judge: tokio_postgres::Client,
+    prefix: String,
+    daemon: String,
+}
+
+impl Sessions {
+    /// Of a daemon that serves.
+    async fn of(fleet: &Fleet) -> Self {
+        let judge = fleet.judge("postgres").await;
+        let named = "SELECT substring(application_name, '^tenantd [0-9a-f]+ ') FROM pg_stat_activity
+            WHERE datname = $1 AND starts_with(application_name, 'tenantd ') LIMIT 1";
+        let shared = fleet.naming.shared_database().to_string();
+        let daemon = until("the daemon follows the catalog", async || {
+            judge.query_opt(named, &[&shared]).await.unwrap().map(|row| row.get(0))
+        })
+        .await;
+        Self { judge, prefix: fleet.naming.prefix().to_owned(), daemon }
+    }
+
+    /// At this moment.
+    async fn left(&self) -> Vec<String> {
+        let sql = "SELECT concat_ws(' / ', datname, application_name, state, query) FROM pg_stat_activity
+            WHERE backend_type = 'client backend' AND application_name <> 'judge'
+              AND (starts_with(datname, $1 || '_') OR starts_with(application_name, $2))";
+        let rows = self.judge.query(sql, &[&self.prefix, &self.daemon]).await.unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    }
+
+    /// A daemon has ended: there is nothing to wait for any more.
+    async fn none(self) {
+        let left = self.left().await;
+        assert!(left.is_empty(), "{left:#?}");
+    }
 }
 
 /// Awaits that so many statements of the tenant's run or wait.
@@ -56,6 +89,8 @@ async fn running_calls_end_new_ones_are_refused_and_no_session_is_left() {
                    WHERE datname = $1 AND wait_event_type = 'Lock' AND backend_type = 'client backend'";
     until("the call waits", async || judge.query_opt(waiting, &[&acme.database]).await.unwrap()).await;
 
+    let sessions = Sessions::of(&fleet).await;
+    assert!(!sessions.left().await.is_empty());
     let channel = Endpoint::from_shared(format!("http://{}", daemon.address)).unwrap().connect().await.unwrap();
     let mut states = HealthClient::new(channel).watch(HealthCheckRequest::default()).await.unwrap().into_inner();
     assert_eq!(states.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
@@ -75,7 +110,8 @@ async fn running_calls_end_new_ones_are_refused_and_no_session_is_left() {
     drop(holder);
     assert_eq!(running.await.unwrap().unwrap(), [["20"]]);
     stopping.await.unwrap();
-    until("no session is left", async || sessions(&judge, &fleet).await.is_empty().then_some(())).await;
+    sessions.none().await;
+    assert_eq!(ends(&fleet), [], "nobody was hurried");
     fleet.finish().await;
 }
 
@@ -96,8 +132,9 @@ async fn after_sigterm_streams_that_run_may_end() {
     pipeline.execute(1, "acme", "SELECT count(*) FROM things").await;
     let mut routes = client.routes().await;
     active(&judge, &acme.database, 3).await;
+    let sessions = Sessions::of(&fleet).await;
 
-    let ends = async {
+    let ended = async {
         // A watch would never end by itself, and neither would a stream with nothing on its way.
         assert_eq!(last(&mut routes).await.code(), Code::Unavailable);
         let told = last(&mut idle.answers).await;
@@ -117,11 +154,12 @@ async fn after_sigterm_streams_that_run_may_end() {
         // That was everything.
         assert_eq!(last(&mut pipeline.answers).await.code(), Code::Unavailable);
     };
-    tokio::join!(daemon.terminate(), ends);
+    tokio::join!(daemon.terminate(), ended);
+    sessions.none().await;
+    assert_eq!(ends(&fleet), [], "nobody was hurried");
     let row = holder.query_one("SELECT count(*) FROM things", &[]).await.unwrap();
     assert_eq!(row.get::<_, i64>(0), 19);
     drop(holder);
-    until("no session is left", async || sessions(&judge, &fleet).await.is_empty().then_some(())).await;
     fleet.finish().await;
 }
 
@@ -147,13 +185,13 @@ async fn who_watches_an_operation_hears_that_the_daemon_goes_and_not_that_it_is_
 
 #[tokio::test]
 async fn after_sigterm_streams_that_do_not_end_are_cancelled_and_told() {
-    let fleet = Fleet::new(Spec::default().setting("", "drain_timeout", "\"2s\"")).await;
+    let spec = Spec::default().setting("", "drain_timeout", "\"2s\"");
+    let fleet = Fleet::new(spec.setting("[router]", "statement_timeout", "\"10m\"")).await;
     // On a machine that is busy with something else, a stream may be late to say goodbye.
     fleet.allow_log("calls that did not end in time are cut off");
     let daemon = fleet.spawn();
     let client = daemon.client.clone();
     let acme = client.tenant("acme").await;
-    let judge = fleet.judge("postgres").await;
     let long = "SELECT pg_sleep(600)";
 
     let (mut transaction, mut silent) = (client.transaction("acme").await, client.transaction("acme").await);
@@ -164,12 +202,13 @@ async fn after_sigterm_streams_that_do_not_end_are_cancelled_and_told() {
     let (mut pipeline, mut idle) = (client.pipeline().await, client.pipeline().await);
     pipeline.execute(1, "acme", long).await;
     let mut routes = client.routes().await;
-    active(&judge, &acme.database, 3).await;
+    let running = Running::find(&fleet, long, 3).await;
+    let sessions = Sessions::of(&fleet).await;
     let channel = Endpoint::from_shared(format!("http://{}", client.address())).unwrap().connect().await.unwrap();
     let mut states = HealthClient::new(channel).watch(HealthCheckRequest::default()).await.unwrap().into_inner();
     assert_eq!(states.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
 
-    let ends = async {
+    let ended = async {
         assert_eq!(states.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
         refused(&client).await;
         for end in [
@@ -183,9 +222,46 @@ async fn after_sigterm_streams_that_do_not_end_are_cancelled_and_told() {
             assert_eq!(end.code(), Code::Unavailable, "{end:?}");
         }
     };
-    tokio::join!(daemon.terminate(), ends);
-    until("no session is left", async || sessions(&judge, &fleet).await.is_empty().then_some(())).await;
+    tokio::join!(daemon.terminate(), ended);
+    sessions.none().await;
+    running.cancelled().await;
+    // And the silent transaction's session has ended as it should, and not because its client was gone.
+    let ends = ends(&fleet);
+    assert_eq!(ends.len(), 3, "{ends:?}");
     let row = fleet.judge(&acme.database).await.query_one("SELECT count(*) FROM things", &[]).await.unwrap();
     assert_eq!(row.get::<_, i64>(0), 20, "nothing was committed");
+    fleet.finish().await;
+}
+
+#[tokio::test]
+async fn the_daemon_ends_only_when_the_server_has_none_of_its_sessions() {
+    let machine = Some(Machine::with_room_for(60));
+    let fleet = Fleet::new(Spec { machine, ..Spec::default() }).await;
+    let daemon = fleet.spawn();
+    let acme = daemon.client.tenant("acme").await;
+    daemon.client.sql("acme", "SELECT 1").await;
+    let sessions = Sessions::of(&fleet).await;
+    // A backend that does not hear that it may go.
+    let idle = "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND application_name = $1 AND state = 'idle'";
+    let slow: i32 = until("the tenant's session idles", async || {
+        sessions.judge.query(idle, &[&acme.database]).await.unwrap().first().map(|row| row.get(0))
+    })
+    .await;
+    let slow = u32::try_from(slow).unwrap();
+    signal("STOP", slow);
+    let mut ending = pin!(daemon.terminate());
+    let looks = AtomicU32::new(0);
+    // Looked at for longer than a process takes to end that does not wait.
+    let alone = until("no other session is left", async || {
+        (sessions.left().await.len() == 1 && looks.fetch_add(1, Ordering::Relaxed) == 20).then_some(())
+    });
+    let left = tokio::select! {
+        () = &mut ending => sessions.left().await,
+        () = alone => Vec::new(),
+    };
+    signal("CONT", slow);
+    assert!(left.is_empty(), "it has ended before its session: {left:?}");
+    ending.await;
+    sessions.none().await;
     fleet.finish().await;
 }
