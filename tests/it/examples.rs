@@ -44,13 +44,15 @@ async fn the_example_in_rust_connects_queries_and_drops_its_connection_when_the_
 // More than one thread, because the daemon answers here while the program is waited for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_example_in_rust_runs_as_the_readme_starts_it() {
-    // Cargo builds it beside the tests, unless only some of them are asked for.
+    // `cargo test` builds it beside the tests, and `cargo test --test it` does not.
     let tests = std::env::current_exe().unwrap();
     let program = tests.parent().and_then(std::path::Path::parent).unwrap().join("examples/connect");
-    if !program.is_file() {
-        eprintln!("SKIPPED: there is no example beside the tests; `cargo test` and `make test` build it");
-        return;
-    }
+    assert!(
+        program.is_file(),
+        "there is no {}: `cargo test --test` builds no examples; build it with `cargo build --locked --example connect`, \
+         or run all tests with `make test`",
+        program.display()
+    );
     let fleet = Fleet::new(Spec::default()).await;
     let daemon = fleet.start().await;
     daemon.client.tenant("acme").await;
