@@ -363,4 +363,40 @@ mod tests {
         drop(last.now_or_never().unwrap().unwrap());
         assert!(gate.state().tenants.is_empty());
     }
+
+    /// Who had so many turns, one pass at a time: two tenants of these weights, of each of which always so many wait.
+    async fn turns(weights: [u32; 2], callers: usize, count: usize) -> [usize; 2] {
+        let gate = gate(2);
+        let mut held = at_once(&gate, tenant(9)).unwrap();
+        let come = |of: usize| {
+            let share = Long { weight: weights[of], ..PLENTY };
+            let mut pass = Box::pin(gate.pass(tenant(of as u128), share, Instant::now() + Duration::from_hours(1)));
+            assert!((&mut pass).now_or_never().is_none());
+            (of, pass)
+        };
+        let mut waiting: Vec<_> = (0..2 * callers).map(|caller| come(caller % 2)).collect();
+        let mut had = [0; 2];
+        for _ in 0..count {
+            // Each time with a task's whole turn before it.
+            tokio::task::yield_now().await;
+            drop(held);
+            let next = waiting.iter_mut().enumerate();
+            let mut next = next.filter_map(|(index, (_, pass))| Some((index, pass.now_or_never()?)));
+            let (index, pass) = next.next().expect("it is somebody's turn");
+            let (of, _) = waiting.remove(index);
+            had[of] += 1;
+            waiting.push(come(of));
+            held = pass.unwrap();
+        }
+        had
+    }
+
+    #[tokio::test]
+    async fn tenants_have_turns_in_proportion_to_their_weights() {
+        // Each caller is its tenant's first to wait, or behind others.
+        for callers in [1, 3] {
+            assert_eq!(turns([4, 1], callers, 50).await, [40, 10], "{callers}");
+            assert_eq!(turns([1, 1], callers, 50).await, [25, 25], "{callers}");
+        }
+    }
 }

@@ -2,6 +2,7 @@
 //! tenant, and empty when a gate's operation needs it.
 
 mod breakers;
+mod connections;
 mod faults;
 pub mod gates;
 mod hygiene;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
@@ -17,6 +18,7 @@ use tenantd::query::Queries;
 use tenantd::router::{Lease, Residue, Router, credentials::role_field};
 use tenantd::secrets::{Aad, Envelope, password_new};
 use tenantd::shutdown::Tasks;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -85,6 +87,11 @@ impl Rooms {
 
     /// An active tenant with an empty database of its own.
     pub async fn tenant(&self, code: &str) -> Made {
+        self.tenant_of(code, "standard").await
+    }
+
+    /// As [`Rooms::tenant`], of this tier.
+    pub async fn tenant_of(&self, code: &str, tier: &str) -> Made {
         let id = TenantId(Uuid::now_v7());
         let code: TenantCode = code.parse().unwrap();
         let database = self.config.naming.tenant_database(&code).unwrap();
@@ -97,7 +104,7 @@ impl Rooms {
             legal_name: None,
             siret: None,
             vat_number: None,
-            tier: "standard".to_owned(),
+            tier: tier.to_owned(),
             server: "main".to_owned(),
             database: database.clone(),
             hosts: vec![format!("{code}.example.com")],
@@ -167,6 +174,51 @@ impl Rooms {
         let late = self.tasks.end(Duration::from_secs(20)).await;
         assert!(late.is_empty(), "still running: {late:?}");
         self.fleet.finish().await;
+    }
+}
+
+/// Callers who come again as soon as they are served.
+#[derive(Debug)]
+pub struct Callers {
+    tasks: JoinSet<()>,
+    done: Arc<AtomicUsize>,
+}
+
+impl Callers {
+    pub fn new<F>(count: usize, call: impl Fn() -> F + Clone + Send + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send,
+    {
+        let (mut tasks, done) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
+        for _ in 0..count {
+            let (call, done) = (call.clone(), Arc::clone(&done));
+            tasks.spawn(async move {
+                loop {
+                    call().await;
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        Self { tasks, done }
+    }
+
+    /// Calls that they have made.
+    pub fn done(&self) -> usize {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    /// Awaits so many more.
+    pub async fn go_on(&self, count: usize) {
+        let before = self.done();
+        until("callers are served", async || (self.done() >= before + count).then_some(())).await;
+    }
+
+    /// Sends them away. None may have gone by itself.
+    pub async fn end(mut self) {
+        self.tasks.abort_all();
+        while let Some(ended) = self.tasks.join_next().await {
+            assert!(ended.is_err_and(|error| error.is_cancelled()));
+        }
     }
 }
 

@@ -292,3 +292,56 @@ fn more_busy_tenants_than_places_take_turns() {
     let (least, most) = (calls.iter().min().unwrap(), calls.iter().max().unwrap());
     assert!(*least > 0 && most <= &(least * 2), "{calls:?}");
 }
+
+/// Two tenants that always have callers and whose connections never last, so that only turns count.
+struct Pair {
+    floor: Seats<usize, u32, (), ()>,
+    ids: [PartyId; 2],
+    now: Instant,
+}
+
+impl Pair {
+    fn new(weights: [u32; 2]) -> Self {
+        let now = Instant::now();
+        let mut floor = Seats::new(now);
+        let ids = [floor.new_id(), floor.new_id()];
+        for (tenant, id) in ids.into_iter().enumerate() {
+            floor.open(id, TenantId(Uuid::from_u128(tenant as u128)), tenant, Self::share(weights[tenant]));
+        }
+        for caller in 0..6 {
+            floor.wait(ids[caller % 2], 0, (), now);
+        }
+        Self { floor, ids, now }
+    }
+
+    fn share(weight: u32) -> Share {
+        Share { connections_max: 4, queue_max: 10, weight }
+    }
+
+    /// Who has the next ones.
+    fn turns(&mut self, count: usize) -> [usize; 2] {
+        let mut had = [0; 2];
+        for _ in 0..count {
+            let Next::Connect(id, tenant) = self.floor.next(self.now, false) else { panic!("it is nobody's turn") };
+            had[tenant] += 1;
+            let connection = self.floor.new_id();
+            assert_eq!(self.floor.made(id, connection, (self.now + CONNECT, ()), self.now), Give::HandOn(0));
+            self.floor.wait(id, 0, (), self.now);
+            self.floor.lose(id, connection);
+        }
+        had
+    }
+}
+
+#[test]
+fn who_weighs_more_has_more_turns_in_proportion() {
+    let mut pair = Pair::new([4, 1]);
+    assert_eq!(pair.turns(50), [40, 10]);
+    for (id, weight) in pair.ids.into_iter().zip([1, 4]) {
+        pair.floor.share_set(id, Pair::share(weight));
+    }
+    // Those that they wait for already are as they were.
+    pair.turns(5);
+    assert_eq!(pair.turns(50), [10, 40]);
+    assert_eq!(Pair::new([1, 1]).turns(50), [25, 25]);
+}
