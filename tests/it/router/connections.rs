@@ -1,5 +1,7 @@
 //! How many connections a tenant has beside others, and how long they last.
 
+use std::collections::HashMap;
+
 use tenantd::router::Residue;
 use tokio::time::Instant;
 
@@ -51,5 +53,38 @@ async fn tenants_share_the_places_by_the_weights_that_the_configuration_says() {
     assert!(more >= 2 * less, "{more} calls of the heavier, {less} of the lighter");
     of_heavy.end().await;
     of_light.end().await;
+    rooms.finish().await;
+}
+
+/// When all are the tenant's at a time again and again, and come back from the youngest to the oldest, an older one
+/// cannot outlast a younger one that may live for equally long.
+#[tokio::test]
+async fn connections_of_a_pool_live_for_different_times() {
+    const SIZE: u32 = 4;
+    let rooms = Rooms::new(Spec::default().setting("[router]", "connection_lifetime_max", "\"2s\"")).await;
+    rooms.limits(|limits| limits.tiers.values_mut().for_each(|tier| tier.pool_connections_max = SIZE));
+    let acme = rooms.tenant("acme").await;
+    // In which round each session was first seen.
+    let mut first_seen: HashMap<i32, usize> = HashMap::new();
+    let begun = Instant::now();
+    for round in 0.. {
+        let mut held = Vec::new();
+        for lease in futures_util::future::join_all((0..SIZE).map(|_| rooms.lease(&acme))).await {
+            let lease = lease.unwrap();
+            let backend: i32 = lease.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+            held.push((*first_seen.entry(backend).or_insert(round), backend, lease));
+        }
+        held.sort_by_key(|(seen, ..)| std::cmp::Reverse(*seen));
+        let oldest = held.last().map_or(round, |(seen, ..)| *seen);
+        let is_gone = |backend: &i32| held.iter().all(|(_, of_held, _)| of_held != backend);
+        let is_outlasted = first_seen.iter().any(|(backend, seen)| *seen > oldest && is_gone(backend));
+        for (_, _, lease) in held {
+            lease.release(Residue::Nothing);
+        }
+        if is_outlasted {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "no younger one is outlasted in {round} rounds");
+    }
     rooms.finish().await;
 }
