@@ -7,9 +7,13 @@ use tenantd::config::{Credentials, Keys, RoleLogin, write_private};
 use tenantd::proto::v1::CreateTenantRequest;
 use tenantd::secrets::keys_new;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tonic::{Code, Status};
 use uuid::Uuid;
 
-use crate::harness::{Fleet, Spec, tenantd, until};
+use crate::harness::{Client, Fleet, PATIENCE, Spec, tenantd, until};
+use crate::router::Watch;
+use crate::tenants::{Callers, sessions};
 
 const SLEEPING: &str =
     "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep%' AND state = 'active' AND datname = $1";
@@ -46,15 +50,151 @@ async fn tiers_and_budgets_change_without_a_restart() {
     daemon.hang_up();
     until("the larger budget is used up", async || (asleep().await == 4).then_some(())).await;
     sleepers.shutdown().await;
+    tenant(&daemon.client, "golden", "gold").await;
+    daemon.terminate().await;
+    fleet.finish().await;
+}
+
+/// A tenant of this tier.
+async fn tenant(client: &Client, code: &str, tier: &str) {
     let request = CreateTenantRequest {
         request_id: Uuid::new_v4().to_string(),
-        code: "golden".to_owned(),
-        name: "Golden".to_owned(),
-        tier: "gold".to_owned(),
+        code: code.to_owned(),
+        name: code.to_owned(),
+        tier: tier.to_owned(),
         ..CreateTenantRequest::default()
     };
-    let operation = daemon.client.tenants().create_tenant(request).await.unwrap().into_inner().operation.unwrap();
-    daemon.client.succeeded(&operation).await;
+    let operation = client.tenants().create_tenant(request).await.unwrap().into_inner().operation.unwrap();
+    client.succeeded(&operation).await;
+}
+
+/// A tier as the configuration says it.
+fn tier(pool_connections_max: u32, queue_max: u32, weight: u32) -> String {
+    format!(
+        "{{ pool_connections_max = {pool_connections_max}, queue_max = {queue_max}, weight = {weight}, \
+         direct_connections_max = 20, users_max = 1, sites_max = 1, storage_bytes_max = 1 }}"
+    )
+}
+
+/// The next of them to be answered is refused because so many wait.
+async fn assert_refused(callers: &mut JoinSet<Result<Vec<Vec<String>>, Status>>, why: &str) {
+    let answer = timeout(PATIENCE, callers.join_next()).await.expect("nobody is refused");
+    let refusal = answer.unwrap().unwrap().unwrap_err();
+    assert_eq!(refusal.code(), Code::ResourceExhausted, "{refusal}");
+    assert!(refusal.message().starts_with(why), "{refusal}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenants_pool_and_its_queue_become_as_its_tier_says_now() {
+    let spec = Spec::default()
+        .setting("[tiers]", "standard", &tier(1, 2, 1))
+        .setting("[router]", "acquire_timeout", "\"10m\"")
+        .setting("[router]", "statement_timeout", "\"10m\"");
+    let fleet = Fleet::new(spec).await;
+    let daemon = fleet.spawn();
+    daemon.client.tenant("acme").await;
+    let judge = fleet.judge("postgres").await;
+    let database = format!("{}_acme", fleet.naming.prefix());
+    let asleep = async || -> i64 { judge.query_one(SLEEPING, &[&database]).await.unwrap().get(0) };
+    let mut callers = JoinSet::new();
+    let come = |callers: &mut JoinSet<_>, count: usize| {
+        for _ in 0..count {
+            let client = daemon.client.clone();
+            callers.spawn(async move { client.execute("acme", "SELECT pg_sleep(600)").await });
+        }
+    };
+    come(&mut callers, 1);
+    until("the pool is used up", async || (asleep().await == 1).then_some(())).await;
+    // One more than may wait, whichever of them.
+    come(&mut callers, 3);
+    assert_refused(&mut callers, "2 callers wait").await;
+
+    fleet.configure(&[("[tiers]", "standard", tier(3, 4, 1))]);
+    daemon.hang_up();
+    until("who waited gets through", async || (asleep().await == 3).then_some(())).await;
+    come(&mut callers, 5);
+    assert_refused(&mut callers, "4 callers wait").await;
+    assert!(callers.try_join_next().is_none(), "the others wait");
+    assert_eq!(asleep().await, 3);
+    callers.shutdown().await;
+    daemon.terminate().await;
+    fleet.finish().await;
+}
+
+/// Callers of a tenant whose statements take equally long.
+fn callers(client: &Client, tenant: &'static str, count: usize) -> Callers {
+    let client = client.clone();
+    Callers::new(count, move || {
+        let client = client.clone();
+        async move { drop(client.execute(tenant, "SELECT pg_sleep(0.05)").await.unwrap()) }
+    })
+}
+
+/// So many places for tenants.
+fn places(count: u32) -> (&'static str, &'static str, String) {
+    ("[[servers]]", "connections_max", (16 + count).to_string())
+}
+
+fn places_spec(count: u32) -> Spec {
+    let (section, name, value) = places(count);
+    Spec::default().setting(section, name, &value).setting("[[servers]]", "connections_reserved", "16").setting(
+        "[router]",
+        "acquire_timeout",
+        "\"10m\"",
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_weighs_more_now_has_more_of_the_places() {
+    let spec =
+        places_spec(5).setting("[tiers]", "one", &tier(10, 100, 4)).setting("[tiers]", "other", &tier(10, 100, 1));
+    let fleet = Fleet::new(spec).await;
+    let daemon = fleet.spawn();
+    tenant(&daemon.client, "alpha", "one").await;
+    tenant(&daemon.client, "beta", "other").await;
+    let judge = fleet.judge("postgres").await;
+    let have = async |tenant: &str| -> i64 {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend'";
+        let database = format!("{}_{tenant}", fleet.naming.prefix());
+        judge.query_one(sql, &[&database]).await.unwrap().get(0)
+    };
+    let [alpha, beta] = ["alpha", "beta"].map(|tenant| callers(&daemon.client, tenant, 16));
+    until("alpha has four", async || ((have("alpha").await, have("beta").await) == (4, 1)).then_some(())).await;
+    fleet.configure(&[("[tiers]", "one", tier(10, 100, 1)), ("[tiers]", "other", tier(10, 100, 4))]);
+    daemon.hang_up();
+    until("beta has four", async || ((have("alpha").await, have("beta").await) == (1, 4)).then_some(())).await;
+    alpha.go_on(20).await;
+    beta.go_on(20).await;
+    alpha.end().await;
+    beta.end().await;
+    daemon.terminate().await;
+    fleet.finish().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_smaller_budget_is_kept_while_calls_go_on() {
+    let fleet = Fleet::new(places_spec(12)).await;
+    let daemon = fleet.spawn();
+    let tenants = ["alpha", "beta", "gamma"];
+    for tenant in tenants {
+        daemon.client.tenant(tenant).await;
+    }
+    let judge = fleet.judge("postgres").await;
+    let all = async || sessions(&judge, fleet.naming.prefix()).await;
+    let calling = tenants.map(|tenant| callers(&daemon.client, tenant, 8));
+    until("there are more than will be", async || (all().await >= 8).then_some(())).await;
+    fleet.configure(&[places(4)]);
+    daemon.hang_up();
+    until("the smaller one is kept", async || (all().await <= 4).then_some(())).await;
+    let watch = Watch::of(&fleet).await;
+    for callers in &calling {
+        callers.go_on(50).await;
+    }
+    let most = watch.end().await;
+    assert!((1..=4).contains(&most), "{most} sessions, and there are 4 places");
+    for callers in calling {
+        callers.end().await;
+    }
     daemon.terminate().await;
     fleet.finish().await;
 }
