@@ -89,9 +89,10 @@ where
             guard.tasks.span_of(|root| tracing::debug_span!(parent: root, "call", method = request.uri().path()));
         let method = path(&request);
         let cut = Arc::clone(if method.path().starts_with(HEALTH) { &guard.cuts.health } else { &guard.cuts.calls });
+        // Before tonic's own clock begins, which ends a call without a word.
+        let named = named_timeout(&request);
+        let deadline = Instant::now() + named.unwrap_or(DEADLINE_DEFAULT);
         let call = async move {
-            let named = named_timeout(&request);
-            let deadline = Instant::now() + named.unwrap_or(DEADLINE_DEFAULT);
             let run = async {
                 let origin = Origin::of(&request);
                 let (mut request, caller) = guard.admitted(request, &origin).await?;
