@@ -81,10 +81,13 @@ pub(super) async fn roles(run: &Run) -> Result<Done, StepError> {
     let place = Place::of(run).await?;
     let limits = run.parts.live.current();
     let tier = limits.tiers.get(&place.tenant.tier);
-    let connections_max = tier.map_or(10, |tier| tier.direct_connections_max);
+    let direct_connections_max = tier.map_or(10, |tier| tier.direct_connections_max);
+    // The pools of all daemons together stay within the budget, and what a tier says of them may change.
+    let (budget, _reserved) = place.server.budget().configured();
     let mut logins = Vec::new();
     for (role, _) in &place.roles.logins {
         let password = login(run, &place, *role).await?.password;
+        let connections_max = if *role == TenantRole::Router { budget } else { direct_connections_max };
         logins.push(TenantLogin::new(*role, &password, connections_max));
     }
     let client = place.server.connect_admin(place.server.maintenance_database()).await?;

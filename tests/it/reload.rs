@@ -72,7 +72,7 @@ async fn tenant(client: &Client, code: &str, tier: &str) {
 fn tier(pool_connections_max: u32, queue_max: u32, weight: u32) -> String {
     format!(
         "{{ pool_connections_max = {pool_connections_max}, queue_max = {queue_max}, weight = {weight}, \
-         direct_connections_max = 20, users_max = 1, sites_max = 1, storage_bytes_max = 1 }}"
+         direct_connections_max = 1, users_max = 1, sites_max = 1, storage_bytes_max = 1 }}"
     )
 }
 
@@ -91,6 +91,7 @@ async fn a_tenants_pool_and_its_queue_become_as_its_tier_says_now() {
         .setting("[router]", "acquire_timeout", "\"10m\"")
         .setting("[router]", "statement_timeout", "\"10m\"");
     let fleet = Fleet::new(spec).await;
+    fleet.allow_log("a connection has been held for long");
     let daemon = fleet.spawn();
     daemon.client.tenant("acme").await;
     let judge = fleet.judge("postgres").await;

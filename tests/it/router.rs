@@ -78,8 +78,8 @@ async fn a_thousand_first_requests_make_one_pool() {
     Arc::into_inner(rooms).unwrap().finish().await;
 }
 
-/// Looks at the tenants' sessions again and again, as a superuser. While the server is away there are none, and the first
-/// moment afterwards counts.
+/// Looks at the tenants' sessions again and again, as a superuser. While the server is away there are none, and the
+/// first moment afterwards counts.
 pub struct Watch {
     over: Arc<AtomicBool>,
     task: tokio::task::JoinHandle<Seen>,
