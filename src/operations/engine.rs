@@ -53,14 +53,9 @@ pub(super) struct Engine {
 pub(super) struct Driver {
     superseded: CancellationToken,
     gone: CancellationToken,
-    /// The step that this drive has begun: that it gives it back says nothing against the step.
-    begun: Mutex<Option<i32>>,
-}
-
-impl Driver {
-    fn begun(&self) -> MutexGuard<'_, Option<i32>> {
-        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    /// The step that this drive has begun: that it gives it back says nothing against the step. Held while that is
+    /// written, so that nobody gives back what is written as begun afterwards.
+    begun: tokio::sync::Mutex<Option<i32>>,
 }
 
 /// How a drive ended.
@@ -92,7 +87,9 @@ impl Engine {
     pub(super) async fn run(self) {
         let this = Arc::new(self);
         loop {
+            // In this order, here and below: nothing is claimed on the way down.
             let permit = tokio::select! {
+                biased;
                 () = this.stop.cancelled() => return,
                 permit = Arc::clone(&this.slots).acquire_owned() => permit,
             };
@@ -120,6 +117,7 @@ impl Engine {
             }
             drop((permit, backup_permit, rollout_permit));
             tokio::select! {
+                biased;
                 () = this.stop.cancelled() => return,
                 () = this.wake.notified() => {}
                 () = tokio::time::sleep(this.parts.config.operations.poll_interval) => {}
@@ -170,8 +168,10 @@ impl Engine {
             () = self.heartbeat(id, fence, asked_at) => Err(Error::ClaimLost { id }),
             outcome = self.attempt(claimed, &driver).instrument(span.clone()) => outcome,
             () = driver.superseded.cancelled() => return,
-            () = self.stop.cancelled() => {
-                let begun = *driver.begun();
+            begun = async {
+                self.stop.cancelled().await;
+                *driver.begun.lock().await
+            } => {
                 self.release(id, fence, &Release { begun, ..Release::default() }).instrument(span).await;
                 return;
             }
@@ -179,7 +179,7 @@ impl Engine {
         match outcome {
             Ok(Driven::ToTheEnd) => {}
             Ok(Driven::Waits { step, pause, what_for }) => {
-                let begun = *driver.begun();
+                let begun = *driver.begun.lock().await;
                 let release = Release { begun, pause, waits: Some((step, &what_for)) };
                 self.release(id, fence, &release).instrument(span).await;
             }
@@ -268,9 +268,11 @@ impl Engine {
                 continue;
             }
             let ordinal = ordinal_of(ordinal);
-            // Said first: who is stopped before he hears that it is begun gives it back as well.
-            *driver.begun() = Some(ordinal);
-            self.parts.catalog.step_begin(run.id(), run.fence(), ordinal).await?;
+            {
+                let mut begun = driver.begun.lock().await;
+                self.parts.catalog.step_begin(run.id(), run.fence(), ordinal).await?;
+                *begun = Some(ordinal);
+            }
             run.is_repeated = row.is_some_and(|row| row.state != StepState::Pending);
             self.announce(run.id());
             if row.is_some_and(|row| row.attempts >= STEP_ATTEMPTS_MAX) {
@@ -294,7 +296,7 @@ impl Engine {
             self.patience().forget(run.id());
             let detail = detail.unwrap_or_default();
             self.parts.catalog.step_end(run.id(), run.fence(), ordinal, output.clone(), &detail).await?;
-            *driver.begun() = None;
+            *driver.begun.lock().await = None;
             run.outputs.insert(step.name.to_owned(), output);
             self.announce(run.id());
         }

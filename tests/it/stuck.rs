@@ -2,6 +2,8 @@
 //! person does about an operation that is stuck. The tenants' server is a cluster of the test's own, and the daemon's
 //! databases are on the common one. Daemons that are restarted in the middle of a step belong here too.
 
+use std::time::Duration;
+
 use futures_util::StreamExt as _;
 use tenantd::config::write_private;
 use tenantd::domain::tenant::database_under_construction;
@@ -423,7 +425,24 @@ async fn daemons_that_stop_in_a_step_say_nothing_against_it() {
         daemon.terminate().await;
         daemon = fleet.spawn();
     }
-    let judge = fleet.judge("postgres").await;
+    // And one that is stopped while it still writes that the step is begun.
+    daemon.terminate().await;
+    let shared = fleet.naming.shared_database().to_string();
+    let (mut holder, judge) = (fleet.judge(&shared).await, fleet.judge("postgres").await);
+    let held = holder.transaction().await.unwrap();
+    held.batch_execute("SELECT FROM operation_steps WHERE name = 'migrations' FOR UPDATE").await.unwrap();
+    let daemon = fleet.spawn();
+    let waiting = "SELECT FROM pg_stat_activity WHERE datname = $1 AND wait_event_type = 'Lock'";
+    until("the step is to begin", async || judge.query_opt(waiting, &[&shared]).await.unwrap()).await;
+    let let_go = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        held.commit().await.unwrap();
+    };
+    tokio::join!(daemon.terminate(), let_go);
+    let attempts = "SELECT attempts FROM operation_steps WHERE name = 'migrations'";
+    assert_eq!(holder.query_one(attempts, &[]).await.unwrap().get::<_, i32>(0), 0);
+
+    let daemon = fleet.spawn();
     judge.batch_execute(&format!("CREATE ROLE {role}")).await.unwrap();
     let ended = daemon.client.succeeded(&operation).await;
     judge.batch_execute(&format!("DROP ROLE {role}")).await.unwrap();

@@ -202,8 +202,14 @@ async fn a_caller_who_reads_nothing_loses_its_stream() {
     let fleet = Fleet::new(spec).await;
     let daemon = fleet.start().await;
     daemon.client.tenant("acme").await;
-    let sql = "SELECT n, repeat('x', 2000) FROM generate_series(1, 1000000) AS n";
+    daemon.client.sql("acme", "CREATE SEQUENCE made").await;
+    let sql = "SELECT nextval('made'), repeat('x', 2000) FROM generate_series(1, 1000000)";
     let silent = stream(&daemon.client, of(sql)).await.unwrap();
+    let judge = fleet.judge(&format!("{}_acme", fleet.naming.prefix())).await;
+    until("rows are made", async || {
+        judge.query_one("SELECT is_called FROM made", &[]).await.unwrap().get::<_, bool>(0).then_some(())
+    })
+    .await;
     quiet(&fleet).await;
     let ended = parts(silent).await.unwrap_err();
     assert_eq!((ended.code(), reason(&ended).as_str()), (Code::Aborted, "CANCELLED"));
