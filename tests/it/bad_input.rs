@@ -511,6 +511,7 @@ async fn a_server_without_room_refuses_with_the_cause_and_recovers() {
     fleet.allow_log("the operation stands still until a daemon claims it again");
     fleet.allow_log("the shared database does not answer");
     fleet.allow_log("the auth database does not answer");
+    fleet.allow_log("no operation can be claimed");
     let operation = daemon.client.tenant_create(Uuid::new_v4(), "other").await.unwrap();
     undoing(&daemon.client, &operation).await;
     drop(crowd);

@@ -260,7 +260,7 @@ async fn a_catalog_that_cannot_be_followed_is_asked_again_once_it_answers() {
         UPDATE tenants SET state = 'LOST', revision = (SELECT revision FROM catalog_meta) WHERE code = 'beta'";
     judge.batch_execute(damage).await.unwrap();
     judge
-        .execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'", &[])
+        .execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'", &[])
         .await
         .unwrap();
     until("it cannot be followed", async || {
