@@ -3,7 +3,7 @@
 
 use std::io;
 use std::path::Path;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,6 +21,9 @@ const KEEPALIVE_RETRIES: u32 = 3;
 /// a network that has come back would find us waiting for an answer that nobody gives.
 #[cfg(target_os = "linux")]
 const UNHEARD_MAX: Duration = Duration::from_mins(1);
+/// A process that stood still (SIGSTOP, a suspended machine) finds its clocks run out before it hears of its sockets:
+/// the signal that wakes it interrupts `epoll_wait`, and the runtime turns to its timers. So the socket has a last word.
+const LAST_LOOK: Duration = Duration::from_millis(100);
 
 pub(super) enum Socket {
     Tcp(TcpStream),
@@ -53,16 +56,15 @@ pub(super) async fn open(host: &str, port: u16) -> io::Result<Socket> {
 impl Socket {
     /// Says that nothing more will be sent, and reads until the server closes its end. Answers whether it did in time.
     pub(super) async fn close(mut self, wait_max: Duration) -> bool {
-        timeout(wait_max, async {
+        let mut closed = pin!(async {
             // An error means that the other end has gone, which is what is waited for.
             if self.shutdown().await.is_err() {
                 return;
             }
             let mut rest = [0; 4096];
             while let Ok(1..) = self.read(&mut rest).await {}
-        })
-        .await
-        .is_ok()
+        });
+        timeout(wait_max, &mut closed).await.is_ok() || timeout(LAST_LOOK, closed).await.is_ok()
     }
 }
 

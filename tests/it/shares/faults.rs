@@ -1,9 +1,12 @@
 //! Daemons that are killed, stand still, or lose their session on the server; a catalog that is away.
 
+use std::time::Duration;
+
+use tenantd::proto::v1::EvictPoolRequest;
 use tokio::task::JoinSet;
 
 use super::{WHOLE, configure, sessions, shares, shares_become, spawn, spec};
-use crate::harness::{Client, Fleet, until};
+use crate::harness::{Client, Fleet, signal, until};
 
 /// A caller of a statement that does not end by itself, in a session that hides whose it is.
 fn sleeper(client: &Client) -> JoinSet<()> {
@@ -219,4 +222,38 @@ fn evict(tenant: &str) -> tenantd::proto::v1::EvictPoolRequest {
         request_id: uuid::Uuid::new_v4().to_string(),
         ..Default::default()
     }
+}
+
+/// The signal that wakes a process lets its clocks run out before it hears of its sockets.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_that_stood_still_does_not_mistake_a_backend_that_has_gone_for_one_that_is_there() {
+    let fleet = Fleet::new(spec()).await;
+    // When it wakes, it may find that its server has been silent.
+    fleet.allow_log("the server takes no connections");
+    let daemon = fleet.spawn();
+    let acme = daemon.client.tenant("acme").await;
+    daemon.client.sql("acme", "SELECT 1").await;
+    let judge = fleet.judge("postgres").await;
+    let idle = "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND application_name = $1 AND state = 'idle'";
+    let backend: i32 = until("the tenant's session idles", async || {
+        judge.query(idle, &[&acme.database]).await.unwrap().first().map(|row| row.get(0))
+    })
+    .await;
+    // It is left, and does not hear of it before the daemon stands still.
+    signal("STOP", u32::try_from(backend).unwrap());
+    let (tenant, reason) = ("acme".to_owned(), "the test".to_owned());
+    let request = EvictPoolRequest { tenant, reason, ..EvictPoolRequest::default() };
+    daemon.client.router().evict_pool(request).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    daemon.pause();
+    signal("CONT", u32::try_from(backend).unwrap());
+    let there = "SELECT FROM pg_stat_activity WHERE pid = $1";
+    until("the backend has gone", async || judge.query(there, &[&backend]).await.unwrap().is_empty().then_some(()))
+        .await;
+    // For longer than a backend is waited for.
+    tokio::time::sleep(Duration::from_secs(31)).await;
+    daemon.resume();
+    until("it serves again", async || daemon.client.execute("acme", "SELECT 1").await.ok()).await;
+    daemon.terminate().await;
+    fleet.finish().await;
 }
