@@ -41,6 +41,14 @@ fn nothing_by_time() -> Spec {
     Spec::default().setting("[router]", "route_age_max", "\"1h\"")
 }
 
+/// Another daemon's change of a tenant's tier.
+fn premium(code: &str) -> String {
+    format!(
+        "UPDATE catalog_meta SET revision = revision + 1;
+         UPDATE tenants SET tier = 'premium', revision = (SELECT revision FROM catalog_meta) WHERE code = '{code}'"
+    )
+}
+
 /// Another daemon's router on the same fleet.
 fn another(rooms: &Rooms) -> Router {
     let servers = BTreeMap::from([("main".to_owned(), rooms.server.clone())]);
@@ -227,12 +235,7 @@ async fn a_minute_without_the_shared_database_costs_no_tenant_anything() {
     let refusal = locate(&rooms.router, "nobody").await.unwrap_err();
     assert!(matches!(&refusal, Error::CatalogAway { cause } if cause.contains("3D000")), "{refusal}");
     each_is_served_stale(&rooms, &tenants).await;
-    shared
-        .change(
-            "UPDATE catalog_meta SET revision = revision + 1;
-             UPDATE tenants SET tier = 'premium', revision = (SELECT revision FROM catalog_meta) WHERE code = 't0'",
-        )
-        .await;
+    shared.change(&premium("t0")).await;
     shared.give_back().await;
     until("what was changed meanwhile is seen", async || {
         let fresh = locate(&rooms.router, "t0").await.unwrap();
@@ -289,12 +292,7 @@ async fn what_was_changed_while_the_catalog_was_away_is_read_when_it_is_back() {
     }
     let shared = Shared::take_away(&rooms).await;
     // Nobody announces it to the daemon.
-    shared
-        .change(
-            "UPDATE catalog_meta SET revision = revision + 1;
-             UPDATE tenants SET tier = 'premium', revision = (SELECT revision FROM catalog_meta) WHERE code = 'acme'",
-        )
-        .await;
+    shared.change(&premium("acme")).await;
     shared.give_back().await;
     until("the change is seen", async || {
         let route = locate(&rooms.router, "acme").await.ok()?.route;

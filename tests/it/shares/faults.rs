@@ -215,8 +215,8 @@ async fn a_daemon_whose_share_was_taken_begins_as_a_newcomer() {
     fleet.stop(b).await;
 }
 
-fn evict(tenant: &str) -> tenantd::proto::v1::EvictPoolRequest {
-    tenantd::proto::v1::EvictPoolRequest {
+fn evict(tenant: &str) -> EvictPoolRequest {
+    EvictPoolRequest {
         tenant: tenant.to_owned(),
         reason: "a test".to_owned(),
         request_id: uuid::Uuid::new_v4().to_string(),
@@ -241,9 +241,7 @@ async fn a_daemon_that_stood_still_does_not_mistake_a_backend_that_has_gone_for_
     .await;
     // It is left, and does not hear of it before the daemon stands still.
     signal("STOP", u32::try_from(backend).unwrap());
-    let (tenant, reason) = ("acme".to_owned(), "the test".to_owned());
-    let request = EvictPoolRequest { tenant, reason, ..EvictPoolRequest::default() };
-    daemon.client.router().evict_pool(request).await.unwrap();
+    daemon.client.router().evict_pool(evict("acme")).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
     daemon.pause();
     signal("CONT", u32::try_from(backend).unwrap());
