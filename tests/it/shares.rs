@@ -84,7 +84,8 @@ impl Watch {
         let task = tokio::spawn(async move {
             // From PostgreSQL 18 on, sessions are there before they have said whose they are: the judge's own as well.
             let sql = "SELECT concat_ws(' ', application_name, state, wait_event) FROM pg_stat_activity
-                WHERE backend_type = 'client backend' AND application_name <> 'judge' AND state <> 'starting'";
+                WHERE backend_type = 'client backend' AND application_name <> 'judge'
+                AND state IS DISTINCT FROM 'starting'";
             while !end.load(Ordering::Relaxed) {
                 let seen = judge.query(sql, &[]).await.unwrap();
                 {
